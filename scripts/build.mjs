@@ -29,10 +29,18 @@ export const howToGetTools = `Compiling needs cmake, a C++20 compiler, and ninja
 /** Configures and compiles; what is up to date stays. Returns whether it succeeded. */
 export function build() {
   const cmakeJs = createRequire(import.meta.url).resolve("cmake-js/bin/cmake-js");
-  const options = ["--out", "build/cmake", "--parallel", String(availableParallelism()), "--log-level", "warn"];
+  const options = [
+    "--out",
+    "build/cmake",
+    "--parallel",
+    String(availableParallelism()),
+    "--log-level",
+    "warn",
+  ];
   return ["configure", "build"].every(
     (command) =>
-      spawnSync(process.execPath, [cmakeJs, command, ...options], { cwd: root, stdio: "inherit" }).status === 0,
+      spawnSync(process.execPath, [cmakeJs, command, ...options], { cwd: root, stdio: "inherit" }).status ===
+      0,
   );
 }
 
