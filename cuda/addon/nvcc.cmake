@@ -32,6 +32,7 @@ endif()
 check_language(CUDA)
 if(CMAKE_CUDA_COMPILER)
   enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED) # the runtime library, linked in
   set(LONGSEQ_HAVE_CUDA ON)
   message(STATUS "longseq: CUDA kernels: YES (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, ${CMAKE_CUDA_COMPILER})")
   return()
