@@ -39,7 +39,7 @@ class Mask {
   /** Query i at position p = i + keys - queries sees [p - left, p + right]; -1 is unbounded. */
   static Pointer window(int64_t queries, int64_t keys, int64_t left, int64_t right);
   /** Document d is the tokens [boundaries[d], boundaries[d + 1]), which see each other and nothing else. */
-  static Pointer documents(std::span<const int32_t> boundaries);
+  static Pointer documents(std::span<const int64_t> boundaries);
   /** Everybody sees the first `prefix` tokens, and what came before. */
   static Pointer prefix(int64_t tokens, int64_t prefix);
   /** values [queries, keys]: visible where not 0. */

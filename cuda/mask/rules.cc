@@ -58,20 +58,22 @@ Mask::Pointer Mask::window(int64_t queries, int64_t keys, int64_t left, int64_t 
   return make(queries, keys, rows_of(queries, keys, begin, end));
 }
 
-Mask::Pointer Mask::documents(std::span<const int32_t> boundaries) {
+Mask::Pointer Mask::documents(std::span<const int64_t> boundaries) {
   check(!boundaries.empty(), Code::Shape,
         "AttentionMask.documents: cuSeqlens is empty, expected 0 and the end of each document");
   check(boundaries[0] == 0, Code::Option, "AttentionMask.documents: cuSeqlens begins with ", boundaries[0],
         ", expected 0");
   for (size_t d = 1; d < boundaries.size(); d++) {
-    check(boundaries[d - 1] <= boundaries[d], Code::Option, "AttentionMask.documents: cuSeqlens has ",
-          boundaries[d], " at ", d, ", expected at least ", boundaries[d - 1], " (the value before it)");
+    check(boundaries[d - 1] <= boundaries[d], Code::Option, "AttentionMask.documents: cuSeqlens[", d, "] is ",
+          boundaries[d], ", expected ", boundaries[d - 1], " (the value before it) or more");
   }
   const int64_t tokens = boundaries.back();
+  check_size("documents", "the last of cuSeqlens", tokens);
   IntervalRows rows(tokens);
   for (size_t d = 1; d < boundaries.size(); d++) {
-    std::fill(rows.begin + boundaries[d - 1], rows.begin + boundaries[d], boundaries[d - 1]);
-    std::fill(rows.end + boundaries[d - 1], rows.end + boundaries[d], boundaries[d]);
+    const int64_t begin = boundaries[d - 1], end = boundaries[d];
+    std::fill(rows.begin + begin, rows.begin + end, static_cast<int32_t>(begin));
+    std::fill(rows.end + begin, rows.end + end, static_cast<int32_t>(end));
   }
   return make(tokens, tokens, std::move(rows));
 }
