@@ -1,0 +1,42 @@
+// The addon's entry: what JavaScript sees of the native code. lib/native.ts is its typed mirror.
+#include <napi.h>
+
+#include "addon/bind.h"
+#include "addon/bindings.h"
+#include "addon/completions.h"
+#include "core/cpu.h"
+#include "core/thread_pool.h"
+
+namespace longseq {
+namespace {
+
+Napi::Value info(Napi::Env env) {
+  auto cpu = Napi::Object::New(env);
+  cpu.Set("model", cpu_model());
+  cpu.Set("instructionSet", name_of(instruction_set()));
+  cpu.Set("threads", thread_count().threads);
+  cpu.Set("threadsFrom", thread_count().reason);
+  cpu.Set("memoryLimit", static_cast<double>(memory_limit()));
+  auto out = Napi::Object::New(env);
+  out.Set("cpu", cpu);
+#ifdef LONGSEQ_HAVE_CUDA
+  out.Set("cuda", true);
+#else
+  out.Set("cuda", false);
+#endif
+  out.Set("compiler", __VERSION__);
+  return out;
+}
+
+}  // namespace
+}  // namespace longseq
+
+static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  longseq::Completions::install(env);
+  longseq::bind<longseq::info>(exports, "info");
+  longseq::bind_tensors(exports);
+  longseq::bind_masks(exports);
+  longseq::bind_operations(exports);
+  return exports;
+}
+NODE_API_MODULE(longseq, initialize)

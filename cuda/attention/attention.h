@@ -1,0 +1,74 @@
+#pragma once
+// The contract of attention: what goes in, what comes out, what a query may look at.
+//
+//   s_ij = cap(scale q_i . k_j) - slope |p_i - p_j|     over the keys j that query i may look at
+//   logSumExp_i = ln sum_j exp s_ij      out_i = sum_j exp(s_ij - logSumExp_i) v_j
+//
+// A query that may look at nothing gives out 0, logSumExp -inf and no gradient. p are global positions, so that a part
+// of a sequence (a shard, a ring step) means the same as the whole.
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/cpu.h"
+#include "core/tensor.h"
+#include "mask/mask.h"
+
+namespace longseq {
+
+/** A run of global positions that neighbouring rows stand at. */
+struct Piece {
+  int64_t start, length;
+};
+
+/** Which keys a query may look at, by position, document and mask; all must allow it. */
+struct VisibilityRule {
+  bool causal = false;                                // p_j <= p_i
+  int64_t window_left = -1, window_right = -1;        // p_i - left <= p_j <= p_i + right; -1 is unbounded
+  std::vector<int64_t> documents;                     // boundaries, 0 first, in positions: one's own document only
+  std::vector<int64_t> key_documents;                 // the keys' boundaries, where the queries have other ones
+  std::vector<Piece> query_positions, key_positions;  // ascending
+  std::shared_ptr<const Mask> mask;                   // [Sq, Sk], or null
+};
+
+struct ScoreRule {
+  float scale = 1;
+  float softcap = 0;    // cap(s) = softcap tanh(s / softcap); 0: none
+  Tensor alibi_slopes;  // [Hq] float32, or none
+};
+
+struct AttentionForward {
+  Tensor q /*[B Sq Hq D]*/, k /*[B Sk Hkv D]*/, v /*[B Sk Hkv D]*/;
+  ScoreRule score;
+  std::shared_ptr<const VisibilityRule> visibility;
+  Tensor out /*[B Sq Hq D]*/, log_sum_exp /*[B Hq Sq]*/;
+};
+
+/** With P = exp(s - logSumExp), dP = dout v^T and delta = rowsum(dout * out) - dlogSumExp: dS = P * (dP - delta). */
+struct AttentionBackward {
+  AttentionForward forward;
+  Tensor dout /*[B Sq Hq D]*/, dlog_sum_exp /*[B Hq Sq], or none*/;
+  Tensor dq, dk, dv;
+};
+
+/** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts' logSumExp. */
+struct AttentionMerge {
+  std::vector<Tensor> outs /*[B Sq Hq D]*/, log_sum_exps /*[B Hq Sq]*/;
+  Tensor out, log_sum_exp;
+};
+
+/** The definition, materialised a row at a time in float64 (attention_reference.cc). */
+struct ReferenceForward {
+  AttentionForward op;
+};
+struct ReferenceBackward {
+  AttentionBackward op;
+};
+
+void run(const Cpu&, const AttentionForward&);
+void run(const Cpu&, const AttentionBackward&);
+void run(const Cpu&, const AttentionMerge&);
+void run(const Cpu&, const ReferenceForward&);
+void run(const Cpu&, const ReferenceBackward&);
+
+}  // namespace longseq

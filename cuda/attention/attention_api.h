@@ -1,0 +1,27 @@
+#pragma once
+// Attention as the border calls it: tensors as the caller made them, options as the caller gave them, nothing checked.
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "attention/attention.h"
+
+namespace longseq {
+
+struct AttentionOptions {
+  double scale, softcap;
+  std::optional<Tensor> alibi_slopes;
+  bool causal;
+  int64_t window_left, window_right;
+  std::optional<std::vector<int64_t>> documents, documents_keys;       // boundaries
+  std::optional<std::vector<int64_t>> query_positions, key_positions;  // start, length, start, length, ...
+  std::optional<std::shared_ptr<const Mask>> mask;
+  std::string implementation;
+};
+
+void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, AttentionOptions options);
+void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
+                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, AttentionOptions options);
+void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out, Tensor log_sum_exp);
+
+}  // namespace longseq

@@ -1,0 +1,215 @@
+#pragma once
+// What forward and backward share: rows read into scratch, operands packed into panels, scores adjusted and masked.
+#include <cstring>
+
+#include "attention/tiles.h"
+#include "tile/product.h"
+
+namespace longseq::LONGSEQ_ISA {
+
+inline constexpr float kInfinity = __builtin_inff();
+inline constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+
+LONGSEQ_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+LONGSEQ_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/** Columns of a head's values in registers: D to whole vectors. */
+LONGSEQ_INLINE int padded_columns(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
+
+/** Calls f with a null pointer of the rows' element type. */
+template <class F>
+LONGSEQ_INLINE void visit_rows(const HeadRows& rows, F&& f) {
+  switch (rows.dtype) {
+    case DType::BFloat16: return f(static_cast<const BFloat16*>(nullptr));
+    case DType::Float16: return f(static_cast<const Float16*>(nullptr));
+    default: return f(static_cast<const float*>(nullptr));
+  }
+}
+
+template <class T>
+LONGSEQ_INLINE T* row_of(const HeadRows& rows, int64_t row) {
+  return reinterpret_cast<T*>(rows.data) + row * rows.stride;
+}
+
+/** out[0, count) = x, widened. */
+template <class T>
+LONGSEQ_INLINE void widen(const T* x, int count, float* out) {
+  int i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load(x + i));
+  for (; i < count; i++) out[i] = static_cast<float>(x[i]);
+}
+
+/** y[0, count) = factor * x, rounded to the rows' dtype. */
+LONGSEQ_INLINE void write_row(const HeadRows& rows, int64_t row, const float* x, int count, float factor) {
+  visit_rows(rows, [&]<class T>(const T*) {
+    T* const y = row_of<T>(rows, row);
+    const Vec f = set(factor);
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(y + i, mul(load(x + i), f));
+    if (i < count) {
+      T tail[kLanes];
+      store(tail, mul(load(x + i), f));
+      memcpy(y + i, tail, static_cast<size_t>(count - i) * sizeof(T));
+    }
+  });
+}
+
+/** Rows [first, last) as a Product's row-major A operand of `depth` elements a row; then zero rows up to `padded`. */
+template <class Product>
+inline void read_rows(const HeadRows& rows, int64_t first, int64_t last, int64_t padded, int head_dim,
+                      typename Product::Element* out) {
+  const int depth = head_dim / Product::kPair;
+  for (int64_t i = first; i < last; i++, out += depth) {
+    if constexpr (Product::kPair == 2) {
+      memcpy(out, row_of<BFloat16>(rows, i), static_cast<size_t>(head_dim) * 2);
+    } else {
+      visit_rows(rows, [&]<class T>(const T*) { widen(row_of<T>(rows, i), head_dim, out); });
+    }
+  }
+  memset(out, 0, static_cast<size_t>((padded - (last - first)) * depth) * 4);
+}
+
+/**
+ * Rows [first, first + count) transposed, as a B operand whose columns are the rows: panels of kTileColumns rows, each
+ * [depth][kTileColumns]. Rows from `rows_end` on are 0. `count` is a multiple of kPanel.
+ */
+template <class Product>
+inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end, int head_dim,
+                            typename Product::Element* out) {
+  const int depth = head_dim / Product::kPair;
+  typename Product::Element values[kLargestHeadDim];
+  for (int64_t i = 0; i < count; i++) {
+    typename Product::Element* const column = out + i / kTileColumns * kTileColumns * depth + i % kTileColumns;
+    if (first + i < rows_end) {
+      read_rows<Product>(rows, first + i, first + i + 1, 1, head_dim, values);
+      for (int d = 0; d < depth; d++) column[d * kTileColumns] = values[d];
+    } else {
+      for (int d = 0; d < depth; d++) column[d * kTileColumns] = 0;
+    }
+  }
+}
+
+/**
+ * Rows [first, first + count) as a B operand whose depth is the rows: panels of kTileColumns columns (the last one may
+ * have kLanes), `panel_stride` elements apart, written from depth `depth_begin` on. `count` is even.
+ */
+template <class Product>
+inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end, int head_dim,
+                      int64_t panel_stride, int64_t depth_begin, typename Product::Element* out) {
+  const int columns = padded_columns(head_dim);
+  if constexpr (Product::kPair == 2) {
+#if defined(__AVX512BF16__)
+    // Two rows of 16-bit values interleaved: the low half of each element is the even row.
+    const __m512i zeros = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += 2) {
+      const BFloat16* const even = first + i < rows_end ? row_of<BFloat16>(rows, first + i) : nullptr;
+      const BFloat16* const odd = first + i + 1 < rows_end ? row_of<BFloat16>(rows, first + i + 1) : nullptr;
+      for (int d = 0; d < columns; d += kLanes) {
+        const __mmask16 inside = static_cast<__mmask16>(head_dim - d >= kLanes ? 0xffff : (1 << (head_dim - d)) - 1);
+        const auto half = [&](const BFloat16* x) {
+          return x ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x + d)) : zeros;
+        };
+        const int wide = columns - d / kTileColumns * kTileColumns >= kTileColumns ? kTileColumns : kLanes;
+        _mm512_storeu_si512(out + d / kTileColumns * panel_stride + (depth_begin + i / 2) * wide + d % kTileColumns,
+                            _mm512_or_si512(half(even), _mm512_slli_epi32(half(odd), 16)));
+      }
+    }
+#endif
+  } else {
+    float values[kLargestHeadDim];
+    for (int d = head_dim; d < columns; d++) values[d] = 0;
+    for (int64_t i = 0; i < count; i++) {
+      if (first + i < rows_end) {
+        visit_rows(rows, [&]<class T>(const T*) { widen(row_of<T>(rows, first + i), head_dim, values); });
+      } else {
+        for (int d = 0; d < head_dim; d++) values[d] = 0;
+      }
+      for (int d = 0; d < columns; d += kTileColumns) {
+        const int wide = columns - d >= kTileColumns ? kTileColumns : kLanes;
+        memcpy(out + d / kTileColumns * panel_stride + (depth_begin + i) * wide, values + d,
+               static_cast<size_t>(wide) * sizeof(float));
+      }
+    }
+  }
+}
+
+/** Which of the keys 64 panel .. 64 panel + 63 a row sees. */
+LONGSEQ_INLINE uint64_t visible_bits(const VisibleKeys& visible, int64_t row, int64_t panel) {
+  const uint64_t bits = Interval{visible.begin[row], visible.end[row]}.word(panel * kPanel);
+  return visible.mask == nullptr || bits == 0 ? bits : bits & visible.mask->word(row, panel);
+}
+
+/** Whether each of the rows [first, last] sees all keys of the panels [first_panel, last_panel). */
+LONGSEQ_INLINE bool all_visible(const VisibleKeys& visible, int64_t first, int64_t last, int64_t first_panel,
+                                int64_t last_panel) {
+  if (visible.begin[last] > first_panel * kPanel || visible.end[first] < last_panel * kPanel) return false;
+  if (visible.mask == nullptr) return true;
+  return visible.mask->coverage({static_cast<int32_t>(first), static_cast<int32_t>(last + 1)},
+                                {static_cast<int32_t>(first_panel * kPanel), static_cast<int32_t>(last_panel * kPanel)}) ==
+         Mask::Coverage::All;
+}
+
+/** tanh through exp2 of a negative, and by its series near 0, where the difference would cancel. */
+LONGSEQ_INLINE Vec tanh(Vec x) {
+  const Vec size = abs(x), e = exp2(mul(size, set(-2 * kLog2E)));
+  const Vec far = div(sub(set(1), e), add(set(1), e));
+  const Vec x2 = mul(x, x);
+  Vec near = fma(x2, set(-1382.0f / 155925), set(62.0f / 2835));
+  near = fma(near, x2, set(-17.0f / 315));
+  near = fma(near, x2, set(2.0f / 15));
+  near = fma(near, x2, set(-1.0f / 3));
+  near = mul(size, fma(near, x2, set(1)));
+  float out[kLanes], in[kLanes], f[kLanes], n[kLanes];
+  store(in, x), store(f, far), store(n, near);
+  for (int i = 0; i < kLanes; i++) {
+    const float magnitude = in[i] < 0.25f && in[i] > -0.25f ? n[i] : f[i];
+    out[i] = in[i] < 0 ? -magnitude : magnitude;
+  }
+  return load(out);
+}
+
+/** Whether a score is more than a factor times a product: then it is put into base 2 here, and the factor is 1. */
+LONGSEQ_INLINE bool adjusts(const HeadScore& score) { return score.softcap > 0 || score.slope != 0 || !(score.scale > 0); }
+
+/**
+ * A row of raw products to scores in base 2 (times log2 e): capped, biased. `slope_of_cap`, where wanted, becomes
+ * d score / d product but for the scale: 1 - tanh^2.
+ */
+LONGSEQ_INLINE void adjust_row(const HeadScore& score, int64_t query, int64_t first_key, int64_t keys, int columns,
+                               float* s, float* slope_of_cap) {
+  const float cap = score.softcap;
+  for (int j = 0; j < columns; j += kLanes) {
+    Vec x = mul(load(s + j), set(score.scale));
+    if (cap > 0) {
+      const Vec t = tanh(div(x, set(cap)));
+      x = mul(t, set(cap));
+      if (slope_of_cap) store(slope_of_cap + j, fma(mul(t, set(-1)), t, set(1)));
+    } else if (slope_of_cap) {
+      store(slope_of_cap + j, set(1));
+    }
+    if (score.slope != 0) {
+      int32_t distance[kLanes];
+      for (int i = 0; i < kLanes; i++) {
+        const int64_t key = least(first_key + j + i, keys - 1);
+        distance[i] = score.key_positions[key] - score.query_positions[query];
+      }
+      x = fma(abs(from_int(distance)), set(-score.slope), x);
+    }
+    store(s + j, mul(x, set(kLog2E)));
+  }
+}
+
+/** Puts `value` where a row may not look: `columns` from the panel's first key on. */
+LONGSEQ_INLINE void mask_row(const VisibleKeys& visible, int64_t row, int64_t first_panel, int columns, float value,
+                             float* s) {
+  for (int panel = 0; panel < columns / kPanel; panel++) {
+    const uint64_t bits = visible_bits(visible, row, first_panel + panel);
+    if (bits == ~uint64_t{0}) continue;
+    for (int j = 0; j < kPanel; j += kLanes) {
+      float* const at = s + panel * kPanel + j;
+      store(at, select(mask_of(bits >> j), load(at), set(value)));
+    }
+  }
+}
+
+}  // namespace longseq::LONGSEQ_ISA

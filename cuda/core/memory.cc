@@ -1,0 +1,190 @@
+#include "core/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "core/error.h"
+
+namespace longseq {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kMapped = size_t{256} << 10;     // from here on blocks come from mmap
+constexpr size_t kHugePage = size_t{2} << 20;     // from here on they are made of huge pages where the system has them
+constexpr size_t kCacheLimit = size_t{256} << 20;  // freed blocks kept for the next request of their size
+
+std::atomic<int64_t> allocated{0};
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+size_t granted_size(size_t bytes) {
+  bytes = std::max(bytes, kAlignment);
+  if (bytes >= 2 * kHugePage) return round_up(bytes, kHugePage);
+  return round_up(bytes, bytes >= kMapped ? 4096 : kAlignment);
+}
+
+/** Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go. */
+class BlockCache {
+ public:
+  void* take(size_t size) {
+    std::lock_guard lock(mutex_);
+    const auto found = blocks_.find(size);
+    if (found == blocks_.end()) return nullptr;
+    void* const data = found->second;
+    blocks_.erase(found);
+    held_ -= size;
+    return data;
+  }
+  bool give(void* data, size_t size) {
+    std::lock_guard lock(mutex_);
+    if (held_ + size > kCacheLimit) return false;
+    blocks_.emplace(size, data);
+    held_ += size;
+    return true;
+  }
+  void clear() {
+    std::lock_guard lock(mutex_);
+    for (const auto& [size, data] : blocks_) munmap(data, size);
+    blocks_.clear();
+    held_ = 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::multimap<size_t, void*> blocks_;
+  size_t held_ = 0;
+};
+
+BlockCache& cache() {
+  static BlockCache* const cache = new BlockCache;  // never destroyed: threads may free while the process exits
+  return *cache;
+}
+
+void* map(size_t size) {
+  const bool huge = size >= 2 * kHugePage;
+  const size_t asked = huge ? size + kHugePage : size;
+  void* const base = mmap(nullptr, asked, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) return nullptr;
+  if (!huge) return base;
+  char* const first = static_cast<char*>(base);
+  char* const aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<size_t>(first), kHugePage));
+  if (aligned > first) munmap(first, aligned - first);
+  if (const size_t tail = first + asked - (aligned + size)) munmap(aligned + size, tail);
+  madvise(aligned, size, MADV_HUGEPAGE);
+  return aligned;
+}
+
+void* allocate(size_t size) {
+  if (size < kMapped) return std::aligned_alloc(kAlignment, size);
+  if (void* const data = cache().take(size)) return data;
+  if (void* const data = map(size)) return data;
+  cache().clear();
+  return map(size);
+}
+
+void release(void* data, size_t size) {
+  if (size < kMapped) {
+    std::free(data);
+  } else if (!cache().give(data, size)) {
+    munmap(data, size);
+  }
+}
+
+int64_t parse_size(const char* value) {
+  char* end;
+  const double number = std::strtod(value, &end);
+  const char unit = static_cast<char>(*end | 0x20);
+  const int shift = unit == 'k' ? 10 : unit == 'm' ? 20 : unit == 'g' ? 30 : unit == 't' ? 40 : 0;
+  return static_cast<int64_t>(number * static_cast<double>(int64_t{1} << shift));
+}
+
+int64_t read_number(const char* path) {
+  std::ifstream file(path);
+  int64_t value;
+  return file >> value ? value : 0;  // 0 also for cgroup's "max"
+}
+
+int64_t meminfo(const char* field) {
+  std::ifstream file("/proc/meminfo");
+  std::string name;
+  int64_t kilobytes;
+  for (std::string unit; file >> name >> kilobytes; std::getline(file, unit)) {
+    if (name == field) return kilobytes << 10;
+  }
+  return 0;
+}
+
+int64_t find_limit() {
+  if (const char* wanted = std::getenv("LONGSEQ_MEMORY_LIMIT")) {
+    if (const int64_t bytes = parse_size(wanted); bytes > 0) return bytes;
+  }
+  int64_t limit = meminfo("MemTotal:");
+  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+    if (const int64_t bytes = read_number(path); bytes > 0 && (limit == 0 || bytes < limit)) limit = bytes;
+  }
+  return limit > 0 ? limit : INT64_MAX;
+}
+
+[[noreturn]] void refuse(size_t bytes, int64_t available) {
+  constexpr double mebibyte = 1 << 20;
+  throw Error(Code::OutOfMemory,
+              text("out of memory: asked for ", static_cast<int64_t>(static_cast<double>(bytes) / mebibyte), " MiB, ",
+                   static_cast<int64_t>(static_cast<double>(std::max<int64_t>(available, 0)) / mebibyte),
+                   " MiB are left, ", allocated.load() >> 20, " MiB are held by tensors and scratch"));
+}
+
+}  // namespace
+
+int64_t memory_limit() {
+  static const int64_t limit = find_limit();
+  return limit;
+}
+
+void MemoryUse::add(int64_t bytes) {
+  const int64_t now = live.fetch_add(bytes, std::memory_order_relaxed) + bytes;
+  int64_t seen = peak.load(std::memory_order_relaxed);
+  while (now > seen && !peak.compare_exchange_weak(seen, now, std::memory_order_relaxed)) {
+  }
+}
+
+HostBlock::HostBlock(size_t bytes, std::shared_ptr<MemoryUse> use) : use_(std::move(use)) {
+  if (bytes > static_cast<size_t>(INT64_MAX) - kHugePage) refuse(bytes, memory_limit() - allocated.load());
+  const size_t size = granted_size(bytes);
+  const int64_t left = memory_limit() - allocated.fetch_add(static_cast<int64_t>(size));
+  // What other processes use is looked up only for blocks whose size could matter: it reads a file.
+  const bool large = size >= size_t{64} << 20;
+  const int64_t machine = large ? meminfo("MemAvailable:") : 0;
+  const int64_t available = machine > 0 ? std::min(left, machine) : left;
+  if (static_cast<int64_t>(size) > available || (data_ = allocate(size)) == nullptr) {
+    allocated.fetch_sub(static_cast<int64_t>(size));
+    refuse(bytes, available);
+  }
+  bytes_ = size;
+  if (use_) use_->add(static_cast<int64_t>(bytes_));
+}
+
+HostBlock::~HostBlock() {
+  if (data_ == nullptr) return;
+  release(data_, bytes_);
+  allocated.fetch_sub(static_cast<int64_t>(bytes_));
+  if (use_) use_->add(-static_cast<int64_t>(bytes_));
+}
+
+HostBlock::HostBlock(HostBlock&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), use_(std::move(other.use_)) {}
+
+HostBlock& HostBlock::operator=(HostBlock&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  std::swap(use_, other.use_);
+  return *this;
+}
+
+}  // namespace longseq

@@ -1,0 +1,41 @@
+#pragma once
+// Host memory: 64-byte aligned blocks with the bytes counted a device, refused before the machine runs out.
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace longseq {
+
+/** Bytes that a device's tensors and scratch hold now, and the most they held since the peak was last reset. */
+struct MemoryUse {
+  std::atomic<int64_t> live{0}, peak{0}, tensors{0};
+  void add(int64_t bytes);
+};
+
+/**
+ * A block of at least `bytes`, its contents undefined. Throws Error(OutOfMemory) where the request would pass
+ * LONGSEQ_MEMORY_LIMIT, or what the machine (or the cgroup) has left: Linux would grant it and kill the process at
+ * the first touch.
+ */
+class HostBlock {
+ public:
+  HostBlock() = default;
+  HostBlock(size_t bytes, std::shared_ptr<MemoryUse> use);
+  ~HostBlock();
+  HostBlock(HostBlock&& other) noexcept;
+  HostBlock& operator=(HostBlock&& other) noexcept;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  std::shared_ptr<MemoryUse> use_;
+};
+
+/** The most that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the machine's or the cgroup's memory. */
+int64_t memory_limit();
+
+}  // namespace longseq

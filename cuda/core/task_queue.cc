@@ -1,0 +1,75 @@
+#include "core/task_queue.h"
+
+#include <chrono>
+#include <thread>
+#include <utility>
+
+namespace longseq {
+
+std::shared_ptr<TaskQueue> TaskQueue::start() {
+  std::shared_ptr<TaskQueue> queue(new TaskQueue);
+  std::thread([queue] { queue->work(); }).detach();
+  return queue;
+}
+
+void TaskQueue::push(std::function<void()> task) { enqueue({.task = std::move(task), .completion = nullptr}); }
+
+void TaskQueue::push_completion(std::function<void(std::exception_ptr)> done) {
+  enqueue({.task = nullptr, .completion = std::move(done)});
+}
+
+void TaskQueue::enqueue(Entry entry) {
+  bool wake;
+  {
+    std::lock_guard lock(mutex_);
+    entries_.push_back(std::move(entry));
+    pushed_.fetch_add(1, std::memory_order_relaxed);
+    wake = std::exchange(sleeping_, false);
+  }
+  if (wake) wake_.notify_one();
+}
+
+void TaskQueue::close() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+  wake_.notify_one();
+}
+
+void TaskQueue::work() {
+  using Clock = std::chrono::steady_clock;
+  // Waking a sleeping thread costs the caller a few microseconds: a queue that was just busy waits this long awake.
+  constexpr auto kSpin = std::chrono::microseconds(30);
+  std::exception_ptr error;
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    if (entries_.empty() && !closed_) {
+      const int64_t seen = pushed_.load(std::memory_order_relaxed);
+      lock.unlock();
+      for (const auto until = Clock::now() + kSpin; pushed_.load(std::memory_order_relaxed) == seen;) {
+        if (Clock::now() > until) break;
+        std::this_thread::yield();
+      }
+      lock.lock();
+      sleeping_ = entries_.empty();
+      wake_.wait(lock, [&] { return !entries_.empty() || closed_; });
+      sleeping_ = false;
+    }
+    if (entries_.empty()) return;
+    Entry entry = std::move(entries_.front());
+    entries_.pop_front();
+    lock.unlock();
+    if (entry.completion) {
+      entry.completion(std::exchange(error, nullptr));
+    } else {
+      try {
+        entry.task();
+      } catch (...) {
+        if (!error) error = std::current_exception();
+      }
+    }
+    entry = {};  // its tensors' storage is let go outside the lock
+    lock.lock();
+  }
+}
+
+}  // namespace longseq

@@ -1,0 +1,44 @@
+#include "core/tensor.h"
+
+namespace longseq {
+
+int64_t Tensor::elements() const {
+  int64_t count = 1;
+  for (int axis = 0; axis < rank; axis++) count *= size(axis);
+  return count;
+}
+
+bool Tensor::contiguous() const {
+  int64_t expected = 1;
+  for (int axis = rank - 1; axis >= 0; axis--) {
+    if (size(axis) != 1 && stride(axis) != expected) return false;
+    expected *= size(axis);
+  }
+  return true;
+}
+
+Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
+  check(shape.size() <= kMaxRank, Code::Shape, "tensor: the shape has ", shape.size(), " axes, at most ", kMaxRank,
+        " are supported");
+  check(!device->closed(), Code::Disposed, "tensor: the device was disposed");
+  Tensor tensor{.dtype = dtype, .rank = static_cast<int>(shape.size())};
+  int64_t count = 1;
+  for (int axis = tensor.rank - 1; axis >= 0; axis--) {
+    const auto at = static_cast<size_t>(axis);
+    check(shape[at] >= 0, Code::Shape, "tensor: axis ", axis, " has size ", shape[at], ", expected 0 or more");
+    tensor.shape[at] = shape[at];
+    tensor.strides[at] = count;
+    check(!__builtin_mul_overflow(count, shape[at], &count) && count <= INT64_MAX / 8, Code::OutOfMemory,
+          "out of memory: a tensor of this shape has more than 2^60 elements");
+  }
+  tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(count * size_of(dtype)));
+  return tensor;
+}
+
+std::string shape_text(const Tensor& tensor) {
+  std::string out = "[";
+  for (int axis = 0; axis < tensor.rank; axis++) out += text(axis ? ", " : "", tensor.size(axis));
+  return out + "]";
+}
+
+}  // namespace longseq

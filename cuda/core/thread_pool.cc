@@ -1,0 +1,168 @@
+#include "core/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace longseq {
+namespace {
+
+struct Job {
+  FunctionRef<void(int64_t, int)> body;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  int slots = 1;   // the caller holds slot 0
+  int active = 0;  // pool threads inside the loop
+  std::exception_ptr error;
+  std::condition_variable done;
+
+  bool exhausted() const { return next.load(std::memory_order_relaxed) >= count; }
+};
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads) : threads_(threads) {
+    for (int i = 1; i < threads; i++) std::thread([this] { work(); }).detach();
+  }
+
+  void run(int64_t count, FunctionRef<void(int64_t, int)> body) {
+    Job job{.body = body, .count = count};
+    std::unique_lock lock(mutex_);
+    if (threads_ > 1 && count > 1) {
+      jobs_.push_back(&job);
+      lock.unlock();
+      if (count > 2) {
+        wake_.notify_all();
+      } else {
+        wake_.notify_one();
+      }
+    } else {
+      lock.unlock();
+    }
+    loop(job, 0);
+    lock.lock();
+    std::erase(jobs_, &job);
+    job.done.wait(lock, [&] { return job.active == 0; });
+    if (job.error) std::rethrow_exception(job.error);
+  }
+
+ private:
+  void loop(Job& job, int slot) {
+    try {
+      for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.body(task, slot);
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      if (!job.error) job.error = std::current_exception();
+      job.next.store(job.count, std::memory_order_relaxed);
+    }
+  }
+
+  Job* open_job() {
+    for (Job* job : jobs_) {
+      if (!job->exhausted() && job->slots < threads_) return job;
+    }
+    return nullptr;
+  }
+
+  [[noreturn]] void work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      Job* job = nullptr;
+      wake_.wait(lock, [&] { return (job = open_job()) != nullptr; });
+      const int slot = job->slots++;
+      job->active++;
+      lock.unlock();
+      loop(*job, slot);
+      lock.lock();
+      if (--job->active == 0) job->done.notify_one();
+    }
+  }
+
+  const int threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::vector<Job*> jobs_;
+};
+
+/** The cgroup's processor quota in cores, rounded up; 0 without one. Reads version 2 and version 1 files. */
+int cgroup_cores() {
+  double cores = 0;
+  const auto limit = [&](double quota, double period) {
+    if (quota > 0 && period > 0 && (cores == 0 || quota / period < cores)) cores = quota / period;
+  };
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool unified = controllers.empty();
+    if (!unified && controllers.find("cpu") == std::string::npos) continue;
+    // Every ancestor's quota holds too. In a container the path may name the host's tree: its root is then ours.
+    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
+      if (unified) {
+        std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");
+        std::string quota;
+        double period;
+        if (file >> quota >> period && quota != "max") limit(std::atof(quota.c_str()), period);
+      } else {
+        std::ifstream quota_file("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_quota_us");
+        std::ifstream period_file("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_period_us");
+        double quota, period;
+        if (quota_file >> quota && period_file >> period) limit(quota, period);
+      }
+      if (path.empty() || path.rfind('/') == std::string::npos) break;
+    }
+  }
+  return static_cast<int>(std::ceil(cores));
+}
+
+int affinity_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+ThreadCount count_threads() {
+  if (const char* wanted = std::getenv("LONGSEQ_THREADS")) {
+    const int threads = std::atoi(wanted);
+    if (threads >= 1) return {std::min(threads, 1024), "LONGSEQ_THREADS"};
+  }
+  const int cores = affinity_cores(), quota = cgroup_cores();
+  if (quota > 0 && quota < cores) return {quota, "the cgroup's processor quota"};
+  return {cores, "the cores this process may use"};
+}
+
+/** Never destroyed: its threads outlive main(), and may be inside a kernel while the process exits. */
+ThreadPool& pool() {
+  static ThreadPool* const pool = new ThreadPool(thread_count().threads);
+  return *pool;
+}
+
+}  // namespace
+
+ThreadCount thread_count() {
+  static const ThreadCount count = count_threads();
+  return count;
+}
+
+void parallel_for(int64_t count, FunctionRef<void(int64_t, int)> body) {
+  if (count > 0) pool().run(count, body);
+}
+
+void parallel_for(int64_t count, FunctionRef<void(int64_t)> body) {
+  parallel_for(count, [&](int64_t task, int) { body(task); });
+}
+
+}  // namespace longseq

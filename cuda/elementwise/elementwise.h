@@ -1,0 +1,41 @@
+#pragma once
+// Elementwise operations over views of any strides: y = x (converted), y = a + b, y = value, y ~ normal.
+#include "core/tensor.h"
+
+namespace longseq {
+
+struct Copy {
+  Tensor x, y;  // the same shape, any dtypes
+};
+struct Add {
+  Tensor a, b, y;  // the same shape and dtype; y may be a or b
+};
+struct Fill {
+  Tensor y;
+  float value;
+};
+/** Element i (row-major) is a function of the seed and i alone, so every device and thread count gives the same. */
+struct FillNormal {
+  Tensor y;
+  uint64_t seed;
+  float mean, deviation;
+};
+/** Copies a contiguous tensor to host memory that outlives the operation. */
+struct ReadInto {
+  Tensor x;
+  void* destination;
+};
+
+void run(const Cpu&, const Copy&);
+void run(const Cpu&, const Add&);
+void run(const Cpu&, const Fill&);
+void run(const Cpu&, const FillNormal&);
+void run(const Cpu&, const ReadInto&);
+
+/** Checks and queues. */
+void copy(Tensor x, Tensor y);
+void add(Tensor a, Tensor b, Tensor y);
+void fill(Tensor y, double value);
+void fill_normal(Tensor y, double seed, double mean, double deviation);
+
+}  // namespace longseq

@@ -1,0 +1,213 @@
+#pragma once
+// The CPU's vector of floats, and the few verbs that kernels use, for each instruction set. Everything here lives in
+// the instruction set's own namespace (see core/cpu.h for why). `mask_of` takes one bit a lane, lane 0 the lowest.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace longseq::LONGSEQ_ISA {
+
+#define LONGSEQ_INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+
+inline constexpr int kLanes = 16;
+inline constexpr int kRows = 12;  // rows of a register tile: 12 x 2 accumulators, 2 loads, 1 broadcast of 32 registers
+using Vec = __m512;
+using LaneMask = __mmask16;
+
+LONGSEQ_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
+LONGSEQ_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+LONGSEQ_INLINE Vec set(float x) { return _mm512_set1_ps(x); }
+LONGSEQ_INLINE Vec zero() { return _mm512_setzero_ps(); }
+LONGSEQ_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+LONGSEQ_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+LONGSEQ_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+LONGSEQ_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+LONGSEQ_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
+LONGSEQ_INLINE float sum_of(Vec v) { return _mm512_reduce_add_ps(v); }
+LONGSEQ_INLINE float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
+LONGSEQ_INLINE LaneMask mask_of(uint64_t bits) { return static_cast<LaneMask>(bits); }
+/** `a` where the mask is set, else `b`. */
+LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return _mm512_mask_blend_ps(mask, b, a); }
+LONGSEQ_INLINE Vec from_int(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+LONGSEQ_INLINE Vec load(const BFloat16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+LONGSEQ_INLINE Vec load(const Float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+LONGSEQ_INLINE void store(Float16* p, Vec v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
+  const __m512i bits = _mm512_castps_si512(v), one = _mm512_set1_epi32(1);
+  const __m512i rounded = _mm512_add_epi32(
+      bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(_mm512_srli_epi32(bits, 16), one)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  const __m512i kept = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), rounded, quiet);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
+}
+
+/** p * 2^floor(n), which underflows to 0 as it should: 0 for a score of -inf. */
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+LONGSEQ_INLINE Vec round(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+#elif defined(__AVX2__)
+
+inline constexpr int kLanes = 8;
+inline constexpr int kRows = 6;
+using Vec = __m256;
+using LaneMask = __m256;
+
+LONGSEQ_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
+LONGSEQ_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+LONGSEQ_INLINE Vec set(float x) { return _mm256_set1_ps(x); }
+LONGSEQ_INLINE Vec zero() { return _mm256_setzero_ps(); }
+LONGSEQ_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+LONGSEQ_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+LONGSEQ_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
+LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+LONGSEQ_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+LONGSEQ_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+LONGSEQ_INLINE float sum_of(Vec v) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
+}
+LONGSEQ_INLINE float max_of(Vec v) {
+  const __m128 half = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(pair, _mm_movehdup_ps(pair)));
+}
+LONGSEQ_INLINE LaneMask mask_of(uint64_t bits) {
+  const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane));
+}
+LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return _mm256_blendv_ps(b, a, mask); }
+LONGSEQ_INLINE Vec from_int(const int32_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+LONGSEQ_INLINE Vec load(const BFloat16* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+LONGSEQ_INLINE Vec load(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+LONGSEQ_INLINE void store(Float16* p, Vec v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
+  for (int i = 0; i < kLanes; i++) p[i] = BFloat16::from(v[i]);
+}
+
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) {
+  const Vec low = _mm256_set1_ps(-126.0f);
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_max_ps(n, low)), 23);
+  const Vec scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  return _mm256_and_ps(_mm256_cmp_ps(n, low, _CMP_NLT_UQ), scaled);
+}
+LONGSEQ_INLINE Vec round(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+#else
+
+// GCC's and Clang's vector extension: four lanes of whatever 128-bit registers the machine has.
+inline constexpr int kLanes = 4;
+inline constexpr int kRows = 6;
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t LaneMask __attribute__((vector_size(16)));
+
+LONGSEQ_INLINE Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LONGSEQ_INLINE void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+LONGSEQ_INLINE Vec set(float x) { return Vec{x, x, x, x}; }
+LONGSEQ_INLINE Vec zero() { return Vec{}; }
+LONGSEQ_INLINE Vec add(Vec a, Vec b) { return a + b; }
+LONGSEQ_INLINE Vec sub(Vec a, Vec b) { return a - b; }
+LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return a * b; }
+LONGSEQ_INLINE Vec div(Vec a, Vec b) { return a / b; }
+LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return mask ? a : b; }
+LONGSEQ_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+LONGSEQ_INLINE Vec abs(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<LaneMask>(a) & 0x7fffffff); }
+LONGSEQ_INLINE float sum_of(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+LONGSEQ_INLINE float max_of(Vec v) {
+  const float a = v[0] > v[2] ? v[0] : v[2], b = v[1] > v[3] ? v[1] : v[3];
+  return a > b ? a : b;
+}
+LONGSEQ_INLINE LaneMask mask_of(uint64_t bits) {
+  const LaneMask lane = {1, 2, 4, 8}, all = lane * 0 + static_cast<int32_t>(bits);
+  return (all & lane) == lane;
+}
+LONGSEQ_INLINE Vec from_int(const int32_t* p) {
+  LaneMask v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vec);
+}
+template <class T>
+LONGSEQ_INLINE Vec load_each(const T* p) {
+  return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+}
+LONGSEQ_INLINE Vec load(const BFloat16* p) { return load_each(p); }
+LONGSEQ_INLINE Vec load(const Float16* p) { return load_each(p); }
+LONGSEQ_INLINE void store(Float16* p, Vec v) {
+  for (int i = 0; i < kLanes; i++) p[i] = Float16::from(v[i]);
+}
+LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
+  for (int i = 0; i < kLanes; i++) p[i] = BFloat16::from(v[i]);
+}
+
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) {
+  const Vec low = set(-126.0f);
+  const LaneMask exponent = __builtin_convertvector(max(n, low), LaneMask) << 23;
+  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<LaneMask>(p) + exponent);
+  return select(n < low, zero(), scaled);
+}
+/** Adding 1.5 * 2^23 leaves no fraction bits. The callers' |x| stays far below 2^22, or is infinite. */
+LONGSEQ_INLINE Vec round(Vec x) {
+  const Vec magic = set(0x1.8p23f), sum = x + magic;
+  return select(abs(x) < set(0x1p22f), sum - magic, x);
+}
+
+#endif
+
+inline constexpr int kTileColumns = 2 * kLanes;  // columns of a register tile
+
+/** 2^x for x <= 0 or -inf, NaN for NaN: relative error 2e-7 (degree 5, minimax on [-1/2, 1/2]). */
+LONGSEQ_INLINE Vec exp2(Vec x) {
+  // Below -150 the result is 0; without the bound f would be NaN for -inf. The bound comes second: NaN passes it.
+  x = max(set(-150.0f), x);
+  const Vec n = round(x), f = sub(x, n);
+  Vec p = fma(f, set(0.00132764725f), set(0.00967554096f));
+  p = fma(p, f, set(0.0555071309f));
+  p = fma(p, f, set(0.240221202f));
+  p = fma(p, f, set(0.693146944f));
+  p = fma(p, f, set(1.0f));
+  return scale_by_power(p, n);
+}
+
+/** The same at a relative error of 8e-5 (degree 3): for probabilities that are rounded to bfloat16 next. */
+LONGSEQ_INLINE Vec exp2_coarse(Vec x) {
+  x = max(set(-150.0f), x);
+  const Vec n = round(x), f = sub(x, n);
+  Vec p = fma(f, set(0.0551716685f), set(0.242611125f));
+  p = fma(p, f, set(0.693260968f));
+  p = fma(p, f, set(0.999928057f));
+  return scale_by_power(p, n);
+}
+
+}  // namespace longseq::LONGSEQ_ISA
