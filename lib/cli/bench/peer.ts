@@ -1,0 +1,164 @@
+// PyTorch as a peer: one Python process for the whole sweep, told over standard input what to prepare and when to
+// run, so that its runs and ours alternate.
+import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
+import { unlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import type { Contender } from "./contender.ts";
+import { type Pass, type Problem, wholeMask } from "./problem.ts";
+
+const script = fileURLToPath(new URL("../../../bench/peer_torch.py", import.meta.url));
+/** PyTorch wants a mask as an array; one of more than 2 GiB is no sensible comparison. */
+const largestMaskBytes = 2 ** 31;
+
+interface Greeting {
+  readonly torch: string;
+  readonly implementations: readonly string[];
+}
+
+/** There is no PyTorch to compare with, or it failed: the message says why. */
+export class PeerError extends Error {}
+
+export class TorchPeer implements Disposable {
+  readonly version: string;
+  readonly implementations: readonly string[];
+  readonly #process: PythonProcess;
+
+  private constructor(process: PythonProcess, greeting: Greeting) {
+    this.#process = process;
+    this.version = greeting.torch;
+    this.implementations = greeting.implementations;
+  }
+
+  /** Starts `LONGSEQ_PYTHON`, or `python3`; throws a PeerError where it has no torch. */
+  static async start(device: string, threads: number, isMasked: boolean): Promise<TorchPeer> {
+    const process = new PythonProcess(globalThis.process.env.LONGSEQ_PYTHON || "python3");
+    try {
+      const greeting = await process.ask<Greeting>({ op: "hello", device, threads, masked: isMasked });
+      return new TorchPeer(process, greeting);
+    } catch (error) {
+      process.end();
+      throw error;
+    }
+  }
+
+  contenders(problem: Problem, pass: Pass): Contender[] {
+    return this.implementations.map((name) => new TorchAttention(this.#process, name, problem, pass));
+  }
+
+  [Symbol.dispose](): void {
+    this.#process.end();
+  }
+}
+
+class TorchAttention implements Contender {
+  readonly implementation: string;
+  readonly #process: PythonProcess;
+  readonly #problem: Problem;
+  readonly #pass: Pass;
+
+  constructor(process: PythonProcess, implementation: string, problem: Problem, pass: Pass) {
+    this.#process = process;
+    this.implementation = implementation;
+    this.#problem = problem;
+    this.#pass = pass;
+  }
+
+  async prepare(): Promise<void> {
+    const maskFile = await this.#writeMask();
+    try {
+      const { implementation } = this;
+      await this.#process.ask({
+        op: "prepare",
+        implementation,
+        pass: this.#pass,
+        ...this.#problem,
+        maskFile,
+      });
+    } finally {
+      if (maskFile) await unlink(maskFile);
+    }
+  }
+
+  async #writeMask(): Promise<string | null> {
+    using mask = wholeMask(this.#problem);
+    if (!mask) return null;
+    if (mask.queries * mask.keys > largestMaskBytes) {
+      throw Object.assign(new Error("the dense mask is too large"), { code: "ERR_OUT_OF_MEMORY" });
+    }
+    const path = join(tmpdir(), `longseq-mask-${process.pid}`);
+    await writeFile(path, mask.toDense());
+    return path;
+  }
+
+  async run(): Promise<number> {
+    return (await this.#process.ask<{ ms: number }>({ op: "run" })).ms;
+  }
+
+  async resetPeak(): Promise<void> {
+    await this.#process.ask({ op: "resetPeak" });
+  }
+
+  async peakBytes(): Promise<number | undefined> {
+    return (await this.#process.ask<{ bytes: number | null }>({ op: "peak" })).bytes ?? undefined;
+  }
+
+  async dispose(): Promise<void> {
+    await this.#process.ask({ op: "dispose" });
+  }
+}
+
+class PythonProcess {
+  readonly #command: string;
+  readonly #child: ChildProcessWithoutNullStreams;
+  readonly #answers: AsyncIterator<string>;
+  readonly #ended: Promise<void>;
+  #complaint = "";
+  readonly #onExit = () => this.#child.kill("SIGKILL");
+
+  constructor(command: string) {
+    this.#command = command;
+    this.#child = spawn(command, [script], { stdio: "pipe" });
+    this.#child.stderr.on("data", (chunk: Buffer) => {
+      this.#complaint = (this.#complaint + chunk).slice(-4000);
+    });
+    this.#ended = new Promise((resolve) => {
+      this.#child.once("close", resolve);
+      this.#child.once("error", (error) => {
+        this.#complaint = error.message;
+        resolve();
+      });
+    });
+    // Writing to a process that has ended fails; `ask` reports its end by the answer that is missing.
+    this.#child.stdin.on("error", () => {});
+    this.#answers = createInterface(this.#child.stdout)[Symbol.asyncIterator]();
+    process.once("exit", this.#onExit);
+  }
+
+  async ask<Answer = object>(request: object): Promise<Answer> {
+    this.#child.stdin.write(`${JSON.stringify(request)}\n`);
+    const { value, done } = await this.#answers.next();
+    if (done) {
+      await this.#ended;
+      throw new PeerError(`${this.#command}: ${this.#lastWords()}`);
+    }
+    const answer = JSON.parse(value) as Answer & { error?: string; oom?: boolean };
+    if (answer.error === undefined) return answer;
+    if (answer.oom) throw Object.assign(new Error(answer.error), { code: "ERR_OUT_OF_MEMORY" });
+    throw new PeerError(answer.error);
+  }
+
+  end(): void {
+    process.off("exit", this.#onExit);
+    this.#child.kill("SIGKILL");
+  }
+
+  #lastWords(): string {
+    if (/No module named 'torch'/.test(this.#complaint)) {
+      return "it has no torch; LONGSEQ_PYTHON names a Python that has";
+    }
+    return this.#complaint.trim().split("\n").at(-1) || "it ended without a word";
+  }
+}

@@ -1,0 +1,128 @@
+// Goes through the lengths, and turns timings into measurements: the JSON lines of the bench.
+import type { Device, DType } from "../../index.ts";
+import { type Contender, OwnAttention } from "./contender.ts";
+import { type Effort, measure, predictSeconds, type Timing } from "./measure.ts";
+import type { TorchPeer } from "./peer.ts";
+import { floatingPointOperations, type MaskName, type Pass, type Problem, visibleShare } from "./problem.ts";
+import type { Settings } from "./settings.ts";
+
+export interface Measurement {
+  readonly what: "attention";
+  readonly pass: Pass;
+  readonly implementation: string;
+  readonly device: string;
+  readonly deviceName: string;
+  readonly dtype: DType;
+  readonly batch: number;
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly headDim: number;
+  readonly causal: boolean;
+  readonly mask: MaskName;
+  readonly window?: number;
+  readonly seqLen: number;
+  /** The median, in milliseconds. */
+  readonly ms?: number;
+  readonly msMin?: number;
+  readonly tflops?: number;
+  readonly tokensPerSecond?: number;
+  readonly peakBytes?: number;
+  readonly runs?: number;
+  /** The share of the device's measured multiply-add peak. */
+  readonly peakShare?: number;
+  readonly oom?: true;
+}
+
+export interface SweepOptions {
+  readonly settings: Settings;
+  readonly device: Device;
+  readonly dtype: NonNullable<Settings["dtype"]>;
+  readonly peer: TorchPeer | undefined;
+  /** Of the device's multiply-adds, where it was measured. */
+  readonly peakTeraflops: number | undefined;
+  readonly signal: AbortSignal;
+  readonly onProgress: (text: string) => void;
+}
+
+const shortest = 1024;
+const longest = 2 ** 20;
+const defaultSeconds = 20;
+/** With lengths given the caller has chosen what to wait for, and gets steadier figures. */
+const efforts = { given: { seconds: 1.5, mostRuns: 200 }, byDefault: { seconds: 0.5, mostRuns: 100 } };
+
+/** The measurements of one pass at one length: ours first. */
+export async function* sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
+  const { settings, signal } = options;
+  const effort = settings.seqLens ? efforts.given : efforts.byDefault;
+  const start = performance.now();
+  for (let seqLen of settings.seqLens ?? [shortest]) {
+    for (;;) {
+      const runSeconds: number[][] = [];
+      for (const pass of settings.passes) {
+        if (signal.aborted) return;
+        const measurements = await measureOne(options, effort, seqLen, pass);
+        if (measurements.length > 0) yield measurements;
+        runSeconds.push(measurements.map(({ ms = Number.POSITIVE_INFINITY }) => ms / 1000));
+      }
+      seqLen *= 2;
+      if (settings.seqLens || seqLen > longest) break;
+      const spent = (performance.now() - start) / 1000;
+      // Twice the length is at most four times the work.
+      const next = runSeconds.map((all) =>
+        predictSeconds(
+          all.map((s) => 4 * s),
+          effort,
+        ),
+      );
+      if (next.reduce((sum, s) => sum + s, spent) > defaultSeconds) break;
+    }
+  }
+}
+
+async function measureOne(options: SweepOptions, effort: Effort, seqLen: number, pass: Pass) {
+  const { settings, device, dtype, peer, signal } = options;
+  const { batch, heads, kvHeads, headDim, causal, window, mask } = settings;
+  const problem: Problem = { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen };
+  const contenders: Contender[] = [
+    new OwnAttention(device, problem, pass, settings.implementation),
+    ...(peer?.contenders(problem, pass) ?? []),
+  ];
+  const timings = await measure(contenders, effort, signal, (round) => {
+    const what = round < 0 ? "warming up" : `round ${round + 1}`;
+    options.onProgress(`${seqLen.toLocaleString("en-US")} tokens, ${pass}: ${what} (Ctrl-C to stop)`);
+  });
+  const share = visibleShare(problem);
+  return timings.map((timing) => measurementOf(options, problem, pass, share, timing));
+}
+
+function measurementOf(
+  { device, peakTeraflops }: SweepOptions,
+  problem: Problem,
+  pass: Pass,
+  share: number,
+  { implementation, figures, peakBytes }: Timing,
+): Measurement {
+  const { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen } = problem;
+  const shape = { dtype, batch, heads, kvHeads, headDim, causal, mask, seqLen };
+  const measurement = {
+    what: "attention" as const,
+    pass,
+    implementation,
+    device: device.name,
+    deviceName: device.description,
+    ...shape,
+    ...(window === undefined ? {} : { window }),
+  };
+  if (!figures) return { ...measurement, oom: true };
+  const tflops = floatingPointOperations(problem, pass, share) / (figures.ms / 1000) / 1e12;
+  return {
+    ...measurement,
+    ms: figures.ms,
+    msMin: figures.msMin,
+    tflops,
+    tokensPerSecond: (batch * seqLen) / (figures.ms / 1000),
+    ...(peakBytes === undefined ? {} : { peakBytes }),
+    runs: figures.runs,
+    ...(peakTeraflops === undefined ? {} : { peakShare: tflops / peakTeraflops }),
+  };
+}

@@ -1,0 +1,158 @@
+// `longseq doctor`: what this machine has, what will be used, what is missing and how to get it.
+import { spawnSync } from "node:child_process";
+import os from "node:os";
+import { type Command, UsageError } from "./arguments.ts";
+import { type Accelerator, accelerator } from "./doctor/accelerator.ts";
+import { cgroupCores, cgroupMemory, threadsReason } from "./doctor/processor.ts";
+import { schedulers } from "./doctor/scheduler.ts";
+import { bold, JsonLines, textStream } from "./output.ts";
+import { formatBytes } from "./quantity.ts";
+import { packageVersion } from "./version.ts";
+
+interface Fact {
+  readonly name: string;
+  readonly value: string;
+  /** How to get what is missing. */
+  readonly hint?: string;
+}
+
+export const doctor: Command = {
+  usage: "[options]",
+  description: `Shows what this machine has, what longseq will use, what is missing and how to get it.
+Exit code 0: longseq runs here; 1: its binary does not load.`,
+  options: { json: { value: "FILE", help: "write it as one line of JSON; - is standard output" } },
+  async run(given) {
+    const [extra] = given.positionals;
+    if (extra !== undefined) throw new UsageError(`unexpected "${extra}": doctor takes options only`);
+    using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
+    const binary = await loadBinary();
+    const gpu = accelerator();
+    const peer = torchPeer();
+    const stream = textStream(given.text("json"));
+    for (const [title, facts] of Object.entries(sections(binary, gpu, peer))) {
+      stream.write(`${bold(stream, title)}\n`);
+      for (const { name, value, hint } of facts) {
+        stream.write(`  ${name.padEnd(16)} ${value}\n`);
+        if (hint) stream.write(`  ${"".padEnd(16)} ${hint}\n`);
+      }
+      stream.write("\n");
+    }
+    json?.write({
+      version: packageVersion(),
+      node: process.version,
+      system: `${os.type()} ${os.release()} ${os.arch()}`,
+      binary: binary.info ? { loads: true, build: binary.info.build } : { loads: false, error: binary.error },
+      cpu: {
+        model: binary.info?.cpu.model ?? os.cpus()[0]?.model ?? null,
+        instructionSet: binary.info?.cpu.instructionSet ?? null,
+        threads: binary.info?.cpu.threads ?? null,
+        threadsReason: threadsReason(),
+        cores: os.cpus().length,
+        cgroupCores: cgroupCores() ?? null,
+      },
+      memory: { totalBytes: os.totalmem(), freeBytes: os.freemem(), cgroupBytes: cgroupMemory() ?? null },
+      cuda: { ...gpu, build: binary.info?.cuda ?? null },
+      schedulers: schedulers(process.env),
+      peer,
+    });
+    return binary.info ? 0 : 1;
+  },
+};
+
+type Info = ReturnType<typeof import("../index.ts").info>;
+
+/** Imported here and not above: a binary that does not load is what doctor is for. */
+async function loadBinary(): Promise<{ info?: Info; error?: string }> {
+  try {
+    const { info } = await import("../index.ts");
+    return { info: info() };
+  } catch (error) {
+    return { error: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+interface Peer {
+  readonly python: string;
+  readonly torch: string | null;
+}
+
+/** Asks for the package's version without importing it, which would take seconds. */
+function torchPeer(): Peer {
+  const python = process.env.LONGSEQ_PYTHON || "python3";
+  const question = "import importlib.metadata as m; print(m.version('torch'))";
+  const { status, stdout } = spawnSync(python, ["-c", question], { encoding: "utf8", timeout: 10_000 });
+  return { python, torch: status === 0 ? stdout.trim() : null };
+}
+
+function sections(
+  binary: Awaited<ReturnType<typeof loadBinary>>,
+  gpu: Accelerator,
+  peer: Peer,
+): Record<string, Fact[]> {
+  const { info } = binary;
+  return {
+    longseq: [
+      { name: "version", value: packageVersion() },
+      info
+        ? { name: "binary", value: info.build }
+        : {
+            name: "binary",
+            value: `does not load: ${binary.error}`,
+            hint: "npm rebuild longseq compiles it here (needs CMake 3.20 and a C++20 compiler)",
+          },
+      { name: "Node.js", value: `${process.version} on ${os.type()} ${os.release()} ${os.arch()}` },
+    ],
+    processor: [
+      { name: "model", value: info?.cpu.model ?? os.cpus()[0]?.model ?? "unknown" },
+      ...(info ? [{ name: "instructions", value: info.cpu.instructionSet }] : []),
+      ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${threadsReason()})` }] : []),
+      { name: "memory", value: memoryText() },
+    ],
+    CUDA: cudaFacts(gpu),
+    surroundings: [
+      { name: "scheduler", value: schedulerText() },
+      peer.torch
+        ? { name: "bench's peer", value: `PyTorch ${peer.torch} (${peer.python})` }
+        : {
+            name: "bench's peer",
+            value: `${peer.python} has no torch`,
+            hint: "for bench --peer torch: LONGSEQ_PYTHON names a Python that has it",
+          },
+    ],
+  };
+}
+
+function memoryText(): string {
+  const limit = cgroupMemory();
+  const granted = limit === undefined ? "" : `, the cgroup grants ${formatBytes(limit)}`;
+  return `${formatBytes(os.totalmem())}, ${formatBytes(os.freemem())} free${granted}`;
+}
+
+function cudaFacts({ driver, gpus, links, cublasLt, nccl }: Accelerator): Fact[] {
+  const absent = (name: string, hint: string): Fact => ({ name, value: "absent", hint });
+  return [
+    driver
+      ? { name: "driver", value: driver }
+      : absent("driver", "install the NVIDIA driver (580 or later) where there is a GPU; the CPU needs none"),
+    ...gpus.map(({ index, name, memoryBytes, computeCapability }) => ({
+      name: `GPU ${index}`,
+      value: `${name}, ${formatBytes(memoryBytes)}, compute capability ${computeCapability}`,
+    })),
+    ...(gpus.length === 0 ? [{ name: "GPUs", value: "none" }] : []),
+    ...(links ? [{ name: "links", value: links.replaceAll("\n", `\n  ${"".padEnd(16)} `) }] : []),
+    cublasLt
+      ? { name: "cuBLASLt", value: cublasLt }
+      : absent("cuBLASLt", "in the CUDA toolkit, version 12 or 13; LONGSEQ_CUBLASLT names its path"),
+    nccl
+      ? { name: "NCCL", value: nccl }
+      : absent("NCCL", "package libnccl2, or the nvidia-nccl wheel; LONGSEQ_NCCL names its path"),
+  ];
+}
+
+function schedulerText(): string {
+  const found = schedulers(process.env).map(({ name, variables }) => {
+    const pairs = Object.entries(variables).map(([variable, value]) => `${variable}=${value}`);
+    return `${name} (${pairs.join(", ")})`;
+  });
+  return found.length > 0 ? found.join("; ") : "none";
+}

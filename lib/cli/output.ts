@@ -1,0 +1,87 @@
+// Where a command writes: text for people, JSON lines for programs, progress for whoever waits at a terminal.
+import { closeSync, openSync, writeSync } from "node:fs";
+import { UsageError } from "./arguments.ts";
+
+/** JSON lines to a file, or to standard output for `-`; written as they come, so that a killed run keeps its own. */
+export class JsonLines implements Disposable {
+  readonly #file: number | undefined;
+
+  constructor(path: string) {
+    if (path === "-") return;
+    try {
+      this.#file = openSync(path, "w");
+    } catch (error) {
+      throw new UsageError(`--json ${path} cannot be written: ${(error as Error).message}`);
+    }
+  }
+
+  write(line: object): void {
+    const text = `${JSON.stringify(line)}\n`;
+    if (this.#file === undefined) process.stdout.write(text);
+    else writeSync(this.#file, text);
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#file !== undefined) closeSync(this.#file);
+  }
+}
+
+/** Text for people: on standard output, unless JSON has taken it. */
+export function textStream(json: string | undefined): NodeJS.WriteStream {
+  return json === "-" ? process.stderr : process.stdout;
+}
+
+/** One line on a terminal's standard error that replaces itself; nothing where there is no terminal. */
+export class Progress {
+  #shown = false;
+
+  show(text: string): void {
+    if (!process.stderr.isTTY) return;
+    process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns || 80) - 1)}`);
+    this.#shown = true;
+  }
+
+  clear(): void {
+    if (this.#shown) process.stderr.write("\r\x1b[2K");
+    this.#shown = false;
+  }
+}
+
+export interface Column {
+  readonly title: string;
+  readonly width: number;
+  readonly align?: "left" | "right";
+}
+
+/** A table that is printed row by row as its rows become known, so its widths are fixed beforehand. */
+export class Table {
+  readonly #columns: readonly Column[];
+  readonly #stream: NodeJS.WriteStream;
+
+  constructor(stream: NodeJS.WriteStream, columns: readonly Column[]) {
+    this.#stream = stream;
+    this.#columns = columns;
+  }
+
+  head(): void {
+    const line = this.#line(this.#columns.map(({ title }) => title));
+    this.#stream.write(`${bold(this.#stream, line)}\n`);
+  }
+
+  row(cells: readonly string[]): void {
+    this.#stream.write(`${this.#line(cells)}\n`);
+  }
+
+  #line(cells: readonly string[]): string {
+    const padded = this.#columns.map(({ title, width, align = "right" }, i) => {
+      const cell = cells[i] ?? "";
+      const size = Math.max(width, title.length);
+      return align === "left" ? cell.padEnd(size) : cell.padStart(size);
+    });
+    return padded.join("  ").trimEnd();
+  }
+}
+
+export function bold(stream: NodeJS.WriteStream, text: string): string {
+  return stream.isTTY && !process.env.NO_COLOR ? `\x1b[1m${text}\x1b[22m` : text;
+}

@@ -1,0 +1,112 @@
+// FASTA: `>name description` lines, each followed by lines of bases. Read as a stream, compressed or not.
+import { type FileHandle, open } from "node:fs/promises";
+import { pipeline } from "node:stream/promises";
+import { createGunzip } from "node:zlib";
+import { failure } from "../errors.ts";
+
+export interface FastaRecord {
+  /** The first word of the record's title. */
+  name: string;
+  /** The rest of the title; empty where there is none. */
+  description: string;
+  /** The bases, as ASCII capitals. */
+  sequence: Uint8Array;
+}
+
+const newline = 0x0a;
+const carriageReturn = 0x0d;
+const title = 0x3e; // ">"
+
+/** The byte to keep for each byte read; 0 where it is no part of a sequence. Letters, `-` (gap) and `*` (stop) are. */
+const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
+  const text = String.fromCharCode(byte);
+  return /[A-Za-z*-]/.test(text) ? text.toUpperCase().charCodeAt(0) : 0;
+});
+
+/**
+ * Reads the records of a FASTA file. Gzip is recognised by its first bytes, line ends may be of any kind, and lower
+ * case (which marks repeats) becomes upper case. A file that is no FASTA is an `ERR_FILE` error with the line.
+ *
+ * @example
+ * const [genome] = await readFasta("lambda.fa.gz");
+ */
+export async function readFasta(path: string): Promise<FastaRecord[]> {
+  const parser = new FastaParser();
+  let file: FileHandle | undefined;
+  try {
+    file = await open(path, "r");
+    const { buffer, bytesRead } = await file.read(new Uint8Array(2), 0, 2, 0);
+    const isGzip = bytesRead === 2 && buffer[0] === 0x1f && buffer[1] === 0x8b;
+    const bytes = file.createReadStream({ start: 0, autoClose: false });
+    const parse = async (chunks: AsyncIterable<Uint8Array>) => {
+      for await (const chunk of chunks) parser.feed(chunk);
+    };
+    if (isGzip) await pipeline(bytes, createGunzip(), parse);
+    else await pipeline(bytes, parse);
+    return parser.end();
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    throw failure("ERR_FILE", `readFasta: ${path}: ${message}`, { cause: error });
+  } finally {
+    await file?.close();
+  }
+}
+
+/** Takes a file in pieces of any size, so that a genome is held once. Errors name the line. */
+export class FastaParser {
+  #records: FastaRecord[] = [];
+  #title: number[] | undefined;
+  #bases = new Uint8Array(1 << 16);
+  #count = 0;
+  #line = 1;
+  #state: "line start" | "title" | "bases" = "line start";
+
+  feed(chunk: Uint8Array): void {
+    for (const byte of chunk) {
+      if (byte === newline || byte === carriageReturn) {
+        this.#state = "line start";
+        if (byte === newline) this.#line++;
+      } else if (this.#state === "title") {
+        this.#title?.push(byte);
+      } else if (byte === title && this.#state === "line start") {
+        this.#finish();
+        this.#title = [];
+        this.#state = "title";
+      } else {
+        this.#state = "bases";
+        this.#append(byte);
+      }
+    }
+  }
+
+  end(): FastaRecord[] {
+    this.#finish();
+    if (this.#records.length === 0) throw new Error("it holds no record: expected a line that begins with >");
+    return this.#records;
+  }
+
+  #append(byte: number) {
+    if (!this.#title) throw new Error(`line ${this.#line}: expected a title, a line that begins with >`);
+    const base = kept[byte];
+    if (!base) {
+      const shown = byte > 0x20 && byte < 0x7f ? `"${String.fromCharCode(byte)}"` : `byte ${byte}`;
+      throw new Error(`line ${this.#line}: ${shown} is no part of a sequence`);
+    }
+    if (this.#count === this.#bases.length) {
+      const larger = new Uint8Array(2 * this.#bases.length);
+      larger.set(this.#bases);
+      this.#bases = larger;
+    }
+    this.#bases[this.#count++] = base;
+  }
+
+  #finish() {
+    if (!this.#title) return;
+    const text = new TextDecoder().decode(Uint8Array.from(this.#title)).trim();
+    const [name = "", ...rest] = text.split(/\s+/);
+    if (this.#count === 0)
+      throw new Error(`line ${this.#line}: record "${name}" has no bases before this line`);
+    this.#records.push({ name, description: rest.join(" "), sequence: this.#bases.slice(0, this.#count) });
+    this.#count = 0;
+  }
+}

@@ -1,0 +1,218 @@
+// Safetensors in and out. Tensors stream through one staging buffer, so a file of any size costs its tensors and
+// 16 MiB; a file is written beside its destination and renamed, so readers see the old file or the whole new one.
+import { randomUUID } from "node:crypto";
+import { type FileHandle, open, rename, unlink } from "node:fs/promises";
+import { Device } from "../device.ts";
+import { failure } from "../errors.ts";
+import { type DType, Tensor } from "../tensor.ts";
+import {
+  type Entry,
+  type FileType,
+  headerLength,
+  itemBytes,
+  parseHeader,
+  quote,
+} from "./safetensors-header.ts";
+
+const stagingBytes = 16 * 2 ** 20;
+
+const dtypes: Readonly<Record<FileType, DType>> = {
+  F32: "float32",
+  BF16: "bfloat16",
+  F16: "float16",
+  I32: "int32",
+  I64: "int32",
+  U8: "uint8",
+  BOOL: "uint8",
+};
+const fileTypes: Readonly<Record<DType, FileType>> = {
+  float32: "F32",
+  bfloat16: "BF16",
+  float16: "F16",
+  int32: "I32",
+  uint8: "U8",
+};
+
+export interface SafetensorsFile {
+  tensors: Record<string, Tensor>;
+  metadata: Record<string, string>;
+}
+
+/**
+ * Reads all tensors of a safetensors file onto a device (default: `Device.default`). F32, BF16, F16, I32 and U8 keep
+ * their type, BOOL becomes uint8, and I64 becomes int32 where every value fits. A file that is damaged, or holds
+ * another type, is an `ERR_FILE` error that names it.
+ *
+ * @example
+ * const { tensors, metadata } = await loadSafetensors("model.safetensors");
+ */
+export async function loadSafetensors(
+  path: string,
+  options: { device?: Device } = {},
+): Promise<SafetensorsFile> {
+  const device = options.device ?? Device.default;
+  const tensors = new Map<string, Tensor>();
+  let file: FileHandle | undefined;
+  try {
+    file = await open(path, "r");
+    const fileBytes = (await file.stat()).size;
+    const length = headerLength(await read(file, new Uint8Array(8), 0, Math.min(8, fileBytes)), fileBytes);
+    const data = 8 + length;
+    const { entries, metadata } = parseHeader(
+      await read(file, new Uint8Array(length), 8, length),
+      fileBytes - data,
+    );
+    const largest = entries.reduce((most, { begin, end }) => Math.max(most, end - begin), 0);
+    const staging = new Uint8Array(Math.min(stagingBytes, largest));
+    for (const entry of entries) {
+      const tensor = Tensor.empty(entry.shape, { dtype: dtypes[entry.type], device });
+      tensors.set(entry.name, tensor);
+      await fill(tensor, entry, file, data, staging);
+    }
+    return { tensors: Object.fromEntries(tensors), metadata };
+  } catch (error) {
+    for (const tensor of tensors.values()) tensor.dispose();
+    throw asFileError("loadSafetensors", path, error);
+  } finally {
+    await file?.close();
+  }
+}
+
+async function fill(tensor: Tensor, entry: Entry, file: FileHandle, data: number, staging: Uint8Array) {
+  using flat = tensor.reshape([entry.size]);
+  const width = itemBytes[entry.type];
+  const step = Math.floor(staging.length / width);
+  for (let start = 0; start < entry.size; start += step) {
+    const count = Math.min(step, entry.size - start);
+    await read(file, staging, data + entry.begin + start * width, count * width);
+    using part = flat.slice(0, start, start + count);
+    part.write(valuesOf(entry, staging.buffer as ArrayBuffer, count));
+    // The staging buffer is filled again next, so the write must have run.
+    await tensor.device.synchronize();
+  }
+}
+
+function valuesOf({ name, type }: Entry, bytes: ArrayBuffer, count: number) {
+  switch (type) {
+    case "F32":
+      return new Float32Array(bytes, 0, count);
+    case "BF16":
+    case "F16":
+      return new Uint16Array(bytes, 0, count);
+    case "I32":
+      return new Int32Array(bytes, 0, count);
+    case "U8":
+    case "BOOL":
+      return new Uint8Array(bytes, 0, count);
+    case "I64":
+      return Int32Array.from(new BigInt64Array(bytes, 0, count), (value) => {
+        if (value !== BigInt.asIntN(32, value)) {
+          throw new Error(`tensor ${quote(name)} holds the I64 value ${value}, which int32 does not`);
+        }
+        return Number(value);
+      });
+  }
+}
+
+async function read(
+  file: FileHandle,
+  into: Uint8Array,
+  position: number,
+  count: number,
+): Promise<Uint8Array> {
+  for (let done = 0; done < count; ) {
+    const { bytesRead } = await file.read(into, done, count - done, position + done);
+    if (bytesRead === 0) throw new Error(`it ends at byte ${position + done}, expected ${position + count}`);
+    done += bytesRead;
+  }
+  return into;
+}
+
+/**
+ * Writes tensors to a safetensors file, with string `metadata` in its header. The file appears whole or not at all.
+ *
+ * @example
+ * await saveSafetensors("weights.safetensors", { weight }, { step: "100" });
+ */
+export async function saveSafetensors(
+  path: string,
+  tensors: Readonly<Record<string, Tensor>>,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const sorted = sortedForAlignment(tensors);
+  const header = headerOf(sorted, metadata);
+  // Beside the destination: a rename is atomic only within a file system.
+  const temporary = `${path}.${process.pid}.${randomUUID()}.tmp`;
+  let file: FileHandle | undefined;
+  try {
+    file = await open(temporary, "wx");
+    await file.writeFile(header);
+    for (const [, tensor] of sorted) await writeTensor(file, tensor);
+    await file.sync();
+    await file.close();
+    await rename(temporary, path);
+  } catch (error) {
+    await file?.close().catch(() => {});
+    if (file) await unlink(temporary).catch(() => {});
+    throw asFileError("saveSafetensors", path, error);
+  }
+}
+
+/** Wider items first, as the format's own writer does: every tensor then begins at a multiple of its item. */
+function sortedForAlignment(tensors: Readonly<Record<string, Tensor>>): [string, Tensor][] {
+  const width = (tensor: Tensor) => itemBytes[fileTypes[tensor.dtype]];
+  return Object.entries(tensors).sort(
+    ([nameA, a], [nameB, b]) => width(b) - width(a) || (nameA < nameB ? -1 : 1),
+  );
+}
+
+function headerOf(tensors: [string, Tensor][], metadata: Readonly<Record<string, string>>): Uint8Array {
+  const entries: [string, unknown][] = [];
+  const texts = Object.entries(metadata);
+  for (const [key, text] of texts) {
+    if (typeof text !== "string") {
+      throw failure(
+        "ERR_OPTION",
+        `saveSafetensors: metadata ${quote(key)} is a ${typeof text}, expected a string`,
+      );
+    }
+  }
+  if (texts.length > 0) entries.push(["__metadata__", Object.fromEntries(texts)]);
+  let begin = 0;
+  for (const [name, tensor] of tensors) {
+    if (name === "__metadata__") {
+      throw failure(
+        "ERR_OPTION",
+        'saveSafetensors: a tensor is named "__metadata__", which the format reserves',
+      );
+    }
+    const end = begin + tensor.size * itemBytes[fileTypes[tensor.dtype]];
+    entries.push([name, { dtype: fileTypes[tensor.dtype], shape: tensor.shape, data_offsets: [begin, end] }]);
+    begin = end;
+  }
+  const json = new TextEncoder().encode(JSON.stringify(Object.fromEntries(entries)));
+  // Spaces after the JSON keep the data aligned to 8 bytes for readers that map the file.
+  const padded = Math.ceil(json.length / 8) * 8;
+  const header = new Uint8Array(8 + padded).fill(0x20);
+  new DataView(header.buffer).setBigUint64(0, BigInt(padded), true);
+  header.set(json, 8);
+  return header;
+}
+
+async function writeTensor(file: FileHandle, tensor: Tensor) {
+  using dense = tensor.contiguous();
+  using flat = dense.reshape([tensor.size]);
+  const step = stagingBytes / itemBytes[fileTypes[tensor.dtype]];
+  for (let start = 0; start < tensor.size; start += step) {
+    using part = flat.slice(0, start, Math.min(start + step, tensor.size));
+    const bits = await part.bits();
+    await file.writeFile(new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength));
+  }
+}
+
+/** Errors that already have a code of ours (out of memory, disposed) pass; the rest are the file's. */
+function asFileError(operation: string, path: string, error: unknown): Error {
+  if (!(error instanceof Error)) return failure("ERR_FILE", `${operation}: ${path}: ${String(error)}`);
+  if (String((error as NodeJS.ErrnoException).code).startsWith("ERR_")) return error;
+  return failure("ERR_FILE", `${operation}: ${path}: ${error.message}`, { cause: error });
+}

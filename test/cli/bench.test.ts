@@ -1,0 +1,239 @@
+import { spawn } from "node:child_process";
+import { chmod, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import t from "tap";
+import type { Measurement } from "../../lib/cli/bench/sweep.ts";
+import { entry, jsonLines, longseq } from "../support/command-line.ts";
+
+const folder = t.testdir({});
+const tiny = ["--heads", "2", "--head-dim", "16"];
+
+async function measured(
+  args: readonly string[],
+  environment: NodeJS.ProcessEnv = {},
+): Promise<Measurement[]> {
+  const { code, stdout, stderr } = await longseq(["bench", ...tiny, ...args, "--json", "-"], environment);
+  t.equal(code, 0, stderr);
+  return jsonLines<Measurement>(stdout);
+}
+
+t.test("a line a pass and length, with the contract's fields", async (t) => {
+  const lines = await measured([
+    "--seq-len",
+    "128,64",
+    "--batch",
+    "2",
+    "--kv-heads",
+    "1",
+    "--dtype",
+    "bfloat16",
+  ]);
+  t.same(
+    lines.map(({ seqLen, pass }) => [seqLen, pass]),
+    [
+      [64, "forward"],
+      [64, "backward"],
+      [128, "forward"],
+      [128, "backward"],
+    ],
+  );
+  for (const line of lines) {
+    t.match(line, {
+      what: "attention",
+      implementation: "cpu",
+      device: "cpu",
+      deviceName: /./,
+      dtype: "bfloat16",
+      batch: 2,
+      heads: 2,
+      kvHeads: 1,
+      headDim: 16,
+      causal: true,
+      mask: "none",
+    });
+    const { seqLen, pass, ms = 0, msMin = 0, tflops = 0, tokensPerSecond = 0, peakBytes = 0 } = line;
+    const operations = 4 * 2 * 2 * seqLen ** 2 * 16 * 0.5 * (pass === "backward" ? 2.5 : 1);
+    t.ok(msMin > 0 && msMin <= ms);
+    t.ok(Math.abs(tflops / (operations / ms / 1e9) - 1) < 1e-9);
+    t.ok(Math.abs(tokensPerSecond / ((2000 * seqLen) / ms) - 1) < 1e-9);
+    t.ok(peakBytes >= 2 * 2 * seqLen * 16 * (2 + 1 + 1), "inputs are counted");
+  }
+});
+
+t.test("full, windows and masks count what is visible", async (t) => {
+  const share = ({ tflops = 0, ms = 0 }: Measurement) => (tflops * ms * 1e9) / (4 * 2 * 256 ** 2 * 16);
+  const forward = ["--seq-len", "256", "--pass", "forward"];
+  const shares = await Promise.all(
+    [
+      ["--no-causal"],
+      ["--window", "16"],
+      ["--window", "16", "--no-causal"],
+      ["--mask", "documents"],
+      ["--mask", "blocks"],
+    ].map(async (args) => {
+      const [line] = await measured([...forward, ...args]);
+      return line ? share(line) : Number.NaN;
+    }),
+  );
+  const [full = 0, window = 0, both = 0, documents = 0, blocks = 0] = shares;
+  t.equal(full.toFixed(6), "1.000000");
+  t.equal(window.toFixed(6), ((256 * 17 - 136) / 256 ** 2).toFixed(6));
+  t.equal(both.toFixed(6), ((256 * 33 - 2 * 136) / 256 ** 2).toFixed(6));
+  t.ok(documents > 1 / 34 && documents < 1 / 16, `documents ${documents}`);
+  t.ok(blocks > 1 / 16 && blocks < 1 / 4, `blocks ${blocks}`);
+});
+
+t.test("documents in a batch, and every type and implementation", async (t) => {
+  for (const args of [
+    ["--mask", "documents", "--batch", "3", "--dtype", "float16"],
+    ["--implementation", "reference", "--dtype", "float32", "--mask", "blocks"],
+    ["--seq-len", "1", "--mask", "documents"],
+    ["--seq-len", "1", "--mask", "blocks"],
+  ]) {
+    const lines = await measured(args.includes("--seq-len") ? args : [...args, "--seq-len", "64"]);
+    t.equal(lines.length, 2, args.join(" "));
+    t.ok(lines.every(({ ms = 0 }) => ms > 0));
+  }
+});
+
+t.test("out of memory is a line, and the sweep goes on", async (t) => {
+  const lines = await measured(["--seq-len", "64,64k,128", "--pass", "forward"], {
+    LONGSEQ_MEMORY_LIMIT: "4m",
+  });
+  t.same(
+    lines.map(({ seqLen, oom = false }) => [seqLen, oom]),
+    [
+      [64, false],
+      [128, false],
+      [65536, true],
+    ],
+  );
+  t.equal(lines[2]?.tflops, undefined);
+});
+
+t.test("table, JSON file and report", async (t) => {
+  for (const kind of ["html", "svg", "md"]) {
+    const report = join(folder, `report.${kind}`);
+    const json = join(folder, `${kind}.jsonl`);
+    const args = [
+      "bench",
+      ...tiny,
+      "--seq-len",
+      "64",
+      "--pass",
+      "forward",
+      "--report",
+      report,
+      "--json",
+      json,
+    ];
+    const { code, stdout, stderr } = await longseq(args);
+    t.equal(code, 0, stderr);
+    t.match(stdout, /tokens +pass +ms +GFLOP\/s +tokens\/s +memory\n +64 +forward +\d/);
+    t.equal(jsonLines(await readFile(json, "utf8")).length, 1);
+    t.match(await readFile(report, "utf8"), "npx longseq bench --heads 2 --head-dim 16 --seq-len 64");
+  }
+});
+
+t.test("what is asked wrongly, or comes later, is refused before anything is measured", async (t) => {
+  const wrong: [args: string[], code: number, message: RegExp][] = [
+    [["--what", "gpt"], 2, /--what gpt comes in a later version/],
+    [["--ranks", "4"], 2, /--ranks 4 comes in a later version/],
+    [["--sequence-parallel", "ring"], 2, /--sequence-parallel ring comes in a later version/],
+    [["--device", "tpu"], 2, /--device is "tpu"/],
+    [["--device", "cuda"], 1, /cuda|CUDA/],
+    [["--implementation", "sm90"], 1, /sm90/],
+    [["--implementation", "cup"], 2, /did you mean cpu\?/],
+    [["--dtype", "int32"], 2, /--dtype is "int32"/],
+    [["--heads", "8", "--kv-heads", "3"], 2, /expected a divisor of --heads \(8\)/],
+    [["--head-dim", "60"], 2, /multiple of 8/],
+    [["--seq-len", "10q"], 2, /sequence length "10q"/],
+    [["--report", "x.pdf"], 2, /ends in .html, .svg, .md/],
+    [["--report", "no/such/folder/x.svg"], 2, /there is no folder/],
+    [["--json", "no/such/folder/x"], 2, /cannot be written/],
+    [["--peer", "jax"], 2, /--peer is "jax", expected torch/],
+  ];
+  const outcomes = await Promise.all(wrong.map(([args]) => longseq(["bench", ...args])));
+  for (const [i, [args, code, message]] of wrong.entries()) {
+    t.equal(outcomes[i]?.code, code, args.join(" "));
+    t.match(outcomes[i]?.stderr, message);
+    t.notMatch(outcomes[i]?.stdout, /forward/);
+  }
+});
+
+t.test("Ctrl-C stops with what was measured", async (t) => {
+  const report = join(folder, "interrupted.md");
+  const child = spawn(process.execPath, [entry, "bench", ...tiny, "--seq-len", "64,4m", "--report", report], {
+    env: { ...process.env, NODE_OPTIONS: "" },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let stdout = "";
+  child.stdout.on("data", (chunk: Buffer) => {
+    stdout += chunk;
+    if (/64 +backward/.test(stdout)) setTimeout(() => child.kill("SIGINT"), 300);
+  });
+  const start = performance.now();
+  const code = await new Promise((done) => child.once("close", done));
+  t.equal(code, 130);
+  t.match(stdout, /64 +backward[\s\S]*Interrupted/);
+  t.match(await readFile(report, "utf8"), /\| 64 \| backward/);
+  t.ok(performance.now() - start < 30_000, "without waiting for the run of 4m");
+});
+
+t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
+  // Stands for Python with PyTorch: speaks peer_torch.py's protocol, and writes down what it was asked.
+  const log = join(folder, "asked.jsonl");
+  const python = join(folder, "python");
+  await writeFile(
+    python,
+    `#!${process.execPath}
+const { appendFileSync } = require("node:fs");
+let size = 0;
+require("node:readline").createInterface(process.stdin).on("line", (line) => {
+  const request = JSON.parse(line);
+  appendFileSync(${JSON.stringify(log)}, line + "\\n");
+  size = request.seqLen ?? size;
+  const answers = {
+    hello: { torch: "9.9", implementations: ["torch-cpu"] },
+    run: size > 100 ? { error: "too much", oom: true } : { ms: 1 },
+    peak: { bytes: 4096 },
+  };
+  console.log(JSON.stringify(answers[request.op] ?? {}));
+});
+`,
+  );
+  await chmod(python, 0o755);
+  const environment = { LONGSEQ_PYTHON: python, LONGSEQ_THREADS: "1" };
+  const lines = await measured(["--seq-len", "64,128", "--pass", "forward", "--peer", "torch"], environment);
+  t.same(
+    lines.map(({ seqLen, implementation, oom = false }) => [seqLen, implementation, oom]),
+    [
+      [64, "cpu", false],
+      [64, "torch-cpu", false],
+      [128, "cpu", false],
+      [128, "torch-cpu", true],
+    ],
+  );
+  t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
+  const asked = jsonLines(await readFile(log, "utf8"));
+  t.match(asked[0], { op: "hello", device: "cpu", threads: 1, masked: false });
+  t.match(asked[1], { op: "prepare", seqLen: 64, pass: "forward", causal: true, maskFile: null });
+  const { stdout } = await longseq(
+    ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
+    environment,
+  );
+  t.match(stdout, /torch-cpu +ratio\n +64 +forward .* \d+\.\d\dx\n/);
+});
+
+t.test("without the peer our own figures are still there", async (t) => {
+  const args = ["bench", ...tiny, "--seq-len", "64", "--pass", "forward", "--peer", "torch"];
+  for (const [python, message] of [
+    ["no-such-python", /no peer: no-such-python: .*ENOENT/],
+    ["false", /no peer: false: it ended without a word/],
+  ] as const) {
+    const { code, stdout, stderr } = await longseq(args, { LONGSEQ_PYTHON: python });
+    t.equal(code, 0);
+    t.match(stderr, message);
+    t.match(stdout, /64 +forward +\d/);
+  }
+});

@@ -1,0 +1,46 @@
+import { readFile } from "node:fs/promises";
+import t from "tap";
+import { parseGpus } from "../../lib/cli/doctor/accelerator.ts";
+import { quota } from "../../lib/cli/doctor/processor.ts";
+import { schedulers } from "../../lib/cli/doctor/scheduler.ts";
+import { jsonLines, longseq } from "../support/command-line.ts";
+
+t.test("doctor describes this machine", async (t) => {
+  const { code, stdout } = await longseq(["doctor"], {
+    LONGSEQ_THREADS: "1",
+    LONGSEQ_PYTHON: "no-such-python",
+  });
+  t.equal(code, 0);
+  for (const part of ["version", "binary", "instructions", "driver", "cuBLASLt", "NCCL", "scheduler"])
+    t.match(stdout, part);
+  t.match(stdout, /threads +1 \(LONGSEQ_THREADS=1\)/);
+  t.match(stdout, "no-such-python has no torch");
+});
+
+t.test("as JSON", async (t) => {
+  const path = `${t.testdir({})}/doctor.json`;
+  const environment = { SLURM_JOB_ID: "17" };
+  const { code } = await longseq(["doctor", "--json", path], environment);
+  t.equal(code, 0);
+  const [line, ...others] = jsonLines(await readFile(path, "utf8"));
+  t.same(others, []);
+  t.match(line, { version: /^\d/, binary: { loads: true }, cpu: { threads: Number, instructionSet: /./ } });
+  t.match(line, { schedulers: [{ name: "Slurm", variables: { SLURM_JOB_ID: "17" } }] });
+});
+
+t.test("what the system's files and tools say", async (t) => {
+  t.equal(quota("150000 100000\n"), 1.5);
+  t.equal(quota("max 100000\n"), undefined);
+  t.equal(quota("-1 100000"), undefined);
+  t.equal(quota(" "), undefined);
+  t.same(parseGpus("0, NVIDIA H100 80GB HBM3, 81559, 9.0\n1, NVIDIA A100, 40960, 8.0\n"), [
+    { index: 0, name: "NVIDIA H100 80GB HBM3", memoryBytes: 81559 * 2 ** 20, computeCapability: "9.0" },
+    { index: 1, name: "NVIDIA A100", memoryBytes: 40960 * 2 ** 20, computeCapability: "8.0" },
+  ]);
+  t.same(parseGpus(""), []);
+  t.same(schedulers({ RANK: "0" }), []);
+  t.same(
+    schedulers({ RANK: "0", WORLD_SIZE: "2", LOCAL_RANK: "0" }).map(({ name }) => name),
+    ["torchrun"],
+  );
+});

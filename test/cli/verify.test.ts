@@ -1,0 +1,183 @@
+import { cp, mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { loadSafetensors, saveSafetensors, type Tensor } from "longseq";
+import t from "tap";
+import { relativeError } from "../../lib/cli/verify/operation.ts";
+import { jsonLines, longseq } from "../support/command-line.ts";
+
+interface Check {
+  case: string;
+  op: string;
+  tensor: string | null;
+  error: number | null;
+  bound: number | null;
+  ok: boolean;
+  reason?: string;
+}
+
+const vectors = "test/vectors";
+const plain = join(vectors, "attention_plain_d64.safetensors");
+const folder = t.testdir({});
+
+/** A copy of the plain case with its tensors and metadata changed. */
+async function changed(
+  name: string,
+  change: (tensors: Record<string, Tensor>, metadata: Record<string, string>) => void,
+): Promise<string> {
+  const { tensors, metadata } = await loadSafetensors(plain);
+  change(tensors, metadata);
+  const path = join(folder, `${name}.safetensors`);
+  await saveSafetensors(path, tensors, metadata);
+  return path;
+}
+
+for (const dtype of ["float32", "bfloat16", "float16"]) {
+  for (const implementation of ["reference", "cpu"]) {
+    t.test(`all vectors hold: ${dtype}, ${implementation}`, async (t) => {
+      const args = ["verify", vectors, "--dtype", dtype, "--implementation", implementation, "--json", "-"];
+      const { code, stdout, stderr } = await longseq(args);
+      const checks = jsonLines<Check>(stdout);
+      t.same(
+        checks.filter(({ ok }) => !ok),
+        [],
+        stderr,
+      );
+      t.equal(code, 0);
+      const files = (await readdir(vectors)).filter((name) => name.endsWith(".safetensors"));
+      t.equal(checks.length, 5 * files.length);
+      for (const { error, bound, tensor } of checks) {
+        t.ok(
+          error !== null && bound !== null && error >= 0 && error < bound,
+          `${tensor}: ${error} < ${bound}`,
+        );
+      }
+    });
+  }
+}
+
+t.test("only what a file holds is checked", async (t) => {
+  const path = await changed("forward", (tensors) => {
+    for (const name of ["dout", "dq", "dk", "dv"]) delete tensors[name];
+  });
+  const { code, stdout } = await longseq(["verify", path, "--json", "-"]);
+  t.equal(code, 0);
+  t.same(
+    jsonLines<Check>(stdout)
+      .map(({ tensor }) => tensor)
+      .sort(),
+    ["lse", "out"],
+  );
+});
+
+t.test("a result that does not hold is exit code 1", async (t) => {
+  const path = await changed("wrong", (_tensors, metadata) => {
+    metadata.scale = "0.126";
+  });
+  const { code, stdout } = await longseq(["verify", path, plain]);
+  t.equal(code, 1);
+  t.match(stdout, /wrong +out +\d\.\d+e-\d +1e-5 +FAILED/);
+  t.match(stdout, /attention_plain_d64 +out .* ok/);
+  t.match(stdout, /of 10 hold/);
+});
+
+t.test("what it does not know fails, and is no skip", async (t) => {
+  const paths = [
+    await changed("op", (_tensors, metadata) => {
+      metadata.op = "convolution";
+    }),
+    await changed("option", (_tensors, metadata) => {
+      metadata.dilation = "2";
+    }),
+    await changed("tensor", (tensors) => {
+      tensors.bias = tensors.q as Tensor;
+    }),
+    await changed("prototype", (_tensors, metadata) => {
+      metadata.op = "constructor";
+    }),
+    await changed("unfit", (_tensors, metadata) => {
+      metadata.window = "[-7, 0]";
+    }),
+  ];
+  const { code, stdout } = await longseq(["verify", ...paths, "--json", "-"]);
+  t.equal(code, 1);
+  t.match(
+    jsonLines<Check>(stdout),
+    [
+      "unknown op convolution",
+      "unknown option dilation",
+      "unknown tensor bias",
+      "unknown op constructor",
+      /window/,
+    ].map((reason) => ({ ok: false, tensor: null, reason })),
+  );
+});
+
+t.test("a file that is not what it should be is exit code 2, and the others are still run", async (t) => {
+  const truncated = join(folder, "truncated.safetensors");
+  await writeFile(truncated, (await readFile(plain)).subarray(0, -1));
+  const wrong: [string, RegExp][] = [
+    [truncated, /truncated.safetensors: tensor .* the file has/],
+    [await changed("no-op", (_tensors, metadata) => delete metadata.op), /names no op/],
+    [await changed("no-k", (tensors) => delete tensors.k), /there is no tensor "k"/],
+    [await changed("no-dout", (tensors) => delete tensors.dout), /there is no tensor "dout"/],
+    [
+      await changed("no-json", (_tensors, metadata) => (metadata.causal = "yes")),
+      /option causal is no JSON text/,
+    ],
+    [
+      await changed("kind", (_tensors, metadata) => (metadata.causal = "1")),
+      /option causal is 1, expected true or false/,
+    ],
+    [await changed("shape", (tensors) => (tensors.out = tensors.lse as Tensor)), /tensor "out" has shape/],
+    [
+      await changed("mask", (tensors) => (tensors.mask = tensors.lse as Tensor)),
+      /option random_mask is not true/,
+    ],
+    [
+      await changed("empty", (tensors) => {
+        for (const name of ["out", "lse", "dout", "dq", "dk", "dv"]) delete tensors[name];
+      }),
+      /there is no result to check/,
+    ],
+  ];
+  const { code, stdout, stderr } = await longseq([
+    "verify",
+    ...wrong.map(([path]) => path),
+    plain,
+    "--json",
+    "-",
+  ]);
+  t.equal(code, 2);
+  for (const [, message] of wrong) t.match(stderr, message);
+  t.equal(jsonLines(stdout).length, 5, "those of the file that is right");
+});
+
+t.test("paths that lead nowhere, and a folder", async (t) => {
+  const empty = join(folder, "empty-folder");
+  await mkdir(empty);
+  for (const path of [join(folder, "absent"), empty]) {
+    const { code, stderr } = await longseq(["verify", path]);
+    t.equal(code, 2);
+    t.match(stderr, path);
+  }
+  await cp(plain, join(empty, "one.safetensors"));
+  await writeFile(join(empty, "README.md"), "not a vector");
+  t.equal((await longseq(["verify", empty])).code, 0);
+});
+
+t.test("the error", async (t) => {
+  const infinity = Number.POSITIVE_INFINITY;
+  t.equal(relativeError([3, 4], [3, 4]), 0);
+  t.equal(relativeError([3, 5], [3, 4]), 0.2);
+  t.equal(relativeError([0, 0], [0, 0]), 0);
+  t.equal(relativeError([-infinity, 1], [-infinity, 1]), 0);
+  for (const [values, reference] of [
+    [[Number.NaN], [1]],
+    [[1], [-infinity]],
+    [[-infinity], [1]],
+    [[infinity], [-infinity]],
+    [[1], [1, 2]],
+  ]) {
+    t.ok(Number.isNaN(relativeError(values ?? [], reference ?? [])), `${values} against ${reference}`);
+  }
+});
