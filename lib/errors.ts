@@ -1,0 +1,31 @@
+// Errors as Node makes them: a TypeError for the wrong kind, a RangeError for a wrong size or value, an Error for what
+// went wrong outside, each with a stable code.
+
+/** Stable codes of the errors that longseq throws, on `error.code`. */
+export type ErrorCode =
+  | "ERR_SHAPE"
+  | "ERR_DTYPE"
+  | "ERR_DEVICE"
+  | "ERR_OPTION"
+  | "ERR_DISPOSED"
+  | "ERR_NO_BINARY"
+  | "ERR_NO_CUDA"
+  | "ERR_OUT_OF_MEMORY"
+  | "ERR_FILE";
+
+/** An error with a code, to be thrown. */
+export function failure(code: ErrorCode, message: string, options?: ErrorOptions): Error & { code: ErrorCode } {
+  const made =
+    code === "ERR_SHAPE" || code === "ERR_OPTION"
+      ? new RangeError(message, options)
+      : code === "ERR_DTYPE"
+        ? new TypeError(message, options)
+        : new Error(message, options);
+  return Object.assign(made, { code });
+}
+
+/** The argument is no value of the right kind at all. */
+export function wrongKind(what: string, expected: string, got: unknown): TypeError & { code: ErrorCode } {
+  const found = got === null ? "null" : Array.isArray(got) ? "an array" : typeof got;
+  return Object.assign(new TypeError(`${what} is ${found}, expected ${expected}`), { code: "ERR_OPTION" as const });
+}

@@ -1,0 +1,36 @@
+import { createRequire } from "node:module";
+import { native } from "./native.ts";
+
+/** What runs here: the package, its binary, and the processor as it is used. */
+export interface Info {
+  version: string;
+  /** How the binary was built: "compiled by 12.2.0, CPU only". */
+  build: string;
+  cuda: {
+    /** Whether the binary holds a CUDA engine. */
+    compiled: boolean;
+  };
+  cpu: {
+    model: string;
+    /** "base", "avx2", "avx512" or "avx512bf16"; `LONGSEQ_ISA` lowers it. */
+    instructionSet: string;
+    threads: number;
+    /** What the number of threads comes from: `LONGSEQ_THREADS`, affinity or a cgroup. */
+    threadsFrom: string;
+    /** Bytes that may be allocated in all: `LONGSEQ_MEMORY_LIMIT`, the machine's or the cgroup's. */
+    memoryLimit: number;
+  };
+}
+
+/**
+ * What `longseq doctor` prints of this process.
+ *
+ * @example
+ * console.log(info().cpu.instructionSet);
+ */
+export function info(): Info {
+  const { version } = createRequire(import.meta.url)("../package.json") as { version: string };
+  const { cpu, cuda, compiler } = native.info();
+  const build = `compiled by ${compiler}, ${cuda ? "CPU and CUDA" : "CPU only"}`;
+  return { version, build, cuda: { compiled: cuda }, cpu };
+}

@@ -1,0 +1,113 @@
+// Finds the addon, and says in types what cuda/addon exports (test/mirror.test.ts holds the two together).
+import { createRequire } from "node:module";
+import { fileURLToPath } from "node:url";
+import { failure } from "./errors.ts";
+
+declare const brand: unique symbol;
+interface Handle<Name extends string> {
+  readonly [brand]: Name;
+}
+export type DeviceHandle = Handle<"device">;
+export type TensorHandle = Handle<"tensor">;
+export type MaskHandle = Handle<"mask">;
+
+export interface NativeInfo {
+  cpu: { model: string; instructionSet: string; threads: number; threadsFrom: string; memoryLimit: number };
+  cuda: boolean;
+  compiler: string;
+}
+
+export interface NativeAttentionOptions {
+  scale: number;
+  softcap: number;
+  alibiSlopes: TensorHandle | null;
+  causal: boolean;
+  windowLeft: number;
+  windowRight: number;
+  cuSeqlens: Int32Array | readonly number[] | null;
+  cuSeqlensKeys: Int32Array | readonly number[] | null;
+  queryPositions: readonly number[] | null;
+  keyPositions: readonly number[] | null;
+  mask: MaskHandle | null;
+  implementation: string;
+}
+
+export interface Native {
+  info(): NativeInfo;
+
+  deviceOpen(name: string): DeviceHandle;
+  deviceClose(device: DeviceHandle): void;
+  deviceSynchronize(device: DeviceHandle): Promise<void>;
+  deviceMemory(device: DeviceHandle): { liveBytes: number; peakBytes: number; tensors: number };
+  deviceResetPeak(device: DeviceHandle): void;
+
+  tensorEmpty(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
+  tensorView(
+    tensor: TensorHandle,
+    offset: number,
+    shape: readonly number[],
+    strides: readonly number[],
+  ): TensorHandle;
+  tensorDispose(tensor: TensorHandle): void;
+  tensorWrite(tensor: TensorHandle, values: ArrayBufferView): void;
+  tensorRead<T extends ArrayBufferView>(tensor: TensorHandle, out: T): Promise<T>;
+
+  maskCausal(queries: number, keys: number): MaskHandle;
+  maskWindow(queries: number, keys: number, left: number, right: number): MaskHandle;
+  maskDocuments(boundaries: Int32Array | readonly number[]): MaskHandle;
+  maskPrefix(tokens: number, prefix: number): MaskHandle;
+  maskDense(queries: number, keys: number, values: Uint8Array): MaskHandle;
+  maskAnd(a: MaskHandle, b: MaskHandle): MaskHandle;
+  maskOr(a: MaskHandle, b: MaskHandle): MaskHandle;
+  maskNot(mask: MaskHandle): MaskHandle;
+
+  copy(x: TensorHandle, y: TensorHandle): void;
+  add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;
+  fill(y: TensorHandle, value: number): void;
+  fillNormal(y: TensorHandle, seed: number, mean: number, std: number): void;
+  attentionForward(
+    q: TensorHandle,
+    k: TensorHandle,
+    v: TensorHandle,
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+    options: NativeAttentionOptions,
+  ): void;
+  attentionBackward(
+    q: TensorHandle,
+    k: TensorHandle,
+    v: TensorHandle,
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+    dout: TensorHandle,
+    dlogSumExp: TensorHandle | null,
+    dq: TensorHandle,
+    dk: TensorHandle,
+    dv: TensorHandle,
+    options: NativeAttentionOptions,
+  ): void;
+  attentionMerge(
+    outs: readonly TensorHandle[],
+    logSumExps: readonly TensorHandle[],
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+  ): void;
+}
+
+function load(): Native {
+  const require = createRequire(import.meta.url);
+  const find = require("node-gyp-build") as (root: string) => Native;
+  try {
+    return find(fileURLToPath(new URL("..", import.meta.url)));
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw failure(
+      "ERR_NO_BINARY",
+      `longseq: no binary for this machine (${reason}). \`npm rebuild longseq\` compiles one; it needs cmake and a C++20 compiler.`,
+      { cause },
+    );
+  }
+}
+
+/** The addon: what was built here first, else the prebuilt binary for this platform. */
+export const native: Native = load();

@@ -1,0 +1,231 @@
+import { failure, wrongKind } from "../errors.ts";
+import { type AttentionMask, handleOfMask } from "../mask.ts";
+import { type NativeAttentionOptions, native } from "../native.ts";
+import { record } from "../tape.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+
+/** Global positions that neighbouring rows of a shard stand at. */
+export interface Piece {
+  start: number;
+  length: number;
+}
+
+export interface AttentionOptions {
+  /** Factor of the products; default 1/sqrt(D). */
+  scale?: number;
+  /** A query sees no later key. Aligned at the bottom right: query i stands at position i + Sk - Sq. */
+  causal?: boolean;
+  /** A query at position p sees the keys p - left to p + right; -1 is unbounded. */
+  window?: readonly [left: number, right: number];
+  /** Scores become cap * tanh(score / cap). */
+  softcap?: number;
+  /** [Hq] float32: slope * distance is taken off the scores (Press et al., ALiBi). */
+  alibiSlopes?: Tensor;
+  /** [Sq, Sk]; goes with all other options. */
+  mask?: AttentionMask;
+  /**
+   * Boundaries of documents that lie one behind the other, 0 first and the length last: a query sees its own document
+   * only. In positions; with queryPositions they are those of the whole sequence.
+   */
+  cuSeqlens?: Int32Array | readonly number[];
+  /** The keys' own boundaries, where a document has other lengths in q and in k: each is then aligned at its end. */
+  cuSeqlensKeys?: Int32Array | readonly number[];
+  /** Where q's and k's rows stand in the whole sequence, ascending: for shards and ring steps. Default: as `causal` says. */
+  queryPositions?: readonly Piece[];
+  keyPositions?: readonly Piece[];
+  /** "reference" is the materialised definition; default: the best of the device. */
+  implementation?: "reference" | "cpu" | "sm80" | "sm90";
+  /** dtype of the result: float32 keeps partial results exact until `mergeAttention`. Default: that of q. */
+  outDtype?: "float32";
+}
+
+/** Attention's output and what the backward pass and merging need of it. */
+export interface AttentionResult {
+  /** Of q's shape. */
+  out: Tensor;
+  /** [B, Hq, Sq] float32 (packed: [Hq, T]): the natural log of the sum of exp of the final scores; -inf for none. */
+  logSumExp: Tensor;
+}
+
+/**
+ * Softmax attention: each query's mean of the values, weighted by exp(score). Differentiable on a `Tape`. A query that
+ * sees no key gives 0.
+ *
+ * Flash attention (Dao, 2023): memory grows with S, never with S x S.
+ *
+ * @param q [B, Sq, Hq, D], or [T, Hq, D] packed; float32, bfloat16 or float16; D a multiple of 8 up to 256. Any strides
+ * on B, S and H, so q, k and v may be slices of one tensor.
+ * @param k [B, Sk, Hkv, D]; Hq is a multiple of Hkv, and query head h reads head h / (Hq / Hkv).
+ * @param v as k.
+ * @returns of q's shape and dtype.
+ * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+ *
+ * @example
+ * const q = Tensor.normal([1, 4096, 8, 64], { dtype: "bfloat16" });
+ * const out = attention(q, q, q, { causal: true });
+ * console.log(await out.data());
+ */
+export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
+  const { out, logSumExp } = attentionForward(q, k, v, options);
+  record("attention", [out], [q, k, v], (save) => {
+    const saved = { q: save(q), k: save(k), v: save(v), out: save(out), logSumExp: save(logSumExp) };
+    return ([dout]) => {
+      const { dq, dk, dv } = attentionBackward({ ...saved, dout }, options);
+      return [dq, dk, dv];
+    };
+  });
+  logSumExp.dispose();
+  return out;
+}
+
+/**
+ * The forward pass alone: the output and the log-sum-exp, for `attentionBackward` and `mergeAttention`. Arguments and
+ * errors are those of `attention`.
+ *
+ * @example
+ * const q = Tensor.normal([1, 128, 8, 64]);
+ * const { out, logSumExp } = attentionForward(q, q, q, { window: [64, 0] });
+ */
+export function attentionForward(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
+  const handles = [handleOf(q, "attention: q"), handleOf(k, "attention: k"), handleOf(v, "attention: v")] as const;
+  const given = nativeOptions(q, options);
+  if (options.outDtype !== undefined && options.outDtype !== "float32") {
+    throw failure("ERR_OPTION", `attention: outDtype is ${String(options.outDtype)}, expected "float32"`);
+  }
+  const out = Tensor.empty(q.shape, { dtype: options.outDtype ?? q.dtype, device: q.device });
+  const logSumExp = Tensor.empty(statisticsShape(q), { device: q.device });
+  return queued([out, logSumExp], () => {
+    native.attentionForward(...handles, handleOf(out, "out"), handleOf(logSumExp, "logSumExp"), given);
+    return { out, logSumExp };
+  });
+}
+
+/**
+ * The gradients of sum(out * dout) + sum(logSumExp * dlogSumExp) in q, k and v. Deterministic: the same bits at any
+ * thread count.
+ *
+ * @param tensors q, k, v, what `attentionForward` returned for them under the same options (of all keys, where they
+ * were split), and the gradients of those results.
+ *
+ * @example
+ * const q = Tensor.normal([1, 128, 8, 64]);
+ * const { out, logSumExp } = attentionForward(q, q, q);
+ * const { dq, dk, dv } = attentionBackward({ q, k: q, v: q, out, logSumExp, dout: Tensor.normal(out.shape) });
+ */
+export function attentionBackward(
+  tensors: {
+    q: Tensor;
+    k: Tensor;
+    v: Tensor;
+    out: Tensor;
+    logSumExp: Tensor;
+    dout: Tensor;
+    dlogSumExp?: Tensor;
+  },
+  options: AttentionOptions = {},
+): { dq: Tensor; dk: Tensor; dv: Tensor } {
+  const { q, k, v, out, logSumExp, dout, dlogSumExp } = tensors;
+  const inputs = Object.entries({ q, k, v, out, logSumExp, dout }).map(([name, tensor]) =>
+    handleOf(tensor, `attention: ${name}`),
+  ) as [Handle, Handle, Handle, Handle, Handle, Handle];
+  const extra = dlogSumExp === undefined ? null : handleOf(dlogSumExp, "attention: dlogSumExp");
+  const given = nativeOptions(q, options);
+  const gradients = [q, k, v].map(({ shape, dtype, device }) => Tensor.empty(shape, { dtype, device })) as [
+    Tensor,
+    Tensor,
+    Tensor,
+  ];
+  return queued(gradients, () => {
+    const [dq, dk, dv] = gradients;
+    native.attentionBackward(...inputs, extra, handleOf(dq, "dq"), handleOf(dk, "dk"), handleOf(dv, "dv"), given);
+    return { dq, dk, dv };
+  });
+}
+
+/**
+ * Attention over all keys, from attention over each part of them: float32 sums weighted by exp(logSumExp), in the
+ * parts' order.
+ *
+ * @example
+ * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
+ * const parts = [0, 128].map((start) => {
+ *   const keys = k.slice(1, start, start + 128);
+ *   return attentionForward(q, keys, keys, { outDtype: "float32" });
+ * });
+ * const { out } = mergeAttention(parts);
+ */
+export function mergeAttention(parts: readonly AttentionResult[]): AttentionResult {
+  const [first] = parts;
+  if (first === undefined) throw failure("ERR_OPTION", "mergeAttention: there are no parts");
+  const outs = parts.map((part) => handleOf(part.out, "mergeAttention: a part's out"));
+  const statistics = parts.map((part) => handleOf(part.logSumExp, "mergeAttention: a part's logSumExp"));
+  const out = Tensor.empty(first.out.shape, { dtype: first.out.dtype, device: first.out.device });
+  const logSumExp = Tensor.empty(first.logSumExp.shape, { device: first.out.device });
+  return queued([out, logSumExp], () => {
+    native.attentionMerge(outs, statistics, handleOf(out, "out"), handleOf(logSumExp, "logSumExp"));
+    return { out, logSumExp };
+  });
+}
+
+type Handle = ReturnType<typeof handleOf>;
+
+/** Runs `queue`; when it refuses, the results that were made for it are let go. */
+function queued<T>(results: readonly Tensor[], queue: () => T): T {
+  try {
+    return queue();
+  } catch (error) {
+    for (const tensor of results) tensor.dispose();
+    throw error;
+  }
+}
+
+function statisticsShape(q: Tensor): number[] {
+  const [batch = 0, queries = 0, heads = 0] = q.shape.length === 3 ? [1, ...q.shape] : q.shape;
+  return q.shape.length === 3 ? [heads, queries] : [batch, heads, queries];
+}
+
+function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
+  const { scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1), softcap = 0, causal = false, window = [-1, -1] } = options;
+  if (typeof scale !== "number") throw wrongKind("attention: scale", "a number", scale);
+  if (typeof softcap !== "number") throw wrongKind("attention: softcap", "a number", softcap);
+  if (typeof causal !== "boolean") throw wrongKind("attention: causal", "a boolean", causal);
+  if (!Array.isArray(window)) throw wrongKind("attention: window", "[left, right]", window);
+  if (window.length !== 2 || !window.every(Number.isInteger)) {
+    throw failure("ERR_OPTION", `attention: window is [${window.join(", ")}], expected two integers`);
+  }
+  const { implementation = "best" } = options;
+  if (typeof implementation !== "string") throw wrongKind("attention: implementation", "a string", implementation);
+  return {
+    scale,
+    softcap,
+    alibiSlopes:
+      options.alibiSlopes === undefined ? null : handleOf(options.alibiSlopes, "attention: alibiSlopes"),
+    causal,
+    windowLeft: window[0],
+    windowRight: window[1],
+    cuSeqlens: boundaries("cuSeqlens", options.cuSeqlens),
+    cuSeqlensKeys: boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
+    queryPositions: flatPieces("queryPositions", options.queryPositions),
+    keyPositions: flatPieces("keyPositions", options.keyPositions),
+    mask: options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
+    implementation,
+  };
+}
+
+function boundaries(name: string, given: Int32Array | readonly number[] | undefined): Int32Array | readonly number[] | null {
+  if (given === undefined) return null;
+  if (given instanceof Int32Array) return given;
+  if (!Array.isArray(given)) throw wrongKind(`attention: ${name}`, "an Int32Array or an array of integers", given);
+  if (!given.every(Number.isSafeInteger)) throw failure("ERR_OPTION", `attention: ${name} holds a number that is no integer`);
+  return given as readonly number[];
+}
+
+function flatPieces(name: string, given: readonly Piece[] | undefined): readonly number[] | null {
+  if (given === undefined) return null;
+  if (!Array.isArray(given)) throw wrongKind(`attention: ${name}`, "an array of { start, length }", given);
+  const flat = (given as readonly Partial<Piece>[]).flatMap((piece) => [piece?.start, piece?.length]);
+  if (!flat.every(Number.isSafeInteger)) {
+    throw failure("ERR_OPTION", `attention: ${name} holds a piece that is not { start, length } in integers`);
+  }
+  return flat as readonly number[];
+}
