@@ -10,11 +10,21 @@ interface Handle<Name extends string> {
 export type DeviceHandle = Handle<"device">;
 export type TensorHandle = Handle<"tensor">;
 export type MaskHandle = Handle<"mask">;
+type MaskBuilderHandle = Handle<"mask builder">;
 
 export interface NativeInfo {
   cpu: { model: string; instructionSet: string; threads: number; threadsFrom: string; memoryLimit: number };
   cuda: boolean;
   compiler: string;
+}
+
+interface NativeMaskInfo {
+  queries: number;
+  keys: number;
+  kind: "intervals" | "blocks";
+  bytes: number;
+  /** Pairs. */
+  visible: number;
 }
 
 export interface NativeAttentionOptions {
@@ -57,9 +67,16 @@ export interface Native {
   maskDocuments(boundaries: Int32Array | readonly number[]): MaskHandle;
   maskPrefix(tokens: number, prefix: number): MaskHandle;
   maskDense(queries: number, keys: number, values: Uint8Array): MaskHandle;
+  maskBuilder(queries: number, keys: number): MaskBuilderHandle;
+  maskBuilderNextRows(builder: MaskBuilderHandle): number;
+  maskBuilderAdd(builder: MaskBuilderHandle, values: Uint8Array): void;
+  maskBuilderFinish(builder: MaskBuilderHandle): MaskHandle;
   maskAnd(a: MaskHandle, b: MaskHandle): MaskHandle;
   maskOr(a: MaskHandle, b: MaskHandle): MaskHandle;
   maskNot(mask: MaskHandle): MaskHandle;
+  maskInfo(mask: MaskHandle): NativeMaskInfo;
+  maskToDense(mask: MaskHandle, out: Uint8Array): void;
+  maskDispose(mask: MaskHandle): void;
 
   copy(x: TensorHandle, y: TensorHandle): void;
   add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;

@@ -1,0 +1,266 @@
+import { type ErrorCode, failure, wrongKind } from "./errors.ts";
+import { type MaskHandle, native } from "./native.ts";
+
+let handleOfMask: (mask: AttentionMask, what: string) => MaskHandle;
+
+/**
+ * Which keys each query may look at: a matrix of booleans [Sq, Sk] that is never stored whole. Made from a rule, an
+ * array or a function, combined by `and`, `or` and `not`, and used by any number of calls, on any device, for all
+ * batches and heads. Immutable. It is freed by `dispose`, by `using`, or at last by the garbage collector; calls that
+ * were queued before keep what they need of it.
+ *
+ * Sizes are 0 to 2,147,483,647. Each function that makes a mask throws `ERR_SHAPE` for another size,
+ * `ERR_OUT_OF_MEMORY`, and a TypeError with `ERR_OPTION` for an argument of the wrong kind.
+ *
+ * @example
+ * using documents = AttentionMask.documents([0, 700, 1024]);
+ * using causal = AttentionMask.causal(1024);
+ * using mask = causal.and(documents);
+ * const q = Tensor.normal([1, 1024, 4, 64]);
+ * const out = attention(q, q, q, { mask });
+ */
+export class AttentionMask implements Disposable {
+  /** Sq, the rows. */
+  readonly queries: number;
+  /** Sk, the columns. */
+  readonly keys: number;
+  /**
+   * How it is kept. "intervals": each query sees one run of keys, which moves forward from query to query, so that two
+   * integers a query say all. "blocks": by blocks of 128 x 128, the empty ones left out, with bits only for those that
+   * are neither empty nor full.
+   */
+  readonly kind: "intervals" | "blocks";
+  /** Memory that it holds. */
+  readonly bytes: number;
+  /** The share of the pairs of a query and a key that are visible, 0 to 1; 0 where there are no pairs. */
+  readonly density: number;
+  #handle: MaskHandle | undefined;
+
+  static {
+    handleOfMask = (mask, what) => {
+      if (!(mask instanceof AttentionMask)) throw wrongKind(what, "an AttentionMask", mask);
+      if (mask.#handle === undefined) throw failure("ERR_DISPOSED", `${what} was disposed`);
+      return mask.#handle;
+    };
+  }
+
+  private constructor(handle: MaskHandle) {
+    const { queries, keys, kind, bytes, visible } = native.maskInfo(handle);
+    this.#handle = handle;
+    this.queries = queries;
+    this.keys = keys;
+    this.kind = kind;
+    this.bytes = bytes;
+    this.density = visible === 0 ? 0 : visible / (queries * keys);
+  }
+
+  /**
+   * No query sees a later key. Aligned at the bottom right: query i stands at position i + Sk - Sq, so the last query
+   * sees all keys.
+   *
+   * @example
+   * AttentionMask.causal(2, 4).toDense(); // 1 1 1 0, 1 1 1 1
+   */
+  static causal(queries: number, keys = queries): AttentionMask {
+    const sizes = sizesOf("AttentionMask.causal", queries, keys);
+    return new AttentionMask(native.maskCausal(...sizes));
+  }
+
+  /**
+   * Query i, at position p = i + Sk - Sq, sees the keys p - left to p + right; -1 is unbounded.
+   *
+   * @throws `ERR_OPTION` where left or right is below -1.
+   * @example
+   * AttentionMask.window(3, 3, 1, 0).toDense(); // 1 0 0, 1 1 0, 0 1 1
+   */
+  static window(queries: number, keys: number, left: number, right: number): AttentionMask {
+    const sizes = sizesOf("AttentionMask.window", queries, keys);
+    integer("AttentionMask.window: left", left, "ERR_OPTION");
+    integer("AttentionMask.window: right", right, "ERR_OPTION");
+    return new AttentionMask(native.maskWindow(...sizes, left, right));
+  }
+
+  /**
+   * Documents that lie one behind the other, [T, T]: a token sees its own document only.
+   *
+   * @param cuSeqlens 0, then the end of each document; the last is T. A document may be empty.
+   * @throws `ERR_OPTION` where it does not begin with 0, or decreases; `ERR_SHAPE` where it is empty.
+   * @example
+   * AttentionMask.documents([0, 2, 3]).toDense(); // 1 1 0, 1 1 0, 0 0 1
+   */
+  static documents(cuSeqlens: Int32Array | readonly number[]): AttentionMask {
+    const name = "AttentionMask.documents: cuSeqlens";
+    if (!(cuSeqlens instanceof Int32Array)) {
+      if (!Array.isArray(cuSeqlens))
+        throw wrongKind(name, "an Int32Array or an array of integers", cuSeqlens);
+      for (const [at, end] of cuSeqlens.entries()) integer(`${name}[${at}]`, end, "ERR_OPTION");
+    }
+    return new AttentionMask(native.maskDocuments(cuSeqlens));
+  }
+
+  /**
+   * A prefix that all tokens see, and causal order behind it, [S, S]: token i sees key j where j < prefixLength or
+   * j <= i.
+   *
+   * @throws `ERR_OPTION` where prefixLength is not 0 to S.
+   * @example
+   * AttentionMask.prefix(3, 2).toDense(); // 1 1 0, 1 1 0, 1 1 1
+   */
+  static prefix(tokens: number, prefixLength: number): AttentionMask {
+    integer("AttentionMask.prefix: tokens", tokens, "ERR_SHAPE");
+    integer("AttentionMask.prefix: prefixLength", prefixLength, "ERR_OPTION");
+    return new AttentionMask(native.maskPrefix(tokens, prefixLength));
+  }
+
+  /**
+   * From an array [Sq, Sk] in row-major order: visible where true, or not 0.
+   *
+   * @throws `ERR_SHAPE` where the number of values is not Sq x Sk.
+   * @example
+   * AttentionMask.dense(Uint8Array.of(1, 0, 1, 0, 1, 1), 2, 3);
+   */
+  static dense(values: Uint8Array | readonly boolean[], queries: number, keys: number): AttentionMask {
+    const sizes = sizesOf("AttentionMask.dense", queries, keys);
+    if (values instanceof Uint8Array) return new AttentionMask(native.maskDense(...sizes, values));
+    if (!Array.isArray(values)) {
+      throw wrongKind("AttentionMask.dense: values", "a Uint8Array or an array of booleans", values);
+    }
+    const bytes = byteArray("AttentionMask.dense", values.length);
+    for (const [at, value] of (values as readonly boolean[]).entries()) {
+      bytes[at] = bit(value, () => `AttentionMask.dense: values[${at}]`);
+    }
+    return new AttentionMask(native.maskDense(...sizes, bytes));
+  }
+
+  /**
+   * From a function of the query's and the key's index, which is called once for each pair, row by row. An array of
+   * Sq x Sk never exists; the calls do take their time, some seconds for 16,384 x 16,384.
+   *
+   * @example
+   * AttentionMask.from(4096, 4096, (query, key) => key <= query && (query - key) % 64 === 0);
+   */
+  static from(
+    queries: number,
+    keys: number,
+    visible: (query: number, key: number) => boolean,
+  ): AttentionMask {
+    const builder = native.maskBuilder(...sizesOf("AttentionMask.from", queries, keys));
+    if (typeof visible !== "function") throw wrongKind("AttentionMask.from: visible", "a function", visible);
+    const bytes = byteArray("AttentionMask.from", native.maskBuilderNextRows(builder) * keys);
+    let query = 0;
+    for (let rows = 1; rows > 0; ) {
+      rows = native.maskBuilderNextRows(builder);
+      for (let row = 0; row < rows; row++, query++) {
+        for (let key = 0; key < keys; key++) {
+          const value = visible(query, key);
+          bytes[row * keys + key] = bit(value, () => `AttentionMask.from: visible(${query}, ${key})`);
+        }
+      }
+      if (rows > 0) native.maskBuilderAdd(builder, bytes.subarray(0, rows * keys));
+    }
+    return new AttentionMask(native.maskBuilderFinish(builder));
+  }
+
+  /**
+   * Visible where both masks say so.
+   *
+   * @throws `ERR_SHAPE` where the other mask has another shape; `ERR_DISPOSED`.
+   * @example
+   * AttentionMask.causal(1024).and(AttentionMask.documents([0, 700, 1024])).kind; // "intervals"
+   */
+  and(other: AttentionMask): AttentionMask {
+    const [a, b] = [
+      handleOfMask(this, "AttentionMask.and: the mask"),
+      handleOfMask(other, "AttentionMask.and: other"),
+    ];
+    return new AttentionMask(native.maskAnd(a, b));
+  }
+
+  /**
+   * Visible where one of the masks, or both, say so.
+   *
+   * @throws `ERR_SHAPE` where the other mask has another shape; `ERR_DISPOSED`.
+   * @example
+   * const sinks = AttentionMask.from(1024, 1024, (_, key) => key < 4);
+   * AttentionMask.window(1024, 1024, 256, 0).or(sinks).and(AttentionMask.causal(1024)).kind; // "blocks"
+   */
+  or(other: AttentionMask): AttentionMask {
+    const [a, b] = [
+      handleOfMask(this, "AttentionMask.or: the mask"),
+      handleOfMask(other, "AttentionMask.or: other"),
+    ];
+    return new AttentionMask(native.maskOr(a, b));
+  }
+
+  /**
+   * Visible where this mask says not.
+   *
+   * @throws `ERR_DISPOSED`.
+   * @example
+   * AttentionMask.causal(3).not().toDense(); // 0 1 1, 0 0 1, 0 0 0
+   */
+  not(): AttentionMask {
+    return new AttentionMask(native.maskNot(handleOfMask(this, "AttentionMask.not: the mask")));
+  }
+
+  /**
+   * All Sq x Sk values in row-major order, 1 where visible: for small masks.
+   *
+   * @throws `ERR_OUT_OF_MEMORY` where such an array cannot be; `ERR_DISPOSED`.
+   * @example
+   * console.log(AttentionMask.causal(4).toDense());
+   */
+  toDense(): Uint8Array<ArrayBuffer> {
+    const handle = handleOfMask(this, "AttentionMask.toDense: the mask");
+    const values = byteArray("AttentionMask.toDense", this.queries * this.keys);
+    native.maskToDense(handle, values);
+    return values;
+  }
+
+  /** Whether `dispose` was called. */
+  get disposed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /** Lets the memory go, once the calls that were queued with it have run. Twice is harmless. */
+  dispose(): void {
+    if (this.#handle !== undefined) native.maskDispose(this.#handle);
+    this.#handle = undefined;
+  }
+
+  /** `dispose`, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function integer(what: string, value: number, code: ErrorCode): void {
+  if (typeof value !== "number") throw wrongKind(what, "an integer", value);
+  if (!Number.isSafeInteger(value)) throw failure(code, `${what} is ${value}, expected an integer`);
+}
+
+function sizesOf(what: string, queries: number, keys: number): [queries: number, keys: number] {
+  integer(`${what}: queries`, queries, "ERR_SHAPE");
+  integer(`${what}: keys`, keys, "ERR_SHAPE");
+  return [queries, keys];
+}
+
+/** Only booleans: a promise, of an async function, would be true for every pair. */
+function bit(value: boolean, what: () => string): 0 | 1 {
+  if (typeof value !== "boolean") throw wrongKind(what(), "a boolean", value);
+  return value ? 1 : 0;
+}
+
+/** Refused above the limit on memory too: the system would grant it, and end the process when it is written. */
+function byteArray(what: string, length: number): Uint8Array<ArrayBuffer> {
+  const refused = (cause?: unknown) =>
+    failure("ERR_OUT_OF_MEMORY", `${what}: out of memory, an array of ${length} bytes`, { cause });
+  if (length > native.info().cpu.memoryLimit) throw refused();
+  try {
+    return new Uint8Array(length);
+  } catch (cause) {
+    throw refused(cause);
+  }
+}
+
+export { handleOfMask };
