@@ -14,7 +14,11 @@ async function fileOf(bytes: string | Uint8Array): Promise<string> {
 }
 const read = async (bytes: string | Uint8Array) => {
   const records = await readFasta(await fileOf(bytes));
-  return records.map(({ name, description, sequence }) => [name, description, Buffer.from(sequence).toString()]);
+  return records.map(({ name, description, sequence }) => [
+    name,
+    description,
+    Buffer.from(sequence).toString(),
+  ]);
 };
 
 t.test("the lambda phage", async (t) => {
@@ -60,11 +64,22 @@ t.test("what is no FASTA is an error with the line", async (t) => {
 });
 
 t.test("records come back however their lines are cut", async (t) => {
-  const sequence = fc.string({ unit: fc.constantFrom("A", "C", "G", "T", "N"), minLength: 1, maxLength: 300 });
-  const property = fc.asyncProperty(fc.array(sequence, { minLength: 1, maxLength: 4 }), fc.integer({ min: 1, max: 80 }), async (all, width) => {
-      const lines = all.flatMap((bases, i) => [`>r${i} x`, ...(bases.match(new RegExp(`.{1,${width}}`, "g")) ?? [])]);
+  const sequence = fc.string({
+    unit: fc.constantFrom("A", "C", "G", "T", "N"),
+    minLength: 1,
+    maxLength: 300,
+  });
+  const property = fc.asyncProperty(
+    fc.array(sequence, { minLength: 1, maxLength: 4 }),
+    fc.integer({ min: 1, max: 80 }),
+    async (all, width) => {
+      const lines = all.flatMap((bases, i) => [
+        `>r${i} x`,
+        ...(bases.match(new RegExp(`.{1,${width}}`, "g")) ?? []),
+      ]);
       const back = await read(lines.join("\n"));
       return back.length === all.length && back.every(([, , bases], i) => bases === all[i]);
-    });
+    },
+  );
   await t.resolves(fc.assert(property, { numRuns: 30 }));
 });

@@ -35,9 +35,9 @@ t.test("every type comes back as it went, bit by bit", async (t) => {
     u: Tensor.from(Uint8Array.of(0, 255, 7), [3]),
     empty: Tensor.from(new Float32Array(0), [0, 4]),
   };
-  await saveSafetensors(path, tensors, { step: "100", "clé": "ü\n" });
+  await saveSafetensors(path, tensors, { step: "100", clé: "ü\n" });
   const file = await loadSafetensors(path);
-  t.same(file.metadata, { step: "100", "clé": "ü\n" });
+  t.same(file.metadata, { step: "100", clé: "ü\n" });
   t.same(Object.keys(file.tensors).sort(), Object.keys(tensors).sort());
   for (const [name, tensor] of Object.entries(tensors)) {
     const read = file.tensors[name];
@@ -63,7 +63,9 @@ t.test("random tensors round-trip", async (t) => {
     name: fc.string({ minLength: 1 }).filter((name) => name !== "__metadata__"),
     values: fc.array(fc.float({ noNaN: true }), { maxLength: 40 }),
   });
-  const property = fc.asyncProperty(fc.uniqueArray(tensor, { selector: ({ name }) => name, maxLength: 5 }), async (all) => {
+  const property = fc.asyncProperty(
+    fc.uniqueArray(tensor, { selector: ({ name }) => name, maxLength: 5 }),
+    async (all) => {
       const path = newPath();
       const tensors = all.map(({ name, values }) => [name, Tensor.from(values, [values.length])] as const);
       await saveSafetensors(path, Object.fromEntries(tensors));
@@ -73,7 +75,8 @@ t.test("random tensors round-trip", async (t) => {
         if (!back || back.some((value, i) => !Object.is(value, values[i]))) return false;
       }
       return Object.keys(read.tensors).length === all.length;
-    });
+    },
+  );
   await t.resolves(fc.assert(property, { numRuns: 50 }));
 });
 
@@ -102,7 +105,10 @@ t.test("I64 is narrowed where it fits and refused where not, BOOL is uint8", asy
   t.same(await tensors.i?.data(), Int32Array.of(-5, 2 ** 31 - 1));
   t.same(await tensors.b?.data(), Uint8Array.of(1, 0));
   const path = await fileOf(header, data([2n ** 31n, 0n]));
-  await t.rejects(loadSafetensors(path), { code: "ERR_FILE", message: /tensor "i" holds the I64 value 2147483648/ });
+  await t.rejects(loadSafetensors(path), {
+    code: "ERR_FILE",
+    message: /tensor "i" holds the I64 value 2147483648/,
+  });
 });
 
 t.test("a hostile file is an error that names it, and leaves nothing behind", async (t) => {
@@ -131,7 +137,13 @@ t.test("a hostile file is an error that names it, and leaves nothing behind", as
     [await fileOf(nested), /not JSON/],
     [await fileOf({ __metadata__: { a: 1 } }), /__metadata__ "a" is not a string/],
     [await fileOf({ __metadata__: [] }), /__metadata__ is not/],
-    [await fileOf('{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}', four), /begins at byte 2, expected 0/],
+    [
+      await fileOf(
+        '{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}',
+        four,
+      ),
+      /begins at byte 2, expected 0/,
+    ],
     [join(folder, "absent"), /ENOENT/],
     [folder, /EISDIR|directory/],
   ];
@@ -163,17 +175,17 @@ t.test("no header crashes the reader", async (t) => {
       .map((a) => Buffer.from(JSON.stringify({ a }))),
   );
   const property = fc.asyncProperty(bytes, fc.uint8Array({ maxLength: 16 }), async (header, data) => {
-      const path = newPath();
-      const length = Buffer.alloc(8);
-      length.writeBigUInt64LE(BigInt(header.length));
-      await writeFile(path, Buffer.concat([length, header, data]));
-      try {
-        await loadSafetensors(path);
-        return true;
-      } catch (error) {
-        return (error as { code?: string }).code === "ERR_FILE";
-      }
-    });
+    const path = newPath();
+    const length = Buffer.alloc(8);
+    length.writeBigUInt64LE(BigInt(header.length));
+    await writeFile(path, Buffer.concat([length, header, data]));
+    try {
+      await loadSafetensors(path);
+      return true;
+    } catch (error) {
+      return (error as { code?: string }).code === "ERR_FILE";
+    }
+  });
   await t.resolves(fc.assert(property, { numRuns: 200 }));
 });
 
@@ -195,7 +207,10 @@ t.test("a failed write leaves the old file and no other", async (t) => {
   await t.rejects(saveSafetensors(path, { kept, gone }), { code: "ERR_DISPOSED" });
   await t.rejects(saveSafetensors(path, { __metadata__: kept }), { code: "ERR_OPTION" });
   await t.rejects(saveSafetensors(path, { kept }, { step: 3 as unknown as string }), { code: "ERR_OPTION" });
-  await t.rejects(saveSafetensors(join(place, "no", "folder"), { kept }), { code: "ERR_FILE", message: /ENOENT/ });
+  await t.rejects(saveSafetensors(join(place, "no", "folder"), { kept }), {
+    code: "ERR_FILE",
+    message: /ENOENT/,
+  });
   t.same(await readFile(path), before);
   t.same(await readdir(place), ["a.safetensors"]);
   t.notOk(existsSync(join(place, "no")));
