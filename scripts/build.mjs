@@ -16,7 +16,7 @@ export function missingTools() {
   const compilers = process.env.CXX ? [process.env.CXX.split(" ")[0]] : ["c++", "g++", "clang++"];
   const missing = [];
   if (!runs("cmake")) missing.push("cmake (3.22 or later)");
-  if (!compilers.some(runs)) missing.push("a C++20 compiler (g++ 11 or clang++ 14, or later)");
+  if (!compilers.some(runs)) missing.push("a C++20 compiler (g++ 11 or later)");
   if (!["ninja", "make"].some(runs)) missing.push("ninja or make");
   return missing;
 }
