@@ -76,15 +76,18 @@ inline void read_rows(const HeadRows& rows, int64_t first, int64_t last, int64_t
 template <class Product>
 inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end, int head_dim,
                             typename Product::Element* out) {
+  using Element = typename Product::Element;
   const int depth = head_dim / Product::kPair;
-  typename Product::Element values[kLargestHeadDim];
-  for (int64_t i = 0; i < count; i++) {
-    typename Product::Element* const column = out + i / kTileColumns * kTileColumns * depth + i % kTileColumns;
-    if (first + i < rows_end) {
-      read_rows<Product>(rows, first + i, first + i + 1, 1, head_dim, values);
-      for (int d = 0; d < depth; d++) column[d * kTileColumns] = values[d];
-    } else {
-      for (int d = 0; d < depth; d++) column[d * kTileColumns] = 0;
+  Element panel[kTileColumns * kLargestHeadDim];
+  for (int64_t row = first; row < first + count; row += kTileColumns) {
+    const int64_t end = most(row, least(row + kTileColumns, rows_end));
+    read_rows<Product>(rows, row, end, kTileColumns, head_dim, panel);
+    // Elements move as 32 bits, whatever they are.
+    const auto* const from = reinterpret_cast<const float*>(panel);
+    for (int d = 0; d < depth; d++, out += kTileColumns) {
+      auto* const to = reinterpret_cast<float*>(out);
+      store(to, load_strided(from + d, depth));
+      store(to + kLanes, load_strided(from + d + kLanes * depth, depth));
     }
   }
 }

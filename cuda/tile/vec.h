@@ -57,9 +57,14 @@ LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
 }
 
-/** p * 2^floor(n), which underflows to 0 as it should: 0 for a score of -inf. */
-LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
-LONGSEQ_INLINE Vec round(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+/** x - floor(x); 0 for an infinite x. */
+LONGSEQ_INLINE Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+/** p * 2^floor(x), 0 where that underflows, so for -inf too. `f` is the fraction of x. */
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec x, Vec) { return _mm512_scalef_ps(p, x); }
+LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), p, 4);
+}
 
 #elif defined(__AVX2__)
 
@@ -112,13 +117,21 @@ LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
   for (int i = 0; i < kLanes; i++) p[i] = BFloat16::from(v[i]);
 }
 
-LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) {
-  const Vec low = _mm256_set1_ps(-126.0f);
-  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(_mm256_max_ps(n, low)), 23);
-  const Vec scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
-  return _mm256_and_ps(_mm256_cmp_ps(n, low, _CMP_NLT_UQ), scaled);
+LONGSEQ_INLINE Vec fraction(Vec x) {
+  x = _mm256_max_ps(_mm256_set1_ps(-200.0f), x);  // -inf has none; NaN passes
+  return _mm256_sub_ps(x, _mm256_floor_ps(x));
 }
-LONGSEQ_INLINE Vec round(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec x, Vec f) {
+  const Vec low = _mm256_set1_ps(-126.0f);
+  const Vec n = _mm256_sub_ps(_mm256_max_ps(x, low), f);  // a whole number, or below -126 and not used
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  const Vec scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+  return _mm256_and_ps(_mm256_cmp_ps(x, low, _CMP_NLT_UQ), scaled);
+}
+LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_i32gather_ps(p, _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 4);
+}
 
 #else
 
@@ -171,43 +184,46 @@ LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
   for (int i = 0; i < kLanes; i++) p[i] = BFloat16::from(v[i]);
 }
 
-LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec n) {
-  const Vec low = set(-126.0f);
-  const LaneMask exponent = __builtin_convertvector(max(n, low), LaneMask) << 23;
-  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<LaneMask>(p) + exponent);
-  return select(n < low, zero(), scaled);
+LONGSEQ_INLINE Vec floor(Vec x) {
+  const Vec whole = __builtin_convertvector(__builtin_convertvector(x, LaneMask), Vec);  // towards zero; |x| is small
+  return select(whole > x, whole - set(1), whole);
 }
-/** Adding 1.5 * 2^23 leaves no fraction bits. The callers' |x| stays far below 2^22, or is infinite. */
-LONGSEQ_INLINE Vec round(Vec x) {
-  const Vec magic = set(0x1.8p23f), sum = x + magic;
-  return select(abs(x) < set(0x1p22f), sum - magic, x);
+LONGSEQ_INLINE Vec fraction(Vec x) {
+  x = max(set(-200.0f), x);  // -inf has none; NaN passes
+  return x - floor(x);
+}
+LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec x, Vec f) {
+  const Vec low = set(-126.0f);
+  const LaneMask exponent = __builtin_convertvector(max(x, low) - f, LaneMask) << 23;
+  const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<LaneMask>(p) + exponent);
+  return select(x < low, zero(), scaled);
+}
+LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
+  return Vec{p[0], p[stride], p[2 * stride], p[3 * stride]};
 }
 
 #endif
 
 inline constexpr int kTileColumns = 2 * kLanes;  // columns of a register tile
 
-/** 2^x for x <= 0 or -inf, NaN for NaN: relative error 2e-7 (degree 5, minimax on [-1/2, 1/2]). */
+/** 2^x for x <= 0 or -inf, NaN for NaN: relative error 1.5e-7 (degree 5, minimax on [0, 1)). */
 LONGSEQ_INLINE Vec exp2(Vec x) {
-  // Below -150 the result is 0; without the bound f would be NaN for -inf. The bound comes second: NaN passes it.
-  x = max(set(-150.0f), x);
-  const Vec n = round(x), f = sub(x, n);
-  Vec p = fma(f, set(0.00132764725f), set(0.00967554096f));
-  p = fma(p, f, set(0.0555071309f));
-  p = fma(p, f, set(0.240221202f));
-  p = fma(p, f, set(0.693146944f));
-  p = fma(p, f, set(1.0f));
-  return scale_by_power(p, n);
+  const Vec f = fraction(x);
+  Vec p = fma(f, set(0.00187757669f), set(0.00898933969f));
+  p = fma(p, f, set(0.0558263175f));
+  p = fma(p, f, set(0.240153611f));
+  p = fma(p, f, set(0.693153083f));
+  p = fma(p, f, set(0.99999994f));
+  return scale_by_power(p, x, f);
 }
 
 /** The same at a relative error of 8e-5 (degree 3): for probabilities that are rounded to bfloat16 next. */
 LONGSEQ_INLINE Vec exp2_coarse(Vec x) {
-  x = max(set(-150.0f), x);
-  const Vec n = round(x), f = sub(x, n);
-  Vec p = fma(f, set(0.0551716685f), set(0.242611125f));
-  p = fma(p, f, set(0.693260968f));
-  p = fma(p, f, set(0.999928057f));
-  return scale_by_power(p, n);
+  const Vec f = fraction(x);
+  Vec p = fma(f, set(0.0780245215f), set(0.226067156f));
+  p = fma(p, f, set(0.695833564f));
+  p = fma(p, f, set(0.999925196f));
+  return scale_by_power(p, x, f);
 }
 
 }  // namespace longseq::LONGSEQ_ISA
