@@ -5,17 +5,14 @@ let handleOfMask: (mask: AttentionMask, what: string) => MaskHandle;
 
 /**
  * Which keys each query may look at: a matrix of booleans [Sq, Sk] that is never stored whole. Made from a rule, an
- * array or a function, combined by `and`, `or` and `not`, and used by any number of calls, on any device, for all
- * batches and heads. Immutable. It is freed by `dispose`, by `using`, or at last by the garbage collector; calls that
- * were queued before keep what they need of it.
+ * array or a function, combined by `and`, `or` and `not`, and used by any number of calls, for all batches and heads.
+ * Immutable. Freed by `dispose`, by `using`, or at last by the garbage collector; a call that is queued keeps it.
  *
- * Sizes are 0 to 2,147,483,647. Each function that makes a mask throws `ERR_SHAPE` for another size,
- * `ERR_OUT_OF_MEMORY`, and a TypeError with `ERR_OPTION` for an argument of the wrong kind.
+ * Sizes are 0 to 2,147,483,647, or `ERR_SHAPE` is thrown; for an argument of the wrong kind a TypeError, `ERR_OPTION`;
+ * for a mask that was disposed `ERR_DISPOSED`; where the memory does not suffice `ERR_OUT_OF_MEMORY`.
  *
  * @example
- * using documents = AttentionMask.documents([0, 700, 1024]);
- * using causal = AttentionMask.causal(1024);
- * using mask = causal.and(documents);
+ * using mask = AttentionMask.causal(1024).and(AttentionMask.documents([0, 700, 1024]));
  * const q = Tensor.normal([1, 1024, 4, 64]);
  * const out = attention(q, q, q, { mask });
  */
@@ -25,9 +22,8 @@ export class AttentionMask implements Disposable {
   /** Sk, the columns. */
   readonly keys: number;
   /**
-   * How it is kept. "intervals": each query sees one run of keys, which moves forward from query to query, so that two
-   * integers a query say all. "blocks": by blocks of 128 x 128, the empty ones left out, with bits only for those that
-   * are neither empty nor full.
+   * How it is kept. "intervals": each query sees one run of keys, which moves forward from query to query: two integers
+   * a query. "blocks": by blocks of 128 x 128, the empty ones left out, with bits only for those that are not full.
    */
   readonly kind: "intervals" | "blocks";
   /** Memory that it holds. */
@@ -62,8 +58,7 @@ export class AttentionMask implements Disposable {
    * AttentionMask.causal(2, 4).toDense(); // 1 1 1 0, 1 1 1 1
    */
   static causal(queries: number, keys = queries): AttentionMask {
-    const sizes = sizesOf("AttentionMask.causal", queries, keys);
-    return new AttentionMask(native.maskCausal(...sizes));
+    return new AttentionMask(native.maskCausal(...sizesOf("AttentionMask.causal", queries, keys)));
   }
 
   /**
@@ -99,8 +94,7 @@ export class AttentionMask implements Disposable {
   }
 
   /**
-   * A prefix that all tokens see, and causal order behind it, [S, S]: token i sees key j where j < prefixLength or
-   * j <= i.
+   * A prefix that all tokens see, then causal order, [S, S]: token i sees key j where j < prefixLength or j <= i.
    *
    * @throws `ERR_OPTION` where prefixLength is not 0 to S.
    * @example
@@ -139,24 +133,20 @@ export class AttentionMask implements Disposable {
    * @example
    * AttentionMask.from(4096, 4096, (query, key) => key <= query && (query - key) % 64 === 0);
    */
-  static from(
-    queries: number,
-    keys: number,
-    visible: (query: number, key: number) => boolean,
-  ): AttentionMask {
-    const builder = native.maskBuilder(...sizesOf("AttentionMask.from", queries, keys));
-    if (typeof visible !== "function") throw wrongKind("AttentionMask.from: visible", "a function", visible);
-    const bytes = byteArray("AttentionMask.from", native.maskBuilderNextRows(builder) * keys);
-    let query = 0;
-    for (let rows = 1; rows > 0; ) {
-      rows = native.maskBuilderNextRows(builder);
-      for (let row = 0; row < rows; row++, query++) {
+  static from(queries: number, keys: number, sees: (query: number, key: number) => boolean): AttentionMask {
+    const sizes = sizesOf("AttentionMask.from", queries, keys);
+    if (typeof sees !== "function") throw wrongKind("AttentionMask.from: sees", "a function", sees);
+    const builder = native.maskBuilder(...sizes);
+    const nextRows = () => native.maskBuilderNextRows(builder);
+    const bytes = byteArray("AttentionMask.from", nextRows() * keys);
+    for (let first = 0, rows = nextRows(); rows > 0; first += rows, rows = nextRows()) {
+      for (let row = 0; row < rows; row++) {
         for (let key = 0; key < keys; key++) {
-          const value = visible(query, key);
-          bytes[row * keys + key] = bit(value, () => `AttentionMask.from: visible(${query}, ${key})`);
+          const value = sees(first + row, key);
+          bytes[row * keys + key] = bit(value, () => `AttentionMask.from: sees(${first + row}, ${key})`);
         }
       }
-      if (rows > 0) native.maskBuilderAdd(builder, bytes.subarray(0, rows * keys));
+      native.maskBuilderAdd(builder, bytes.subarray(0, rows * keys));
     }
     return new AttentionMask(native.maskBuilderFinish(builder));
   }
@@ -164,38 +154,29 @@ export class AttentionMask implements Disposable {
   /**
    * Visible where both masks say so.
    *
-   * @throws `ERR_SHAPE` where the other mask has another shape; `ERR_DISPOSED`.
+   * @throws `ERR_SHAPE` where the other mask has another shape.
    * @example
    * AttentionMask.causal(1024).and(AttentionMask.documents([0, 700, 1024])).kind; // "intervals"
    */
   and(other: AttentionMask): AttentionMask {
-    const [a, b] = [
-      handleOfMask(this, "AttentionMask.and: the mask"),
-      handleOfMask(other, "AttentionMask.and: other"),
-    ];
-    return new AttentionMask(native.maskAnd(a, b));
+    return this.#combined("AttentionMask.and", other, native.maskAnd);
   }
 
   /**
    * Visible where one of the masks, or both, say so.
    *
-   * @throws `ERR_SHAPE` where the other mask has another shape; `ERR_DISPOSED`.
+   * @throws `ERR_SHAPE` where the other mask has another shape.
    * @example
    * const sinks = AttentionMask.from(1024, 1024, (_, key) => key < 4);
    * AttentionMask.window(1024, 1024, 256, 0).or(sinks).and(AttentionMask.causal(1024)).kind; // "blocks"
    */
   or(other: AttentionMask): AttentionMask {
-    const [a, b] = [
-      handleOfMask(this, "AttentionMask.or: the mask"),
-      handleOfMask(other, "AttentionMask.or: other"),
-    ];
-    return new AttentionMask(native.maskOr(a, b));
+    return this.#combined("AttentionMask.or", other, native.maskOr);
   }
 
   /**
    * Visible where this mask says not.
    *
-   * @throws `ERR_DISPOSED`.
    * @example
    * AttentionMask.causal(3).not().toDense(); // 0 1 1, 0 0 1, 0 0 0
    */
@@ -206,7 +187,7 @@ export class AttentionMask implements Disposable {
   /**
    * All Sq x Sk values in row-major order, 1 where visible: for small masks.
    *
-   * @throws `ERR_OUT_OF_MEMORY` where such an array cannot be; `ERR_DISPOSED`.
+   * @throws `ERR_OUT_OF_MEMORY` where such an array cannot be.
    * @example
    * console.log(AttentionMask.causal(4).toDense());
    */
@@ -232,6 +213,11 @@ export class AttentionMask implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+
+  #combined(what: string, other: AttentionMask, combine: typeof native.maskAnd): AttentionMask {
+    const handle = handleOfMask(this, `${what}: the mask`);
+    return new AttentionMask(combine(handle, handleOfMask(other, `${what}: other`)));
+  }
 }
 
 function integer(what: string, value: number, code: ErrorCode): void {
@@ -253,14 +239,12 @@ function bit(value: boolean, what: () => string): 0 | 1 {
 
 /** Refused above the limit on memory too: the system would grant it, and end the process when it is written. */
 function byteArray(what: string, length: number): Uint8Array<ArrayBuffer> {
-  const refused = (cause?: unknown) =>
-    failure("ERR_OUT_OF_MEMORY", `${what}: out of memory, an array of ${length} bytes`, { cause });
-  if (length > native.info().cpu.memoryLimit) throw refused();
   try {
-    return new Uint8Array(length);
-  } catch (cause) {
-    throw refused(cause);
+    if (length <= native.info().cpu.memoryLimit) return new Uint8Array(length);
+  } catch {
+    // Longer than JavaScript lets an array be.
   }
+  throw failure("ERR_OUT_OF_MEMORY", `${what}: out of memory, an array of ${length} bytes`);
 }
 
 export { handleOfMask };

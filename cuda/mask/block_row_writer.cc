@@ -142,6 +142,7 @@ BlockRow BlockRowWriter::borrowed() const {
 }
 
 BlockRow BlockRowWriter::finish() const {
+  if (runs_.empty()) return {};
   BlockRow row = borrowed();
   row.storage = HostBlock(tiles_.size() * sizeof(BitTile) + runs_.size() * sizeof(BlockRun), nullptr);
   BitTile* const tiles = static_cast<BitTile*>(row.storage.data());

@@ -92,6 +92,7 @@ Mask::Pointer Mask::dense(int64_t queries, int64_t keys, std::span<const uint8_t
   check(static_cast<int64_t>(values.size()) == queries * keys, Code::Shape,
         "AttentionMask.dense: values has ", values.size(), " values, expected ", queries * keys,
         " (queries x keys)");
+  if (keys == 0) return causal(queries, keys);  // no values bound the number of rows
   std::vector<BlockRowWriter> writers(static_cast<size_t>(thread_count().threads), BlockRowWriter(keys));
   return make(queries, keys, build_block_rows(queries, [&](int64_t block, int64_t rows, size_t slot) {
                 return writers[slot].from_bytes(rows, values.data() + block * kMaskBlock * keys);
@@ -103,6 +104,7 @@ MaskBuilder::MaskBuilder(int64_t queries, int64_t keys) : queries_(queries), key
 }
 
 int64_t MaskBuilder::next_rows() const {
+  if (keys_ == 0) return 0;  // nothing is to be said about any row
   return std::max<int64_t>(0, rows_of_block(static_cast<int64_t>(rows_.size()), queries_));
 }
 
@@ -116,6 +118,7 @@ void MaskBuilder::add(std::span<const uint8_t> values) {
 
 Mask::Pointer MaskBuilder::finish() {
   check(next_rows() == 0, Code::Shape, "AttentionMask.from: ", next_rows(), " rows are missing");
+  if (keys_ == 0) return Mask::causal(queries_, keys_);
   return Mask::make(queries_, keys_, std::move(rows_));
 }
 
