@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -16,9 +17,9 @@ namespace longseq {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kMapped = size_t{256} << 10;     // from here on blocks come from mmap
+constexpr size_t kMapped = size_t{16} << 10;      // from here on blocks come from mmap, and are kept for the next request
 constexpr size_t kHugePage = size_t{2} << 20;     // from here on they are made of huge pages where the system has them
-constexpr size_t kCacheLimit = size_t{256} << 20;  // freed blocks kept for the next request of their size
+constexpr size_t kCacheLimit = size_t{256} << 20;  // bytes kept
 
 std::atomic<int64_t> allocated{0};
 
@@ -26,11 +27,15 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 
 size_t granted_size(size_t bytes) {
   bytes = std::max(bytes, kAlignment);
-  if (bytes >= 2 * kHugePage) return round_up(bytes, kHugePage);
-  return round_up(bytes, bytes >= kMapped ? 4096 : kAlignment);
+  if (bytes < kMapped) return round_up(bytes, kAlignment);
+  if (bytes >= 16 * kHugePage) return round_up(bytes, kHugePage);
+  return round_up(bytes, std::bit_floor(bytes) / 8);  // few sizes, so that a freed block often fits
 }
 
-/** Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go. */
+/**
+ * Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go, and fresh
+ * pages are dear: the kernel clears each at its first touch, at 10 us and more where it runs on a hypervisor.
+ */
 class BlockCache {
  public:
   void* take(size_t size) {
