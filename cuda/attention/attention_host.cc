@@ -139,7 +139,7 @@ void write(const HeadRows& rows, int64_t row, const float* x, int64_t count) {
 
 int64_t forward_scratch_bytes(int64_t head_dim) {
   const int64_t columns = round_up(head_dim, kWidestTile);
-  return kForwardQueries * (head_dim + columns + 16 + 1) * 4 + kMostTileRows * 256 * 8 + 4096;
+  return kForwardQueries * (head_dim + columns + 16 + 1) * 4 + kMostTileRows * 512 * 8 + 4096;
 }
 
 int64_t backward_scratch_bytes(int64_t head_dim) {

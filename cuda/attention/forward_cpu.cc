@@ -1,6 +1,7 @@
 // Flash attention forward on the CPU (Dao, "FlashAttention-2", algorithm 1). A task is up to 192 queries of one head;
-// it walks the keys in blocks of 256. Within a block each strip of kRows queries goes all the way, product, softmax,
-// product, so that scores never leave the first-level cache, while the block's keys and values stay in the second.
+// it walks the keys in blocks of up to 512. Within a block each strip of kRows queries goes all the way, product,
+// softmax, product, so that scores never leave the first-level cache, while the block's keys and values stay in the
+// second. (Measured, D 64, share of peak: 256 keys 84 % float32, 82 % bfloat16; 512 keys, p in place of s, 88 %, 87 %.)
 //
 // The running maximum m is kept scaled and in base 2, rounded once: p = exp2(s c - m) and alpha = exp2(m_old - m_new)
 // then cancel exactly, whatever the size of the scores. The running sum l is kept a lane, reduced at the end.
@@ -13,7 +14,7 @@ int64_t forward_scratch_bytes(int64_t head_dim);
 namespace LONGSEQ_ISA {
 namespace {
 
-constexpr int kBlockKeys = 256;
+constexpr int kBlockKeys = kLanes == 16 ? 512 : 256;
 
 /** Where a task's scratch memory goes. Everything is a multiple of 64 bytes. */
 template <class Product>
@@ -28,7 +29,11 @@ struct Scratch {
     take(sum, kForwardQueries * kLanes);
     take(maximum, kForwardQueries);
     take(s, kRows * kBlockKeys);
-    take(p, kRows * kBlockKeys / Product::kPair);
+    if constexpr (Product::kPair == 1) {
+      p = s;
+    } else {
+      take(p, kRows * kBlockKeys / Product::kPair);
+    }
   }
   typename Product::Element *q, *p;
   float *out, *sum, *maximum, *s;
@@ -100,12 +105,13 @@ void forward(const ForwardTask& task) {
   memset(scratch.sum, 0, static_cast<size_t>(padded * kLanes) * sizeof(float));
   for (int64_t i = 0; i < padded; i++) scratch.maximum[i] = -kInfinity;
 
-  for (int64_t block = task.first_key / kPanel * kPanel; block < task.last_key; block += kBlockKeys) {
+  const int64_t block_keys = head_dim <= 128 ? kBlockKeys : kBlockKeys / 2;
+  for (int64_t block = task.first_key / kPanel * kPanel; block < task.last_key; block += block_keys) {
     for (int64_t strip = 0; strip < rows; strip += kRows) {
       const int64_t first = task.first_query + strip, last = least(first + kRows, task.last_query) - 1;
       // The panels of this block that some row of the strip sees.
       const int64_t from = most(block, task.visible.begin[first] / kPanel * kPanel);
-      const int64_t to = least(least(block + kBlockKeys, round_up(task.last_key, kPanel)),
+      const int64_t to = least(least(block + block_keys, round_up(task.last_key, kPanel)),
                                round_up(task.visible.end[last], kPanel));
       if (from >= to) continue;
       const int count = static_cast<int>(to - from);
