@@ -6,8 +6,10 @@
 //   out, log-sum-exp and dq  for the chosen queries, at their positions, against all keys;
 //   dk and dv                for the chosen keys, at their positions, from all queries.
 // Every entry of these depends on the whole sequence.
+//
+//   npm run example:genome
 import { pathToFileURL } from "node:url";
-import { attentionBackward, attentionForward, Device, type Piece, readFasta, Tensor } from "longseq";
+import { attentionBackward, attentionForward, Device, type Piece, readFasta, Scope, Tensor } from "longseq";
 
 export interface Settings {
   /** A FASTA file; its first record is used. */
@@ -30,51 +32,61 @@ export interface Outcome {
 export async function genomeAttention({ genome, heads, headDim, checked }: Settings): Promise<Outcome> {
   const [record] = await readFasta(genome);
   if (!record) throw new Error(`${genome}: no record`);
-  const tokens = record.sequence.length;
+  const bases = record.sequence.length;
   const embedded = embed(record.sequence, modelSize);
   using device = new Device("cpu");
-  const shape = [1, tokens, heads, headDim];
-  const project = (seed: number) => {
-    return Tensor.from(projected(embedded, heads * headDim, seed), shape, { device });
-  };
-  using q = project(1);
-  using k = project(2);
-  using v = project(3);
-  using dout = Tensor.normal(shape, { device, seed: 4 });
-  await device.synchronize();
+  // Every tensor below is freed at the end of the scope.
+  return await Scope.run(async () => {
+    const shape = [1, bases, heads, headDim];
+    const [q, k, v] = [1, 2, 3].map((seed) => {
+      return Tensor.from(projected(embedded, heads * headDim, seed), shape, { device });
+    }) as [Tensor, Tensor, Tensor];
+    const dout = Tensor.normal(shape, { device, seed: 4 });
+    await device.synchronize();
 
-  const causal = { causal: true };
-  device.resetPeak();
-  let start = performance.now();
-  const { out, logSumExp } = attentionForward(q, k, v, causal);
-  await device.synchronize();
-  const forwardSeconds = (performance.now() - start) / 1000;
-  start = performance.now();
-  const { dq, dk, dv } = attentionBackward({ q, k, v, out, logSumExp, dout }, causal);
-  await device.synchronize();
-  const backwardSeconds = (performance.now() - start) / 1000;
-  const { peakBytes } = device.memory();
+    device.resetPeak();
+    let start = performance.now();
+    const { out, logSumExp } = attentionForward(q, k, v, { causal: true });
+    await device.synchronize();
+    const forwardSeconds = (performance.now() - start) / 1000;
+    start = performance.now();
+    const gradients = attentionBackward({ q, k, v, out, logSumExp, dout }, { causal: true });
+    await device.synchronize();
+    const backwardSeconds = (performance.now() - start) / 1000;
+    const { peakBytes } = device.memory();
 
-  const rows = spread(tokens, checked);
-  const pieces: Piece[] = rows.map((row) => ({ start: row, length: 1 }));
+    const errors = await compare({ q, k, v, out, logSumExp, dout, ...gradients }, spread(bases, checked));
+    return { bases, forwardSeconds, backwardSeconds, peakBytes, errors };
+  });
+}
+
+type Whole = Record<"q" | "k" | "v" | "out" | "logSumExp" | "dout" | "dq" | "dk" | "dv", Tensor>;
+
+/** The whole sequence's results at `rows`, against the reference's. */
+async function compare(whole: Whole, rows: readonly number[]): Promise<Outcome["errors"]> {
+  const { q, k, v, out, logSumExp, dout } = whole;
+  const chosen: Piece[] = rows.map((row) => ({ start: row, length: 1 }));
+  const all: Piece[] = [{ start: 0, length: q.shape[1] ?? 0 }];
   const reference = { causal: true, implementation: "reference" } as const;
-  const chosen = await Promise.all([q, out, dout].map((tensor) => gather(tensor, 1, rows)));
-  const [qRows, outRows, doutRows] = chosen as [Tensor, Tensor, Tensor];
-  const byQuery = { ...reference, queryPositions: pieces };
-  const expected = attentionForward(qRows, k, v, byQuery);
-  const queryGradients = attentionBackward({ q: qRows, k, v, ...expected, dout: doutRows }, byQuery);
-  const keyGradients = attentionBackward(
-    { q, k: await gather(k, 1, rows), v: await gather(v, 1, rows), out, logSumExp, dout },
-    { ...reference, keyPositions: pieces },
-  );
-  const errors = {
-    out: await relativeError(outRows, expected.out),
+
+  const queries = { ...reference, queryPositions: chosen, keyPositions: all };
+  const qRows = await gather(q, 1, rows);
+  const expected = attentionForward(qRows, k, v, queries);
+  const saved = { q: qRows, k, v, ...expected, dout: await gather(dout, 1, rows) };
+  const { dq } = attentionBackward(saved, queries);
+
+  const keys = { ...reference, queryPositions: all, keyPositions: chosen };
+  const kRows = await gather(k, 1, rows);
+  const vRows = await gather(v, 1, rows);
+  // out and logSumExp are those of all keys, as for a step of a ring.
+  const { dk, dv } = attentionBackward({ q, k: kRows, v: vRows, out, logSumExp, dout }, keys);
+  return {
+    out: await relativeError(await gather(out, 1, rows), expected.out),
     logSumExp: await relativeError(await gather(logSumExp, 2, rows), expected.logSumExp),
-    dq: await relativeError(await gather(dq, 1, rows), queryGradients.dq),
-    dk: await relativeError(await gather(dk, 1, rows), keyGradients.dk),
-    dv: await relativeError(await gather(dv, 1, rows), keyGradients.dv),
+    dq: await relativeError(await gather(whole.dq, 1, rows), dq),
+    dk: await relativeError(await gather(whole.dk, 1, rows), dk),
+    dv: await relativeError(await gather(whole.dv, 1, rows), dv),
   };
-  return { bases: tokens, forwardSeconds, backwardSeconds, peakBytes, errors };
 }
 
 const modelSize = 64;

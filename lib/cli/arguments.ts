@@ -60,6 +60,16 @@ export class Arguments {
     return number;
   }
 
+  /** A number of 0 or more, with a fraction or without. */
+  amount(name: string): number | undefined {
+    const value = this.#values.get(name);
+    if (value === undefined) return undefined;
+    if (!/^\d+(\.\d+)?$/.test(value)) {
+      throw new UsageError(`--${name} is "${value}", expected a number of 0 or more`);
+    }
+    return Number(value);
+  }
+
   /** A switch with its `no-` form. */
   flag(name: string, fallback: boolean): boolean {
     if (this.has(name) && this.has(`no-${name}`)) {

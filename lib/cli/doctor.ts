@@ -1,9 +1,9 @@
 // `longseq doctor`: what this machine has, what will be used, what is missing and how to get it.
 import { spawnSync } from "node:child_process";
 import os from "node:os";
+import type { Info } from "../index.ts";
 import { type Command, UsageError } from "./arguments.ts";
 import { type Accelerator, accelerator } from "./doctor/accelerator.ts";
-import { cgroupCores, cgroupMemory, threadsReason } from "./doctor/processor.ts";
 import { schedulers } from "./doctor/scheduler.ts";
 import { bold, JsonLines, textStream } from "./output.ts";
 import { formatBytes } from "./quantity.ts";
@@ -42,15 +42,8 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
       node: process.version,
       system: `${os.type()} ${os.release()} ${os.arch()}`,
       binary: binary.info ? { loads: true, build: binary.info.build } : { loads: false, error: binary.error },
-      cpu: {
-        model: binary.info?.cpu.model ?? os.cpus()[0]?.model ?? null,
-        instructionSet: binary.info?.cpu.instructionSet ?? null,
-        threads: binary.info?.cpu.threads ?? null,
-        threadsReason: threadsReason(),
-        cores: os.cpus().length,
-        cgroupCores: cgroupCores() ?? null,
-      },
-      memory: { totalBytes: os.totalmem(), freeBytes: os.freemem(), cgroupBytes: cgroupMemory() ?? null },
+      cpu: binary.info?.cpu ?? null,
+      memory: { totalBytes: os.totalmem(), freeBytes: os.freemem() },
       cuda: { ...gpu, build: binary.info?.cuda ?? null },
       schedulers: schedulers(process.env),
       peer,
@@ -58,8 +51,6 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
     return binary.info ? 0 : 1;
   },
 };
-
-type Info = ReturnType<typeof import("../index.ts").info>;
 
 /** Imported here and not above: a binary that does not load is what doctor is for. */
 async function loadBinary(): Promise<{ info?: Info; error?: string }> {
@@ -105,8 +96,8 @@ function sections(
     processor: [
       { name: "model", value: info?.cpu.model ?? os.cpus()[0]?.model ?? "unknown" },
       ...(info ? [{ name: "instructions", value: info.cpu.instructionSet }] : []),
-      ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${threadsReason()})` }] : []),
-      { name: "memory", value: memoryText() },
+      ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${info.cpu.threadsFrom})` }] : []),
+      { name: "memory", value: memoryText(info?.cpu.memoryLimit) },
     ],
     CUDA: cudaFacts(gpu),
     surroundings: [
@@ -122,10 +113,9 @@ function sections(
   };
 }
 
-function memoryText(): string {
-  const limit = cgroupMemory();
-  const granted = limit === undefined ? "" : `, the cgroup grants ${formatBytes(limit)}`;
-  return `${formatBytes(os.totalmem())}, ${formatBytes(os.freemem())} free${granted}`;
+function memoryText(limit: number | undefined): string {
+  const machine = `${formatBytes(os.totalmem())}, ${formatBytes(os.freemem())} free`;
+  return limit === undefined ? machine : `${machine}, longseq uses up to ${formatBytes(limit)}`;
 }
 
 function cudaFacts({ driver, gpus, links, cublasLt, nccl }: Accelerator): Fact[] {

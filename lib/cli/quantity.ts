@@ -24,6 +24,8 @@ export function parseLengths(text: string): number[] {
 }
 
 export function formatLength(length: number): string {
+  // 128,000 is 125k too, but nobody means that.
+  if (length % 1000 === 0) return formatCount(length);
   if (length % suffixes.m === 0) return `${length / suffixes.m}m`;
   if (length % suffixes.k === 0) return `${length / suffixes.k}k`;
   return formatCount(length);

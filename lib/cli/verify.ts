@@ -45,7 +45,7 @@ not know; 2: a file is not what it should be.`,
     const paths = await vectorPaths(given.positionals);
     using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
     using device = new Device(name ?? Device.default.name);
-    return verifyAll(paths, device, run, json, textStream(given.text("json")));
+    return await verifyAll(paths, device, run, json, textStream(given.text("json")));
   },
 };
 

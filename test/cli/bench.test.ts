@@ -2,11 +2,20 @@ import { spawn } from "node:child_process";
 import { chmod, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
+import { parseArguments } from "../../lib/cli/arguments.ts";
+import {
+  documentBoundaries,
+  floatingPointOperations,
+  type Problem,
+  visibleShare,
+  wholeMask,
+} from "../../lib/cli/bench/problem.ts";
+import { benchOptions, benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
 
 const folder = t.testdir({});
-const tiny = ["--heads", "2", "--head-dim", "16"];
+const tiny = ["--heads", "2", "--head-dim", "16", "--seconds", "0"];
 
 async function measured(
   args: readonly string[],
@@ -61,33 +70,34 @@ t.test("a line a pass and length, with the contract's fields", async (t) => {
 });
 
 t.test("full, windows and masks count what is visible", async (t) => {
-  const share = ({ tflops = 0, ms = 0 }: Measurement) => (tflops * ms * 1e9) / (4 * 2 * 256 ** 2 * 16);
-  const forward = ["--seq-len", "256", "--pass", "forward"];
-  const shares = await Promise.all(
-    [
-      ["--no-causal"],
-      ["--window", "16"],
-      ["--window", "16", "--no-causal"],
-      ["--mask", "documents"],
-      ["--mask", "blocks"],
-    ].map(async (args) => {
-      const [line] = await measured([...forward, ...args]);
-      return line ? share(line) : Number.NaN;
-    }),
-  );
-  const [full = 0, window = 0, both = 0, documents = 0, blocks = 0] = shares;
-  t.equal(full.toFixed(6), "1.000000");
-  t.equal(window.toFixed(6), ((256 * 17 - 136) / 256 ** 2).toFixed(6));
-  t.equal(both.toFixed(6), ((256 * 33 - 2 * 136) / 256 ** 2).toFixed(6));
+  const problem: Problem = {
+    ...{ dtype: "float32", batch: 1, heads: 2, kvHeads: 2, headDim: 16, seqLen: 256 },
+    ...{ causal: true, window: undefined, mask: "none" },
+  };
+  const share = (changes: Partial<Problem>) => visibleShare({ ...problem, ...changes });
+  t.equal(share({}), 0.5);
+  t.equal(share({ causal: false }), 1);
+  t.equal(share({ window: 16 }), (256 * 17 - 136) / 256 ** 2);
+  t.equal(share({ window: 16, causal: false }), (256 * 33 - 2 * 136) / 256 ** 2);
+  const documents = share({ mask: "documents" });
   t.ok(documents > 1 / 34 && documents < 1 / 16, `documents ${documents}`);
+  const blocks = share({ mask: "blocks" });
   t.ok(blocks > 1 / 16 && blocks < 1 / 4, `blocks ${blocks}`);
+  using mask = wholeMask({ ...problem, mask: "blocks", seqLen: 4096 });
+  t.equal(mask?.kind, "blocks");
+  t.equal(floatingPointOperations(problem, "forward", 0.5), 4 * 2 * 256 ** 2 * 16 * 0.5);
+  t.equal(floatingPointOperations(problem, "backward", 1), 2.5 * 4 * 2 * 256 ** 2 * 16);
+  for (const seqLen of [1, 2, 7, 16, 100, 4096]) {
+    const boundaries = documentBoundaries(seqLen);
+    t.same([boundaries[0], boundaries.at(-1)], [0, seqLen]);
+    t.ok(boundaries.every((end, i) => i === 0 || end > (boundaries[i - 1] ?? end)));
+  }
 });
 
 t.test("documents in a batch, and every type and implementation", async (t) => {
   for (const args of [
     ["--mask", "documents", "--batch", "3", "--dtype", "float16"],
     ["--implementation", "reference", "--dtype", "float32", "--mask", "blocks"],
-    ["--seq-len", "1", "--mask", "documents"],
     ["--seq-len", "1", "--mask", "blocks"],
   ]) {
     const lines = await measured(args.includes("--seq-len") ? args : [...args, "--seq-len", "64"]);
@@ -131,33 +141,46 @@ t.test("table, JSON file and report", async (t) => {
     t.equal(code, 0, stderr);
     t.match(stdout, /tokens +pass +ms +GFLOP\/s +tokens\/s +memory\n +64 +forward +\d/);
     t.equal(jsonLines(await readFile(json, "utf8")).length, 1);
-    t.match(await readFile(report, "utf8"), "npx longseq bench --heads 2 --head-dim 16 --seq-len 64");
+    t.match(
+      await readFile(report, "utf8"),
+      "npx longseq bench --heads 2 --head-dim 16 --seconds 0 --seq-len 64",
+    );
   }
 });
 
-t.test("what is asked wrongly, or comes later, is refused before anything is measured", async (t) => {
-  const wrong: [args: string[], code: number, message: RegExp][] = [
-    [["--what", "gpt"], 2, /--what gpt comes in a later version/],
-    [["--ranks", "4"], 2, /--ranks 4 comes in a later version/],
-    [["--sequence-parallel", "ring"], 2, /--sequence-parallel ring comes in a later version/],
-    [["--device", "tpu"], 2, /--device is "tpu"/],
-    [["--device", "cuda"], 1, /cuda|CUDA/],
-    [["--implementation", "sm90"], 1, /sm90/],
-    [["--implementation", "cup"], 2, /did you mean cpu\?/],
-    [["--dtype", "int32"], 2, /--dtype is "int32"/],
-    [["--heads", "8", "--kv-heads", "3"], 2, /expected a divisor of --heads \(8\)/],
-    [["--head-dim", "60"], 2, /multiple of 8/],
-    [["--seq-len", "10q"], 2, /sequence length "10q"/],
-    [["--report", "x.pdf"], 2, /ends in .html, .svg, .md/],
-    [["--report", "no/such/folder/x.svg"], 2, /there is no folder/],
-    [["--json", "no/such/folder/x"], 2, /cannot be written/],
-    [["--peer", "jax"], 2, /--peer is "jax", expected torch/],
+t.test("what is asked wrongly, or comes later, is refused", async (t) => {
+  const wrong: [args: string[], message: RegExp][] = [
+    [["--what", "gpt"], /--what gpt comes in a later version/],
+    [["--ranks", "4"], /--ranks 4 comes in a later version/],
+    [["--sequence-parallel", "ring"], /--sequence-parallel ring comes in a later version/],
+    [["--device", "tpu"], /--device is "tpu"/],
+    [["--implementation", "refrence"], /did you mean reference\?/],
+    [["--dtype", "int32"], /--dtype is "int32"/],
+    [["--heads", "8", "--kv-heads", "3"], /expected a divisor of --heads \(8\)/],
+    [["--head-dim", "60"], /multiple of 8/],
+    [["--seconds", "1e3"], /--seconds is "1e3"/],
+    [["--seq-len", "10q"], /sequence length "10q"/],
+    [["--report", "x.pdf"], /ends in .html, .svg, .md/],
+    [["--report", "no/such/folder/x.svg"], /there is no folder/],
+    [["--peer", "jax"], /--peer is "jax", expected torch/],
   ];
-  const outcomes = await Promise.all(wrong.map(([args]) => longseq(["bench", ...args])));
-  for (const [i, [args, code, message]] of wrong.entries()) {
-    t.equal(outcomes[i]?.code, code, args.join(" "));
-    t.match(outcomes[i]?.stderr, message);
-    t.notMatch(outcomes[i]?.stdout, /forward/);
+  for (const [args, message] of wrong) {
+    const settings = () => benchSettings(parseArguments(args, benchOptions));
+    t.throws(settings, { message }, args.join(" "));
+  }
+});
+
+t.test("what this machine lacks is an error, before anything is measured", async (t) => {
+  const lacking: [args: string[], code: number, message: RegExp][] = [
+    [["--device", "cuda"], 1, /longseq bench: .*CUDA/],
+    [["--implementation", "sm90"], 1, /longseq bench: .*sm90/],
+    [["--json", "no/such/folder/x"], 2, /cannot be written/],
+  ];
+  for (const [args, code, message] of lacking) {
+    const outcome = await longseq(["bench", ...tiny, ...args]);
+    t.equal(outcome.code, code, args.join(" "));
+    t.match(outcome.stderr, message);
+    t.notMatch(outcome.stdout, /forward/);
   }
 });
 

@@ -1,7 +1,6 @@
 import { readFile } from "node:fs/promises";
 import t from "tap";
 import { parseGpus } from "../../lib/cli/doctor/accelerator.ts";
-import { quota } from "../../lib/cli/doctor/processor.ts";
 import { schedulers } from "../../lib/cli/doctor/scheduler.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
 
@@ -13,7 +12,7 @@ t.test("doctor describes this machine", async (t) => {
   t.equal(code, 0);
   for (const part of ["version", "binary", "instructions", "driver", "cuBLASLt", "NCCL", "scheduler"])
     t.match(stdout, part);
-  t.match(stdout, /threads +1 \(LONGSEQ_THREADS=1\)/);
+  t.match(stdout, /threads +1 \(.*LONGSEQ_THREADS/);
   t.match(stdout, "no-such-python has no torch");
 });
 
@@ -29,10 +28,6 @@ t.test("as JSON", async (t) => {
 });
 
 t.test("what the system's files and tools say", async (t) => {
-  t.equal(quota("150000 100000\n"), 1.5);
-  t.equal(quota("max 100000\n"), undefined);
-  t.equal(quota("-1 100000"), undefined);
-  t.equal(quota(" "), undefined);
   t.same(parseGpus("0, NVIDIA H100 80GB HBM3, 81559, 9.0\n1, NVIDIA A100, 40960, 8.0\n"), [
     { index: 0, name: "NVIDIA H100 80GB HBM3", memoryBytes: 81559 * 2 ** 20, computeCapability: "9.0" },
     { index: 1, name: "NVIDIA A100", memoryBytes: 40960 * 2 ** 20, computeCapability: "8.0" },

@@ -16,7 +16,7 @@ for (const args of [
     `PyTorch beside ours: ${args.join(" ")}`,
     { skip: !hasTorch && `${python} has no torch` },
     async (t) => {
-      const shape = ["--heads", "2", "--head-dim", "16", "--seq-len", "96"];
+      const shape = ["--heads", "2", "--head-dim", "16", "--seq-len", "96", "--seconds", "0"];
       const { code, stdout, stderr } = await longseq([
         "bench",
         ...shape,

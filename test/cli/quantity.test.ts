@@ -19,6 +19,11 @@ t.test("lengths", async (t) => {
   }
 });
 
+t.test("lengths are written as they were meant", async (t) => {
+  const written = [1024, 98304, 2 ** 20, 128000, 1000, 1023].map(formatLength);
+  t.same(written, ["1k", "96k", "1m", "128,000", "1,000", "1,023"]);
+});
+
 t.test("every length reads back as it is written", async (t) => {
   const anyLength = fc.integer({ min: 1, max: 2 ** 31 - 1 });
   const readsBack = fc.property(anyLength, (length) => {

@@ -9,7 +9,8 @@ t.test("attention over the lambda genome agrees with the reference", { timeout: 
     checked: 32,
   });
   t.equal(bases, 48502);
-  for (const [name, error] of Object.entries(errors)) t.ok(error < 1e-5, `${name}: ${error}`);
+  // Twice the bound of the short vectors: the sums have 48,502 terms, in float32.
+  for (const [name, error] of Object.entries(errors)) t.ok(error < 2e-5, `${name}: ${error}`);
   // q, k, v, dout, out, dq, dk and dv are 12 MB each; scores would be 9.4 GB.
   t.ok(peakBytes < 2 ** 28, `${peakBytes} bytes`);
 });

@@ -24,9 +24,10 @@ const patience = 4;
 /** How long `measure` will take for contenders of these times a run. */
 export function predictSeconds(runSeconds: readonly number[], effort: Effort): number {
   const round = runSeconds.reduce((sum, seconds) => sum + seconds, 0);
-  const enough = Math.max(effort.seconds, fewestRuns * round);
-  const timed = Math.max(round, Math.min(enough, patience * effort.seconds + round));
-  return 2 * round + timed;
+  const enough = Math.max(fewestRuns, Math.ceil(effort.seconds / round));
+  const rounds = Math.min(enough, Math.ceil((patience * effort.seconds) / round));
+  // Preparing the backward pass runs the forward pass: with the warm-up less than two rounds.
+  return (2 + rounds) * round;
 }
 
 /**

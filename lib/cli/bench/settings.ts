@@ -26,7 +26,7 @@ export const benchOptions: OptionTable = {
   },
   "seq-len": {
     value: "LIST",
-    help: "lengths with commas: 1024, 1k (1,024), 128k, 1m (1,048,576), 128000 (default: doubling from 1k for about 20 seconds)",
+    help: "lengths with commas: 1024, 1k (1,024), 128k, 1m (1,048,576), 128000 (default: doubling from 1k for up to half a minute)",
   },
   batch: { value: "N", help: "sequences at once (default: 1)" },
   heads: { value: "N", help: "query heads (default: 8)" },
@@ -43,6 +43,10 @@ export const benchOptions: OptionTable = {
     help: "documents: 16 packed documents of unequal length; blocks: a window of a sixteenth and global tokens, a thirty-second of the sequence, kept as a block mask (default: none)",
   },
   pass: { value: "forward|backward|both", help: "(default: both)" },
+  seconds: {
+    value: "N",
+    help: "how long each measurement is repeated; 0 runs once after the warm-up (default: 1.5, or 0.5 without --seq-len)",
+  },
   ranks: { value: "N", help: "ranks that share the sequence; this version has 1 (default)" },
   "sequence-parallel": { value: "TYPE", help: "how ranks share the sequence; comes in a later version" },
   peer: {
@@ -67,6 +71,8 @@ export interface Settings {
   readonly window: number | undefined;
   readonly mask: MaskName;
   readonly passes: readonly Pass[];
+  /** How long each measurement is repeated. */
+  readonly seconds: number;
   readonly hasPeer: boolean;
   readonly json: string | undefined;
   readonly report: { readonly path: string; readonly kind: ReportKind } | undefined;
@@ -104,6 +110,7 @@ export function benchSettings(given: Arguments): Settings {
     window: given.integer("window", 0),
     mask: given.choice("mask", maskNames) ?? "none",
     passes: pass === "both" ? passes : [pass],
+    seconds: given.amount("seconds") ?? (lengths === undefined ? 0.5 : 1.5),
     hasPeer: given.choice("peer", ["torch"]) === "torch",
     json: given.text("json"),
     report: reportTarget(given.text("report")),

@@ -46,14 +46,14 @@ export interface SweepOptions {
 
 const shortest = 1024;
 const longest = 2 ** 20;
-const defaultSeconds = 20;
-/** With lengths given the caller has chosen what to wait for, and gets steadier figures. */
-const efforts = { given: { seconds: 1.5, mostRuns: 200 }, byDefault: { seconds: 0.5, mostRuns: 100 } };
+const defaultSeconds = 24;
+/** Past this many the median no longer moves. */
+const mostRuns = 200;
 
 /** The measurements of one pass at one length: ours first. */
 export async function* sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
   const { settings, signal } = options;
-  const effort = settings.seqLens ? efforts.given : efforts.byDefault;
+  const effort = { seconds: settings.seconds, mostRuns };
   const start = performance.now();
   for (let seqLen of settings.seqLens ?? [shortest]) {
     for (;;) {
