@@ -4,6 +4,7 @@ import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
 import { failure } from "../errors.ts";
 
+/** One sequence of a FASTA file. */
 export interface FastaRecord {
   /** The first word of the record's title. */
   name: string;
@@ -53,7 +54,7 @@ export async function readFasta(path: string): Promise<FastaRecord[]> {
 }
 
 /** Takes a file in pieces of any size, so that a genome is held once. Errors name the line. */
-export class FastaParser {
+class FastaParser {
   #records: FastaRecord[] = [];
   #title: number[] | undefined;
   #bases = new Uint8Array(1 << 16);

@@ -32,7 +32,7 @@ export interface Header {
 }
 
 /** The format's own limit: a longer header is an attack or another kind of file. */
-export const maximumHeaderBytes = 100_000_000;
+const maximumHeaderBytes = 100_000_000;
 const maximumAxes = 32;
 
 /** Checks the eight bytes at the start; throws an Error that says what is wrong. */

@@ -4,7 +4,8 @@ import { randomUUID } from "node:crypto";
 import { type FileHandle, open, rename, unlink } from "node:fs/promises";
 import { Device } from "../device.ts";
 import { failure } from "../errors.ts";
-import { type DType, Tensor } from "../tensor.ts";
+import { Tensor } from "../tensor.ts";
+import type { DType } from "../values.ts";
 import {
   type Entry,
   type FileType,
@@ -33,6 +34,7 @@ const fileTypes: Readonly<Record<DType, FileType>> = {
   uint8: "U8",
 };
 
+/** What a safetensors file holds: its tensors by name, and the strings of its header. */
 export interface SafetensorsFile {
   tensors: Record<string, Tensor>;
   metadata: Record<string, string>;
