@@ -14,7 +14,11 @@ export type ErrorCode =
   | "ERR_FILE";
 
 /** An error with a code, to be thrown. */
-export function failure(code: ErrorCode, message: string, options?: ErrorOptions): Error & { code: ErrorCode } {
+export function failure(
+  code: ErrorCode,
+  message: string,
+  options?: ErrorOptions,
+): Error & { code: ErrorCode } {
   const made =
     code === "ERR_SHAPE" || code === "ERR_OPTION"
       ? new RangeError(message, options)
@@ -27,5 +31,7 @@ export function failure(code: ErrorCode, message: string, options?: ErrorOptions
 /** The argument is no value of the right kind at all. */
 export function wrongKind(what: string, expected: string, got: unknown): TypeError & { code: ErrorCode } {
   const found = got === null ? "null" : Array.isArray(got) ? "an array" : typeof got;
-  return Object.assign(new TypeError(`${what} is ${found}, expected ${expected}`), { code: "ERR_OPTION" as const });
+  return Object.assign(new TypeError(`${what} is ${found}, expected ${expected}`), {
+    code: "ERR_OPTION" as const,
+  });
 }

@@ -49,10 +49,16 @@ export class Tape implements Disposable {
     if (!(output instanceof Tensor)) throw wrongKind("backward: output", "a Tensor", output);
     if (tapes.get(output) !== this) throw failure("ERR_OPTION", "backward: output is not on this tape");
     if (gradient.dtype !== output.dtype) {
-      throw failure("ERR_DTYPE", `backward: gradient is ${gradient.dtype}, expected ${output.dtype} (that of output)`);
+      throw failure(
+        "ERR_DTYPE",
+        `backward: gradient is ${gradient.dtype}, expected ${output.dtype} (that of output)`,
+      );
     }
     if (gradient.shape.join() !== output.shape.join()) {
-      throw failure("ERR_SHAPE", `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`);
+      throw failure(
+        "ERR_SHAPE",
+        `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`,
+      );
     }
     const steps = this.#steps;
     this.#steps = [];
@@ -107,7 +113,9 @@ export function record(
   operation: string,
   outputs: readonly [Tensor, ...Tensor[]],
   inputs: readonly Tensor[],
-  differentiate: (save: (tensor: Tensor) => Tensor) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
+  differentiate: (
+    save: (tensor: Tensor) => Tensor,
+  ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
 ): Tensor {
   const tape = inputs.map((input) => tapes.get(input)).find((found) => found !== undefined);
   if (tape !== undefined) {

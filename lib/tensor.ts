@@ -3,20 +3,15 @@ import { failure, wrongKind } from "./errors.ts";
 import { native, type TensorHandle } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { record } from "./tape.ts";
-
-const dtypes = ["float32", "bfloat16", "float16", "int32", "uint8"] as const;
-/** An element's type. Sums and softmax run in float32 whatever the inputs' type is. */
-export type DType = (typeof dtypes)[number];
-const itemBytes: Readonly<Record<DType, number>> = { float32: 4, bfloat16: 2, float16: 2, int32: 4, uint8: 1 };
-
-/** What a tensor can be made from. A Uint16Array holds the bits of 16-bit floats. */
-export type TensorValues =
-  | Float32Array
-  | Float64Array
-  | Int32Array
-  | Uint8Array
-  | Uint16Array
-  | readonly number[];
+import {
+  checkedShape,
+  type DType,
+  dtypes,
+  itemBytes,
+  rowMajor,
+  type TensorValues,
+  typedValues,
+} from "./values.ts";
 
 export interface TensorOptions {
   /** Default: float32, or for an Int32Array int32 and for a Uint8Array uint8. */
@@ -76,7 +71,8 @@ export class Tensor implements Disposable {
    */
   static from(values: TensorValues, shape: readonly number[], options: TensorOptions = {}): Tensor {
     const array = typedValues("Tensor.from", values, options.dtype);
-    const inferred = array instanceof Int32Array ? "int32" : array instanceof Uint8Array ? "uint8" : "float32";
+    const inferred =
+      array instanceof Int32Array ? "int32" : array instanceof Uint8Array ? "uint8" : "float32";
     const tensor = Tensor.empty(shape, { ...options, dtype: options.dtype ?? inferred });
     try {
       tensor.write(array);
@@ -91,7 +87,8 @@ export class Tensor implements Disposable {
   static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
     const dtype = options.dtype ?? "float32";
     const index = dtypes.indexOf(dtype);
-    if (index < 0) throw failure("ERR_DTYPE", `Tensor: dtype is ${String(dtype)}, expected ${dtypes.join(", ")}`);
+    if (index < 0)
+      throw failure("ERR_DTYPE", `Tensor: dtype is ${String(dtype)}, expected ${dtypes.join(", ")}`);
     const device = deviceOrDefault("Tensor", options.device);
     const sizes = checkedShape("Tensor", shape);
     const handle = native.tensorEmpty(handleOfDevice(device), index, sizes);
@@ -152,20 +149,12 @@ export class Tensor implements Disposable {
 
   /** One element of an axis, the axis gone: a view. */
   select(axis: number, index: number): Tensor {
-    const size = this.#axis("select", axis);
-    if (!Number.isInteger(index) || index < 0 || index >= size) {
-      throw failure("ERR_SHAPE", `select: ${index} is not within axis ${axis} of size ${size}`);
-    }
+    using part = this.slice(axis, index, index + 1);
     const without = (sizes: readonly number[]) => sizes.filter((_, i) => i !== axis);
-    const offset = index * (this.strides[axis] ?? 0);
-    const view = this.#view(offset, without(this.shape), without(this.strides));
-    const { shape: whole, dtype, device } = this;
-    return record("select", [view], [this], () => ([gradient]) => {
-      const dx = Tensor.zeros(whole, { dtype, device });
-      using part = dx.select(axis, index);
-      native.copy(handleOf(gradient, "select"), handleOf(part, "select"));
-      return [dx];
-    });
+    const view = part.#view(0, without(part.shape), without(part.strides));
+    return record("select", [view], [part], () => ([gradient]) => [
+      gradient.contiguous().reshape(part.shape),
+    ]);
   }
 
   /** The axes in another order: a view. */
@@ -186,7 +175,8 @@ export class Tensor implements Disposable {
     if (size !== this.size) {
       throw failure("ERR_SHAPE", `reshape: [${sizes}] has ${size} elements, expected ${this.size}`);
     }
-    if (!this.isContiguous) throw failure("ERR_SHAPE", "reshape: the tensor is not contiguous; copy it first");
+    if (!this.isContiguous)
+      throw failure("ERR_SHAPE", "reshape: the tensor is not contiguous; copy it first");
     const { shape: whole } = this;
     const view = this.#view(0, sizes, rowMajor(sizes));
     return record("reshape", [view], [this], () => ([gradient]) => [gradient.contiguous().reshape(whole)]);
@@ -275,40 +265,6 @@ export function alias(tensor: Tensor): Tensor {
   const made = wrap(handle, { shape, strides, dtype, device });
   Scope.current?.disown(made);
   return made;
-}
-
-function rowMajor(shape: readonly number[]): number[] {
-  const strides = shape.map(() => 1);
-  for (let axis = shape.length - 2; axis >= 0; axis--) strides[axis] = (strides[axis + 1] ?? 1) * (shape[axis + 1] ?? 1);
-  return strides;
-}
-
-function checkedShape(what: string, shape: readonly number[]): readonly number[] {
-  if (!Array.isArray(shape)) throw wrongKind(`${what}: shape`, "an array of sizes", shape);
-  for (const [axis, size] of shape.entries()) {
-    if (!Number.isSafeInteger(size) || size < 0) {
-      throw failure("ERR_SHAPE", `${what}: axis ${axis} of the shape is ${size}, expected an integer of 0 or more`);
-    }
-  }
-  return [...shape] as number[];
-}
-
-/** The values as an array that the addon takes. */
-function typedValues(what: string, values: TensorValues, dtype: DType | undefined): Exclude<TensorValues, Float64Array | readonly number[]> {
-  if (Array.isArray(values)) return dtype === "int32" ? Int32Array.from(values) : Float32Array.from(values);
-  if (values instanceof Float64Array) return Float32Array.from(values);
-  if (values instanceof Uint16Array && dtype !== "bfloat16" && dtype !== "float16") {
-    throw failure("ERR_DTYPE", `${what}: a Uint16Array holds the bits of bfloat16 or float16: name the dtype`);
-  }
-  if (
-    values instanceof Float32Array ||
-    values instanceof Int32Array ||
-    values instanceof Uint8Array ||
-    values instanceof Uint16Array
-  ) {
-    return values;
-  }
-  throw wrongKind(`${what}: values`, "a typed array or an array of numbers", values);
 }
 
 export { handleOf };

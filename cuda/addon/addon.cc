@@ -24,7 +24,7 @@ Napi::Value info(Napi::Env env) {
 #else
   out.Set("cuda", false);
 #endif
-  #ifdef __clang__
+#ifdef __clang__
   out.Set("compiler", __VERSION__);
 #else
   out.Set("compiler", "g++ " __VERSION__);

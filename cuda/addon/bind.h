@@ -1,6 +1,6 @@
 #pragma once
-// A JavaScript function from a C++ signature: `bind<f>(exports, "name")` converts and checks the arguments, calls f,
-// converts the result, and turns exceptions into JavaScript errors with a `code`.
+// A JavaScript function from a C++ signature: `bind<f>(exports, "name")` converts and checks the arguments,
+// calls f, converts the result, and turns exceptions into JavaScript errors with a `code`.
 #include <napi.h>
 
 #include <cmath>
@@ -19,18 +19,22 @@
 namespace longseq {
 
 inline Napi::Error to_js(Napi::Env env, const Error& error) {
-  constexpr const char* names[] = {"ERR_OPTION",   "ERR_SHAPE",   "ERR_DTYPE",         "ERR_DEVICE", "ERR_OPTION",
-                                   "ERR_DISPOSED", "ERR_NO_CUDA", "ERR_OUT_OF_MEMORY", "ERR_FILE"};
+  constexpr const char* names[] = {"ERR_OPTION",  "ERR_SHAPE",         "ERR_DTYPE",
+                                   "ERR_DEVICE",  "ERR_OPTION",        "ERR_DISPOSED",
+                                   "ERR_NO_CUDA", "ERR_OUT_OF_MEMORY", "ERR_FILE"};
   const auto with_code = [&](auto made) -> Napi::Error {
     made.Set("code", Napi::String::New(env, names[static_cast<int>(error.code)]));
     return made;
   };
   switch (error.code) {
     case Code::Kind:
-    case Code::DType: return with_code(Napi::TypeError::New(env, error.what()));
+    case Code::DType:
+      return with_code(Napi::TypeError::New(env, error.what()));
     case Code::Shape:
-    case Code::Option: return with_code(Napi::RangeError::New(env, error.what()));
-    default: return with_code(Napi::Error::New(env, error.what()));
+    case Code::Option:
+      return with_code(Napi::RangeError::New(env, error.what()));
+    default:
+      return with_code(Napi::Error::New(env, error.what()));
   }
 }
 
@@ -122,13 +126,15 @@ struct From<std::vector<int64_t>> {
   static std::vector<int64_t> of(Napi::Value value, size_t index) {
     if (value.IsTypedArray()) {
       const ArrayView view = From<ArrayView>::of(value, index);
-      check_kind(view.type == napi_int32_array || view.type == napi_float64_array, index, "an Int32Array or Float64Array");
+      check_kind(view.type == napi_int32_array || view.type == napi_float64_array, index,
+                 "an Int32Array or Float64Array");
       if (view.type == napi_int32_array) {
         const std::span<const int32_t> values(static_cast<int32_t*>(view.data), view.length);
         return {values.begin(), values.end()};
       }
       std::vector<int64_t> out;
-      for (const double number : std::span(static_cast<double*>(view.data), view.length)) out.push_back(integer(number, index));
+      for (const double number : std::span(static_cast<double*>(view.data), view.length))
+        out.push_back(integer(number, index));
       return out;
     }
     check_kind(value.IsArray(), index, "an array of integers");
@@ -166,9 +172,7 @@ inline Napi::Value to_value(Napi::Env env, double value) { return Napi::Number::
 inline Napi::Value to_value(Napi::Env env, bool value) { return Napi::Boolean::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, const std::string& value) { return Napi::String::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, DeviceHandle device) { return wrap(env, std::move(device)); }
-inline Napi::Value to_value(Napi::Env env, Tensor tensor) {
-  return wrap(env, std::move(tensor));
-}
+inline Napi::Value to_value(Napi::Env env, Tensor tensor) { return wrap(env, std::move(tensor)); }
 
 template <auto function, class Signature = decltype(function)>
 struct Bound;
@@ -180,7 +184,7 @@ struct Bound<function, Result (*)(Napi::Env, Args...)> {
     const Napi::Env env = info.Env();
     try {
       check(info.Length() == arity, Code::Kind, "expected ", arity, " arguments, got ", info.Length());
-      return [&]<size_t... i>(std::index_sequence<i...>) -> Napi::Value {
+      return [&]<size_t... i>(std::index_sequence<i...>)->Napi::Value {
         // Braces, so that the arguments are converted from left to right.
         std::tuple<std::decay_t<Args>...> args{From<std::decay_t<Args>>::of(info[i], i)...};
         if constexpr (std::is_void_v<Result>) {
@@ -189,7 +193,8 @@ struct Bound<function, Result (*)(Napi::Env, Args...)> {
         } else {
           return to_value(env, function(env, std::get<i>(std::move(args))...));
         }
-      }(std::index_sequence_for<Args...>());
+      }
+      (std::index_sequence_for<Args...>());
     } catch (const Napi::Error&) {
       throw;
     } catch (...) {

@@ -7,8 +7,8 @@ namespace longseq {
 using Closure = std::function<void(Napi::Env)>;
 
 /**
- * Shared with the queues' threads, which may outlive the environment: after `close` they find it closed, under the
- * mutex, instead of calling into an environment that is gone.
+ * Shared with the queues' threads, which may outlive the environment: after `close` they find it closed,
+ * under the mutex, instead of calling into an environment that is gone.
  */
 struct Completions::Channel {
   std::mutex mutex;
@@ -19,7 +19,8 @@ struct Completions::Channel {
   void post(std::unique_ptr<Closure> closure) {
     std::lock_guard lock(mutex);
     if (closed) return;
-    if (napi_call_threadsafe_function(function, closure.get(), napi_tsfn_nonblocking) == napi_ok) closure.release();
+    if (napi_call_threadsafe_function(function, closure.get(), napi_tsfn_nonblocking) == napi_ok)
+      closure.release();
   }
   void close() {
     std::lock_guard lock(mutex);
@@ -33,8 +34,8 @@ Completions::Completions(Napi::Env env) : channel_(std::make_shared<Channel>()) 
     const std::unique_ptr<Closure> closure(static_cast<Closure*>(data));
     if (env != nullptr) (*closure)(env);  // null: the environment is being torn down
   };
-  napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "longseq"), 0, 1, nullptr, nullptr, nullptr,
-                                  call, &channel_->function);
+  napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "longseq"), 0, 1, nullptr,
+                                  nullptr, nullptr, call, &channel_->function);
   napi_unref_threadsafe_function(env, channel_->function);
 }
 
@@ -45,7 +46,8 @@ void Completions::install(Napi::Env env) {
   env.AddCleanupHook([channel = completions->channel_] { channel->close(); });
 }
 
-Napi::Promise Completions::when_done(Napi::Env env, Device& device, std::function<Napi::Value(Napi::Env)> result) {
+Napi::Promise Completions::when_done(Napi::Env env, Device& device,
+                                     std::function<Napi::Value(Napi::Env)> result) {
   const std::shared_ptr<Channel> channel = env.GetInstanceData<Completions>()->channel_;
   const auto deferred = Napi::Promise::Deferred::New(env);
   if (channel->open++ == 0) napi_ref_threadsafe_function(env, channel->function);

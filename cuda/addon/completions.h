@@ -16,8 +16,8 @@ class Completions {
   static void install(Napi::Env env);
 
   /**
-   * A promise that settles once everything queued on `device` so far has run: with what `result` returns, or with the
-   * queue's error. While it is open it keeps the event loop alive.
+   * A promise that settles once everything queued on `device` so far has run: with what `result` returns, or
+   * with the queue's error. While it is open it keeps the event loop alive.
    */
   static Napi::Promise when_done(Napi::Env env, Device& device, std::function<Napi::Value(Napi::Env)> result);
 

@@ -1,5 +1,6 @@
 #pragma once
-// Native objects as JavaScript values: type-tagged externals, so that a wrong object is a TypeError, never a crash.
+// Native objects as JavaScript values: type-tagged externals, so that a wrong object is a TypeError, never a
+// crash.
 #include <napi.h>
 
 #include <memory>
@@ -59,14 +60,16 @@ template <class T>
 Handle<T>* handle_of(Napi::Value value) {
   bool matches = false;
   if (!value.IsExternal()) return nullptr;
-  if (napi_check_object_type_tag(value.Env(), value, &HandleType<T>::tag, &matches) != napi_ok || !matches) return nullptr;
+  if (napi_check_object_type_tag(value.Env(), value, &HandleType<T>::tag, &matches) != napi_ok || !matches)
+    return nullptr;
   return value.As<Napi::External<Handle<T>>>().Data();
 }
 
 template <class T>
 void dispose(Napi::Env env, Handle<T>& handle) {
   handle.value = {};
-  if (handle.external_bytes) Napi::MemoryManagement::AdjustExternalMemory(env, -std::exchange(handle.external_bytes, 0));
+  if (handle.external_bytes)
+    Napi::MemoryManagement::AdjustExternalMemory(env, -std::exchange(handle.external_bytes, 0));
 }
 
 }  // namespace longseq

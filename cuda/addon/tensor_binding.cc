@@ -39,14 +39,15 @@ Napi::Value tensor_empty(Napi::Env env, DeviceHandle device, DType dtype, std::v
 
 /** A view of other shape and strides, which must lie within the storage. */
 Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, std::vector<int64_t> strides) {
-  check(shape.size() == strides.size() && shape.size() <= kMaxRank, Code::Shape, "tensor: a view has at most ", kMaxRank,
-        " axes, got ", shape.size());
+  check(shape.size() == strides.size() && shape.size() <= kMaxRank, Code::Shape,
+        "tensor: a view has at most ", kMaxRank, " axes, got ", shape.size());
   tensor.offset += offset;
   tensor.rank = static_cast<int>(shape.size());
   int64_t last = tensor.offset;
   bool empty = false;
   for (size_t axis = 0; axis < shape.size(); axis++) {
-    check(shape[axis] >= 0 && strides[axis] >= 0, Code::Shape, "tensor: a view's sizes and strides must be 0 or more");
+    check(shape[axis] >= 0 && strides[axis] >= 0, Code::Shape,
+          "tensor: a view's sizes and strides must be 0 or more");
     tensor.shape[axis] = shape[axis];
     tensor.strides[axis] = strides[axis];
     empty = empty || shape[axis] == 0;
@@ -56,7 +57,8 @@ Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, st
           Code::Shape, "tensor: a view reaches past its storage");
   }
   const auto capacity = static_cast<int64_t>(tensor.storage->block.bytes()) / size_of(tensor.dtype);
-  check(tensor.offset >= 0 && (empty || last < capacity), Code::Shape, "tensor: a view reaches past its storage");
+  check(tensor.offset >= 0 && (empty || last < capacity), Code::Shape,
+        "tensor: a view reaches past its storage");
   return tensor;
 }
 
@@ -67,17 +69,22 @@ void tensor_dispose(Napi::Env env, Napi::Value value) {
 /** The dtype that a typed array's elements are, as they are. */
 DType dtype_of(const ArrayView& array, DType wanted) {
   switch (array.type) {
-    case napi_float32_array: return DType::Float32;
-    case napi_int32_array: return DType::Int32;
-    case napi_uint8_array: return DType::UInt8;
+    case napi_float32_array:
+      return DType::Float32;
+    case napi_int32_array:
+      return DType::Int32;
+    case napi_uint8_array:
+      return DType::UInt8;
     case napi_uint16_array:
       if (size_of(wanted) == 2) return wanted;
       [[fallthrough]];
-    default: throw Error(Code::DType, "tensor: this typed array's element type does not fit the tensor");
+    default:
+      throw Error(Code::DType, "tensor: this typed array's element type does not fit the tensor");
   }
 }
 
-/** Host memory as a tensor of the device, so that the copy operation converts and scatters in one way everywhere. */
+/** Host memory as a tensor of the device, so that the copy operation converts and scatters in one way
+ * everywhere. */
 Tensor staged(const Tensor& like, DType dtype) {
   return Tensor::empty(like.device(), dtype, std::span(like.shape.data(), static_cast<size_t>(like.rank)));
 }
@@ -94,8 +101,8 @@ void tensor_write(Tensor tensor, ArrayView values) {
 /** Resolves with `out`, filled; floats are widened where `out` is a Float32Array. */
 Napi::Value tensor_read(Napi::Env env, Tensor tensor, ArrayView out) {
   const DType dtype = out.type == napi_uint32_array ? tensor.dtype : dtype_of(out, tensor.dtype);
-  check(out.bytes == static_cast<size_t>(tensor.elements() * size_of(dtype)), Code::Shape, "tensor: the array has ",
-        out.length, " elements, expected ", tensor.elements());
+  check(out.bytes == static_cast<size_t>(tensor.elements() * size_of(dtype)), Code::Shape,
+        "tensor: the array has ", out.length, " elements, expected ", tensor.elements());
   Tensor source = tensor;
   if (dtype != tensor.dtype || !tensor.contiguous()) {
     source = staged(tensor, dtype);

@@ -23,19 +23,20 @@ Tensor with_batch(Tensor tensor, int rank) {
 }
 
 void check_heads(const Tensor& tensor, const char* name, const Tensor& q) {
-  check(tensor.rank == q.rank, Code::Shape, "attention: ", name, " has the shape ", shape_text(tensor), ", expected ", q.rank,
-        " axes as q has");
+  check(tensor.rank == q.rank, Code::Shape, "attention: ", name, " has the shape ", shape_text(tensor),
+        ", expected ", q.rank, " axes as q has");
   check(tensor.device() == q.device(), Code::Device, "attention: ", name, " is on another device than q");
-  check(tensor.dtype == q.dtype, Code::DType, "attention: ", name, " is ", name_of(tensor.dtype), ", expected ",
-        name_of(q.dtype), " (that of q)");
+  check(tensor.dtype == q.dtype, Code::DType, "attention: ", name, " is ", name_of(tensor.dtype),
+        ", expected ", name_of(q.dtype), " (that of q)");
   check(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, Code::Shape, "attention: ", name,
         "'s head dimension has stride ", tensor.stride(-1), ", expected 1");
 }
 
 void check_like(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  check(tensor.rank == like.rank && tensor.shape == like.shape, Code::Shape, "attention: ", name, " has the shape ",
-        shape_text(tensor), ", expected ", shape_text(like), " (that of ", like_name, ")");
-  check(tensor.device() == like.device(), Code::Device, "attention: ", name, " is on another device than ", like_name);
+  check(tensor.rank == like.rank && tensor.shape == like.shape, Code::Shape, "attention: ", name,
+        " has the shape ", shape_text(tensor), ", expected ", shape_text(like), " (that of ", like_name, ")");
+  check(tensor.device() == like.device(), Code::Device, "attention: ", name, " is on another device than ",
+        like_name);
   check(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, Code::Shape, "attention: ", name,
         "'s last axis has stride ", tensor.stride(-1), ", expected 1");
 }
@@ -44,31 +45,36 @@ void check_log_sum_exp(const Tensor& tensor, const char* name, const Tensor& q) 
   check(tensor.dtype == DType::Float32, Code::DType, "attention: ", name, " is ", name_of(tensor.dtype),
         ", expected float32");
   check(tensor.device() == q.device(), Code::Device, "attention: ", name, " is on another device than q");
-  check(tensor.rank == 3 && tensor.size(0) == q.size(0) && tensor.size(1) == q.size(2) && tensor.size(2) == q.size(1),
-        Code::Shape, "attention: ", name, " has the shape ", shape_text(tensor), ", expected [B, Hq, Sq] = [", q.size(0), ", ",
-        q.size(2), ", ", q.size(1), "]");
-  check(tensor.size(2) <= 1 || tensor.stride(2) == 1, Code::Shape, "attention: ", name, "'s rows must be contiguous");
+  check(tensor.rank == 3 && tensor.size(0) == q.size(0) && tensor.size(1) == q.size(2) &&
+            tensor.size(2) == q.size(1),
+        Code::Shape, "attention: ", name, " has the shape ", shape_text(tensor), ", expected [B, Hq, Sq] = [",
+        q.size(0), ", ", q.size(2), ", ", q.size(1), "]");
+  check(tensor.size(2) <= 1 || tensor.stride(2) == 1, Code::Shape, "attention: ", name,
+        "'s rows must be contiguous");
 }
 
-void check_boundaries(const std::vector<int64_t>& boundaries, const char* name, int64_t last, const char* last_name) {
+void check_boundaries(const std::vector<int64_t>& boundaries, const char* name, int64_t last,
+                      const char* last_name) {
   check(boundaries.size() >= 2 && boundaries.front() == 0, Code::Option, "attention: ", name,
         " must start with 0 and have an entry behind each document");
   for (size_t i = 1; i < boundaries.size(); i++) {
-    check(boundaries[i] >= boundaries[i - 1], Code::Option, "attention: ", name, " falls from ", boundaries[i - 1], " to ",
-          boundaries[i]);
+    check(boundaries[i] >= boundaries[i - 1], Code::Option, "attention: ", name, " falls from ",
+          boundaries[i - 1], " to ", boundaries[i]);
   }
-  check(boundaries.back() == last, Code::Option, "attention: ", name, " ends at ", boundaries.back(), ", expected ", last,
-        " (", last_name, ")");
+  check(boundaries.back() == last, Code::Option, "attention: ", name, " ends at ", boundaries.back(),
+        ", expected ", last, " (", last_name, ")");
 }
 
-std::vector<Piece> pieces_of(const std::optional<std::vector<int64_t>>& flat, const char* name, int64_t rows, int64_t start) {
+std::vector<Piece> pieces_of(const std::optional<std::vector<int64_t>>& flat, const char* name, int64_t rows,
+                             int64_t start) {
   if (!flat) return {{start, rows}};
   check(flat->size() % 2 == 0, Code::Option, "attention: ", name, " must be pairs of start and length");
   std::vector<Piece> pieces;
   int64_t total = 0, behind = 0;
   for (size_t i = 0; i < flat->size(); i += 2) {
     const Piece piece{(*flat)[i], (*flat)[i + 1]};
-    check(piece.start >= behind && piece.length >= 0 && piece.start <= INT32_MAX && piece.length <= INT32_MAX - piece.start,
+    check(piece.start >= behind && piece.length >= 0 && piece.start <= INT32_MAX &&
+              piece.length <= INT32_MAX - piece.start,
           Code::Option, "attention: ", name, " must be ascending, disjoint and within 0 to 2^31 - 1");
     behind = piece.start + piece.length;
     total += piece.length;
@@ -78,7 +84,8 @@ std::vector<Piece> pieces_of(const std::optional<std::vector<int64_t>>& flat, co
   return pieces;
 }
 
-std::shared_ptr<const VisibilityRule> visibility_of(const AttentionOptions& options, int64_t queries, int64_t keys) {
+std::shared_ptr<const VisibilityRule> visibility_of(const AttentionOptions& options, int64_t queries,
+                                                    int64_t keys) {
   auto rule = std::make_shared<VisibilityRule>();
   rule->causal = options.causal;
   for (const int64_t side : {options.window_left, options.window_right}) {
@@ -91,16 +98,19 @@ std::shared_ptr<const VisibilityRule> visibility_of(const AttentionOptions& opti
         "attention: keyPositions is given without queryPositions");
   rule->query_positions = pieces_of(options.query_positions, "queryPositions", queries, keys - queries);
   rule->key_positions = pieces_of(options.key_positions, "keyPositions", keys, 0);
-  check(!options.documents_keys || options.documents, Code::Option, "attention: cuSeqlensKeys is given without cuSeqlens");
+  check(!options.documents_keys || options.documents, Code::Option,
+        "attention: cuSeqlensKeys is given without cuSeqlens");
   if (options.documents) {
     rule->documents = *options.documents;
     if (options.documents_keys) {
       rule->key_documents = *options.documents_keys;
-      check(!options.query_positions, Code::Option, "attention: cuSeqlensKeys does not go with queryPositions");
+      check(!options.query_positions, Code::Option,
+            "attention: cuSeqlensKeys does not go with queryPositions");
       check_boundaries(rule->documents, "cuSeqlens", queries, "the rows of q");
       check_boundaries(rule->key_documents, "cuSeqlensKeys", keys, "the rows of k");
-      check(rule->documents.size() == rule->key_documents.size(), Code::Option, "attention: cuSeqlensKeys has ",
-            rule->key_documents.size(), " entries, expected ", rule->documents.size(), " (those of cuSeqlens)");
+      check(rule->documents.size() == rule->key_documents.size(), Code::Option,
+            "attention: cuSeqlensKeys has ", rule->key_documents.size(), " entries, expected ",
+            rule->documents.size(), " (those of cuSeqlens)");
     } else {
       // With positions of a shard, the boundaries are those of the whole sequence.
       const auto end_of = [](const std::vector<Piece>& pieces) {
@@ -124,7 +134,8 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
                                  const AttentionOptions& options) {
   check(q.rank == 3 || q.rank == 4, Code::Shape, "attention: q has the shape ", shape_text(q),
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
-  check(is_float(q.dtype), Code::DType, "attention: q is ", name_of(q.dtype), ", expected float32, bfloat16 or float16");
+  check(is_float(q.dtype), Code::DType, "attention: q is ", name_of(q.dtype),
+        ", expected float32, bfloat16 or float16");
   const bool packed = q.rank == 3;
   check_heads(q, "q", q);
   check_heads(k, "k", q);
@@ -133,21 +144,27 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
   k = with_batch(k, 4);
   v = with_batch(v, 4);
   const int64_t head_dim = q.size(3), query_heads = q.size(2), key_heads = k.size(2);
-  check(head_dim > 0 && head_dim <= 256 && head_dim % 8 == 0, Code::Shape, "attention: q has head dimension ", head_dim,
-        ", expected a multiple of 8 up to 256");
-  check(k.size(3) == head_dim, Code::Shape, "attention: k has head dimension ", k.size(3), ", expected ", head_dim,
-        " (that of q)");
-  check(k.size(0) == q.size(0), Code::Shape, "attention: k has batch size ", k.size(0), ", expected ", q.size(0),
-        " (that of q)");
-  check(v.shape == k.shape, Code::Shape, "attention: v has the shape ", shape_text(v), ", expected ", shape_text(k),
-        " (that of k)");
-  check(key_heads > 0 ? query_heads % key_heads == 0 : query_heads == 0, Code::Shape, "attention: q has ", query_heads,
-        " heads, expected a multiple of ", key_heads, " (the heads of k)");
-  check(q.size(1) <= INT32_MAX && k.size(1) <= INT32_MAX, Code::Shape, "attention: a sequence has at most 2^31 - 1 rows");
+  check(head_dim > 0 && head_dim <= 256 && head_dim % 8 == 0, Code::Shape, "attention: q has head dimension ",
+        head_dim, ", expected a multiple of 8 up to 256");
+  check(k.size(3) == head_dim, Code::Shape, "attention: k has head dimension ", k.size(3), ", expected ",
+        head_dim, " (that of q)");
+  check(k.size(0) == q.size(0), Code::Shape, "attention: k has batch size ", k.size(0), ", expected ",
+        q.size(0), " (that of q)");
+  check(v.shape == k.shape, Code::Shape, "attention: v has the shape ", shape_text(v), ", expected ",
+        shape_text(k), " (that of k)");
+  check(key_heads > 0 ? query_heads % key_heads == 0 : query_heads == 0, Code::Shape, "attention: q has ",
+        query_heads, " heads, expected a multiple of ", key_heads, " (the heads of k)");
+  check(q.size(1) <= INT32_MAX && k.size(1) <= INT32_MAX, Code::Shape,
+        "attention: a sequence has at most 2^31 - 1 rows");
   check(std::isfinite(options.scale), Code::Option, "attention: scale is not a finite number");
-  check(std::isfinite(options.softcap) && options.softcap >= 0, Code::Option, "attention: softcap is ", options.softcap,
-        ", expected a finite number above 0");
-  AttentionForward op{.q = q, .k = k, .v = v, .score = {}, .visibility = nullptr, .out = with_batch(out, 4),
+  check(std::isfinite(options.softcap) && options.softcap >= 0, Code::Option, "attention: softcap is ",
+        options.softcap, ", expected a finite number above 0");
+  AttentionForward op{.q = q,
+                      .k = k,
+                      .v = v,
+                      .score = {},
+                      .visibility = nullptr,
+                      .out = with_batch(out, 4),
                       .log_sum_exp = packed ? with_batch(log_sum_exp, 3) : log_sum_exp};
   op.score.scale = static_cast<float>(options.scale);
   op.score.softcap = static_cast<float>(options.softcap);
@@ -156,7 +173,8 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
     check(slopes.dtype == DType::Float32, Code::DType, "attention: alibiSlopes is ", name_of(slopes.dtype),
           ", expected float32");
     check(slopes.rank == 1 && slopes.size(0) == query_heads && slopes.contiguous(), Code::Shape,
-          "attention: alibiSlopes has the shape ", shape_text(slopes), ", expected [", query_heads, "] (the heads of q)");
+          "attention: alibiSlopes has the shape ", shape_text(slopes), ", expected [", query_heads,
+          "] (the heads of q)");
     check(slopes.device() == q.device(), Code::Device, "attention: alibiSlopes is on another device than q");
     op.score.alibi_slopes = slopes;
   }
@@ -176,34 +194,41 @@ void queue(Operation op, const Tensor& q, const std::string& implementation) {
     device->submit(Reference{std::move(op)});
     return;
   }
-  check(implementation == "best" || implementation == "cpu", Code::Option, "attention: implementation \"", implementation,
-        "\" is not there on ", device->name(), ", expected \"reference\" or \"cpu\"");
+  check(implementation == "best" || implementation == "cpu", Code::Option, "attention: implementation \"",
+        implementation, "\" is not there on ", device->name(), ", expected \"reference\" or \"cpu\"");
   device->submit(std::move(op));
 }
 
 }  // namespace
 
-void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, AttentionOptions options) {
+void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
+                       AttentionOptions options) {
   queue<ReferenceForward>(checked_forward(q, k, v, out, log_sum_exp, options), q, options.implementation);
 }
 
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
-                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, AttentionOptions options) {
+                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv,
+                        AttentionOptions options) {
   const bool packed = q.rank == 3;
-  AttentionBackward op{.forward = checked_forward(q, k, v, out, log_sum_exp, options), .dout = with_batch(dout, 4),
-                       .dlog_sum_exp = {}, .dq = with_batch(dq, 4), .dk = with_batch(dk, 4), .dv = with_batch(dv, 4)};
+  AttentionBackward op{.forward = checked_forward(q, k, v, out, log_sum_exp, options),
+                       .dout = with_batch(dout, 4),
+                       .dlog_sum_exp = {},
+                       .dq = with_batch(dq, 4),
+                       .dk = with_batch(dk, 4),
+                       .dv = with_batch(dv, 4)};
   const AttentionForward& forward = op.forward;
   check_like(op.dout, "dout", forward.out, "out");
-  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(dout.dtype), ", expected ",
-        name_of(out.dtype), " (that of out)");
+  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(dout.dtype),
+        ", expected ", name_of(out.dtype), " (that of out)");
   if (dlog_sum_exp) {
     op.dlog_sum_exp = packed ? with_batch(*dlog_sum_exp, 3) : *dlog_sum_exp;
     check_log_sum_exp(op.dlog_sum_exp, "dlogSumExp", forward.q);
   }
-  const auto check_gradient = [&](const Tensor& gradient, const char* name, const Tensor& like, const char* like_name) {
+  const auto check_gradient = [&](const Tensor& gradient, const char* name, const Tensor& like,
+                                  const char* like_name) {
     check_like(gradient, name, like, like_name);
-    check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, "attention: ", name, " is ",
-          name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
+    check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, "attention: ", name,
+          " is ", name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
   };
   check_gradient(op.dq, "dq", forward.q, "q");
   check_gradient(op.dk, "dk", forward.k, "k");
@@ -211,12 +236,16 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
   queue<ReferenceBackward>(std::move(op), q, options.implementation);
 }
 
-void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out, Tensor log_sum_exp) {
-  check(!outs.empty() && outs.size() == log_sum_exps.size(), Code::Option, "mergeAttention: expected at least one part");
+void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,
+                     Tensor log_sum_exp) {
+  check(!outs.empty() && outs.size() == log_sum_exps.size(), Code::Option,
+        "mergeAttention: expected at least one part");
   const bool packed = out.rank == 3;
   check(out.rank == 3 || out.rank == 4, Code::Shape, "mergeAttention: out has the shape ", shape_text(out),
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
-  AttentionMerge op{.outs = {}, .log_sum_exps = {}, .out = with_batch(out, 4),
+  AttentionMerge op{.outs = {},
+                    .log_sum_exps = {},
+                    .out = with_batch(out, 4),
                     .log_sum_exp = packed ? with_batch(log_sum_exp, 3) : log_sum_exp};
   check_log_sum_exp(op.log_sum_exp, "logSumExp", op.out);
   for (size_t i = 0; i < outs.size(); i++) {

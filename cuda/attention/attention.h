@@ -4,8 +4,8 @@
 //   s_ij = cap(scale q_i . k_j) - slope |p_i - p_j|     over the keys j that query i may look at
 //   logSumExp_i = ln sum_j exp s_ij      out_i = sum_j exp(s_ij - logSumExp_i) v_j
 //
-// A query that may look at nothing gives out 0, logSumExp -inf and no gradient. p are global positions, so that a part
-// of a sequence (a shard, a ring step) means the same as the whole.
+// A query that may look at nothing gives out 0, logSumExp -inf and no gradient. p are global positions, so
+// that a part of a sequence (a shard, a ring step) means the same as the whole.
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -23,10 +23,10 @@ struct Piece {
 
 /** Which keys a query may look at, by position, document and mask; all must allow it. */
 struct VisibilityRule {
-  bool causal = false;                                // p_j <= p_i
-  int64_t window_left = -1, window_right = -1;        // p_i - left <= p_j <= p_i + right; -1 is unbounded
-  std::vector<int64_t> documents;                     // boundaries, 0 first, in positions: one's own document only
-  std::vector<int64_t> key_documents;                 // the keys' boundaries, where the queries have other ones
+  bool causal = false;                          // p_j <= p_i
+  int64_t window_left = -1, window_right = -1;  // p_i - left <= p_j <= p_i + right; -1 is unbounded
+  std::vector<int64_t> documents;               // boundaries, 0 first, in positions: one's own document only
+  std::vector<int64_t> key_documents;           // the keys' boundaries, where the queries have other ones
   std::vector<Piece> query_positions, key_positions;  // ascending
   std::shared_ptr<const Mask> mask;                   // [Sq, Sk], or null
 };
@@ -44,14 +44,16 @@ struct AttentionForward {
   Tensor out /*[B Sq Hq D]*/, log_sum_exp /*[B Hq Sq]*/;
 };
 
-/** With P = exp(s - logSumExp), dP = dout v^T and delta = rowsum(dout * out) - dlogSumExp: dS = P * (dP - delta). */
+/** With P = exp(s - logSumExp), dP = dout v^T and delta = rowsum(dout * out) - dlogSumExp: dS = P * (dP -
+ * delta). */
 struct AttentionBackward {
   AttentionForward forward;
   Tensor dout /*[B Sq Hq D]*/, dlog_sum_exp /*[B Hq Sq], or none*/;
   Tensor dq, dk, dv;
 };
 
-/** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts' logSumExp. */
+/** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'
+ * logSumExp. */
 struct AttentionMerge {
   std::vector<Tensor> outs /*[B Sq Hq D]*/, log_sum_exps /*[B Hq Sq]*/;
   Tensor out, log_sum_exp;

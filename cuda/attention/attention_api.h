@@ -1,5 +1,6 @@
 #pragma once
-// Attention as the border calls it: tensors as the caller made them, options as the caller gave them, nothing checked.
+// Attention as the border calls it: tensors as the caller made them, options as the caller gave them, nothing
+// checked.
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,9 +20,12 @@ struct AttentionOptions {
   std::string implementation;
 };
 
-void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, AttentionOptions options);
+void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
+                       AttentionOptions options);
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
-                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, AttentionOptions options);
-void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out, Tensor log_sum_exp);
+                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv,
+                        AttentionOptions options);
+void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,
+                     Tensor log_sum_exp);
 
 }  // namespace longseq

@@ -1,5 +1,5 @@
-// Attention on the CPU engine: how the work is cut into tasks, which memory they use, in which order they run. The
-// cuts depend on shapes and masks alone, so results are the same bits at any thread count.
+// Attention on the CPU engine: how the work is cut into tasks, which memory they use, in which order they
+// run. The cuts depend on shapes and masks alone, so results are the same bits at any thread count.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,7 +15,8 @@ namespace {
 
 /** Heads are worked on together as long as what is packed or summed for them stays within this. */
 constexpr int64_t kPackedBudget = int64_t{128} << 20, kSumsBudget = int64_t{256} << 20;
-/** Fewer tasks than this may leave cores idle: then the keys of each are split, in parts of at least kSplitKeys. */
+/** Fewer tasks than this may leave cores idle: then the keys of each are split, in parts of at least
+ * kSplitKeys. */
 constexpr int64_t kFewTasks = 64, kSplitKeys = 1024;
 /** Below this many multiply-adds, waking the pool costs more than it saves. */
 constexpr double kSmall = 2e6;
@@ -41,9 +42,16 @@ void for_each_task(bool small, int64_t count, FunctionRef<void(int64_t, int)> bo
 /** What both directions need to know of a call. */
 struct Call {
   explicit Call(const AttentionForward& op)
-      : op(op), use(op.q.device()->memory()), batch(op.q.size(0)), queries(op.q.size(1)), keys(op.k.size(1)),
-        heads(op.q.size(2)), key_heads(op.k.size(2)), head_dim(op.q.size(3)),
-        group(key_heads ? heads / key_heads : 0), visibility(*op.visibility, queries, keys, use),
+      : op(op),
+        use(op.q.device()->memory()),
+        batch(op.q.size(0)),
+        queries(op.q.size(1)),
+        keys(op.k.size(1)),
+        heads(op.q.size(2)),
+        key_heads(op.k.size(2)),
+        head_dim(op.q.size(3)),
+        group(key_heads ? heads / key_heads : 0),
+        visibility(*op.visibility, queries, keys, use),
         small(static_cast<double>(batch * heads * queries) * static_cast<double>(keys * head_dim) < kSmall) {
     if (op.score.alibi_slopes) {
       query_positions = positions(op.visibility->query_positions, queries, use);
@@ -54,9 +62,12 @@ struct Call {
   HeadScore score(int64_t head) const {
     const bool biased = static_cast<bool>(op.score.alibi_slopes);
     return {op.score.scale, op.score.softcap, biased ? op.score.alibi_slopes.data<float>()[head] : 0,
-            static_cast<const int32_t*>(query_positions.data()), static_cast<const int32_t*>(key_positions.data())};
+            static_cast<const int32_t*>(query_positions.data()),
+            static_cast<const int32_t*>(key_positions.data())};
   }
-  HostBlock scratch(int64_t bytes) const { return HostBlock(static_cast<size_t>(bytes * (small ? 1 : thread_count().threads)), use); }
+  HostBlock scratch(int64_t bytes) const {
+    return HostBlock(static_cast<size_t>(bytes * (small ? 1 : thread_count().threads)), use);
+  }
 
   const AttentionForward& op;
   std::shared_ptr<MemoryUse> use;
@@ -100,7 +111,8 @@ Cuts cut_forward(const Call& call) {
       out.cuts.push_back({first, last, begin, std::max(begin, end), part});
     }
   }
-  std::stable_sort(out.cuts.begin(), out.cuts.end(), [](const Cut& a, const Cut& b) { return a.cost() > b.cost(); });
+  std::stable_sort(out.cuts.begin(), out.cuts.end(),
+                   [](const Cut& a, const Cut& b) { return a.cost() > b.cost(); });
   return out;
 }
 
@@ -132,7 +144,8 @@ void write(T* y, const float* x, int64_t count) {
 }
 
 void write(const HeadRows& rows, int64_t row, const float* x, int64_t count) {
-  visit_float(rows.dtype, [&]<class T>(T) { write(reinterpret_cast<T*>(rows.data) + row * rows.stride, x, count); });
+  visit_float(rows.dtype,
+              [&]<class T>(T) { write(reinterpret_cast<T*>(rows.data) + row * rows.stride, x, count); });
 }
 
 }  // namespace
@@ -145,7 +158,9 @@ int64_t forward_scratch_bytes(int64_t head_dim) {
 int64_t backward_scratch_bytes(int64_t head_dim) {
   const int64_t columns = round_up(head_dim, kWidestTile);
   return (kBackwardKeys * (2 * head_dim + 3 * columns) + kBackwardQueries * (2 * head_dim + 2 * columns) +
-          3 * kBackwardKeys * kBackwardQueries + kBackwardKeys * (2 * kMostTileRows + 1)) * 4 + 4096;
+          3 * kBackwardKeys * kBackwardQueries + kBackwardKeys * (2 * kMostTileRows + 1)) *
+             4 +
+         4096;
 }
 
 void run(const Cpu& cpu, const AttentionForward& op) {
@@ -170,28 +185,44 @@ void run(const Cpu& cpu, const AttentionForward& op) {
 
   for (int64_t first_pair = 0; first_pair < pairs; first_pair += together) {
     const int64_t count = std::min(together, pairs - first_pair);
-    const auto packed_of = [&](int64_t pair) { return static_cast<char*>(memory.data()) + pair * 2 * packed; };
+    const auto packed_of = [&](int64_t pair) {
+      return static_cast<char*>(memory.data()) + pair * 2 * packed;
+    };
     constexpr int64_t kPackKeys = 8 * kPanel;
     const int64_t chunks = ceil_div(last_key - first_key, kPackKeys);
     for_each_task(call.small, count * chunks, [&](int64_t task, int) {
-      const int64_t pair = task / chunks, b = (first_pair + pair) / call.key_heads, h = (first_pair + pair) % call.key_heads;
+      const int64_t pair = task / chunks, b = (first_pair + pair) / call.key_heads,
+                    h = (first_pair + pair) % call.key_heads;
       const int64_t first = first_key + task % chunks * kPackKeys;
       run(cpu, PackKeysTask{rows_of(op.k, b, h), rows_of(op.v, b, h), call.keys, first,
-                            std::min(first + kPackKeys, round_up(last_key, kPanel)), static_cast<int>(call.head_dim),
-                            multiplies_in_bfloat16(op.q.dtype), packed_of(pair), packed_of(pair) + packed});
+                            std::min(first + kPackKeys, round_up(last_key, kPanel)),
+                            static_cast<int>(call.head_dim), multiplies_in_bfloat16(op.q.dtype),
+                            packed_of(pair), packed_of(pair) + packed});
     });
     const int64_t heads = count * call.group;
     for_each_task(call.small, heads * cut_count, [&](int64_t task, int slot) {
       const Cut& cut = cuts[static_cast<size_t>(task / heads)];
       const int64_t pair = task % heads / call.group, b = (first_pair + pair) / call.key_heads;
       const int64_t h = (first_pair + pair) % call.key_heads * call.group + task % call.group;
-      ForwardTask forward{rows_of(op.q, b, h), rows_of(op.out, b, h), statistics_of(op.log_sum_exp, b, h),
-                          packed_of(pair), packed_of(pair) + packed, call.visible(), call.score(h), call.keys,
-                          cut.first_query, cut.last_query, cut.first_key, cut.last_key, static_cast<int>(call.head_dim),
-                          multiplies_in_bfloat16(op.q.dtype), static_cast<char*>(scratch.data()) + slot * scratch_bytes};
+      ForwardTask forward{rows_of(op.q, b, h),
+                          rows_of(op.out, b, h),
+                          statistics_of(op.log_sum_exp, b, h),
+                          packed_of(pair),
+                          packed_of(pair) + packed,
+                          call.visible(),
+                          call.score(h),
+                          call.keys,
+                          cut.first_query,
+                          cut.last_query,
+                          cut.first_key,
+                          cut.last_key,
+                          static_cast<int>(call.head_dim),
+                          multiplies_in_bfloat16(op.q.dtype),
+                          static_cast<char*>(scratch.data()) + slot * scratch_bytes};
       if (parts > 1) {
         const int64_t row = (task % heads * parts + cut.part) * call.queries;
-        forward.out = {reinterpret_cast<char*>(partial_out + row * call.head_dim), call.head_dim, DType::Float32};
+        forward.out = {reinterpret_cast<char*>(partial_out + row * call.head_dim), call.head_dim,
+                       DType::Float32};
         forward.log_sum_exp = partial_log_sum_exp + row;
       }
       run(cpu, forward);
@@ -222,10 +253,12 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
   // Which blocks of keys each tile of queries sees, and the tiles that see each block.
   std::vector<Interval> tile_blocks(static_cast<size_t>(tiles)), block_tiles(static_cast<size_t>(blocks));
   for (int64_t tile = 0; tile < tiles; tile++) {
-    const Interval hull = call.visibility.key_hull(tile * kBackwardQueries, std::min((tile + 1) * kBackwardQueries, call.queries) - 1);
+    const Interval hull = call.visibility.key_hull(tile * kBackwardQueries,
+                                                   std::min((tile + 1) * kBackwardQueries, call.queries) - 1);
     if (hull.empty()) continue;
-    const auto seen = tile_blocks[static_cast<size_t>(tile)] = {static_cast<int32_t>(hull.begin / kBackwardKeys),
-                                                                static_cast<int32_t>(ceil_div(hull.end, kBackwardKeys))};
+    const auto seen =
+        tile_blocks[static_cast<size_t>(tile)] = {static_cast<int32_t>(hull.begin / kBackwardKeys),
+                                                  static_cast<int32_t>(ceil_div(hull.end, kBackwardKeys))};
     for (int32_t block = seen.begin; block < seen.end; block++) {
       Interval& seeing = block_tiles[static_cast<size_t>(block)];
       if (seeing.empty()) seeing.begin = static_cast<int32_t>(tile);
@@ -233,7 +266,8 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
     }
   }
   const int64_t sums_rows = tiles * kBackwardQueries, sums = sums_rows * round_up(head_dim, kWidestTile);
-  const int64_t together = std::clamp<int64_t>(kSumsBudget / std::max<int64_t>(1, sums * 4 * call.group), 1, pairs);
+  const int64_t together =
+      std::clamp<int64_t>(kSumsBudget / std::max<int64_t>(1, sums * 4 * call.group), 1, pairs);
   const int64_t most_heads = together * call.group;
   const HostBlock dq(static_cast<size_t>(most_heads * sums) * 4, call.use);
   const HostBlock delta(static_cast<size_t>(most_heads * call.queries) * 4, call.use);
@@ -252,38 +286,47 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
     };
     for (int64_t head = 0; head < heads; head++) {
       const auto [b, h] = place(head);
-      in_hand[static_cast<size_t>(head)] = {rows_of(forward.q, b, h), rows_of(op.dout, b, h),
-                                            statistics_of(forward.log_sum_exp, b, h),
-                                            static_cast<float*>(delta.data()) + head * call.queries,
-                                            static_cast<float*>(dq.data()) + head * sums,
-                                            static_cast<std::atomic<int32_t>*>(progress.data()) + head * tiles, call.score(h)};
+      in_hand[static_cast<size_t>(head)] = {
+          rows_of(forward.q, b, h),
+          rows_of(op.dout, b, h),
+          statistics_of(forward.log_sum_exp, b, h),
+          static_cast<float*>(delta.data()) + head * call.queries,
+          static_cast<float*>(dq.data()) + head * sums,
+          static_cast<std::atomic<int32_t>*>(progress.data()) + head * tiles,
+          call.score(h)};
     }
     std::memset(progress.data(), 0, static_cast<size_t>(heads * tiles) * sizeof(std::atomic<int32_t>));
     for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
-      const int64_t head = task / chunks, first = task % chunks * kRowsATask, last = std::min(first + kRowsATask, call.queries);
+      const int64_t head = task / chunks, first = task % chunks * kRowsATask,
+                    last = std::min(first + kRowsATask, call.queries);
       const auto [b, h] = place(head);
-      run(cpu, DeltaTask{rows_of(forward.out, b, h), rows_of(op.dout, b, h), statistics_of(op.dlog_sum_exp, b, h),
-                         static_cast<float*>(delta.data()) + head * call.queries, first, last, static_cast<int>(head_dim)});
+      run(cpu,
+          DeltaTask{rows_of(forward.out, b, h), rows_of(op.dout, b, h), statistics_of(op.dlog_sum_exp, b, h),
+                    static_cast<float*>(delta.data()) + head * call.queries, first, last,
+                    static_cast<int>(head_dim)});
       const int64_t width = round_up(head_dim, kWidestTile), end = last == call.queries ? sums_rows : last;
-      std::memset(static_cast<float*>(dq.data()) + head * sums + first * width, 0, static_cast<size_t>((end - first) * width) * 4);
+      std::memset(static_cast<float*>(dq.data()) + head * sums + first * width, 0,
+                  static_cast<size_t>((end - first) * width) * 4);
     });
     // Blocks outermost: the heads' turns at a tile of queries then seldom meet.
     for_each_task(call.small, blocks * count, [&](int64_t task, int slot) {
       const int64_t block = task / count, pair = task % count;
       const int64_t b = (first_pair + pair) / call.key_heads, h = (first_pair + pair) % call.key_heads;
       const Interval seeing = block_tiles[static_cast<size_t>(block)];
-      run(cpu, BackwardTask{in_hand.data() + pair * call.group, static_cast<int>(call.group), rows_of(forward.k, b, h),
-                            rows_of(forward.v, b, h), rows_of(op.dk, b, h), rows_of(op.dv, b, h), call.visible(),
-                            tile_blocks.data(), call.queries, call.keys, block * kBackwardKeys,
-                            std::min((block + 1) * kBackwardKeys, call.keys), seeing.begin, seeing.end,
-                            static_cast<int>(head_dim), multiplies_in_bfloat16(forward.q.dtype),
-                            static_cast<char*>(scratch.data()) + slot * scratch_bytes});
+      run(cpu,
+          BackwardTask{in_hand.data() + pair * call.group, static_cast<int>(call.group),
+                       rows_of(forward.k, b, h), rows_of(forward.v, b, h), rows_of(op.dk, b, h),
+                       rows_of(op.dv, b, h), call.visible(), tile_blocks.data(), call.queries, call.keys,
+                       block * kBackwardKeys, std::min((block + 1) * kBackwardKeys, call.keys), seeing.begin,
+                       seeing.end, static_cast<int>(head_dim), multiplies_in_bfloat16(forward.q.dtype),
+                       static_cast<char*>(scratch.data()) + slot * scratch_bytes});
     });
     for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
       const int64_t head = task / chunks, first = task % chunks * kRowsATask;
       const auto [b, h] = place(head);
-      run(cpu, WriteTask{static_cast<float*>(dq.data()) + head * sums, forward.score.scale, rows_of(op.dq, b, h), first,
-                         std::min(first + kRowsATask, call.queries), static_cast<int>(head_dim)});
+      run(cpu,
+          WriteTask{static_cast<float*>(dq.data()) + head * sums, forward.score.scale, rows_of(op.dq, b, h),
+                    first, std::min(first + kRowsATask, call.queries), static_cast<int>(head_dim)});
     });
   }
 }

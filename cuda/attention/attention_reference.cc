@@ -1,5 +1,5 @@
-// The definition of attention.h, a row at a time, in float64. Nothing of it is shared with the kernels: what a query
-// may look at is asked pair by pair, and all of a row's scores are there at once.
+// The definition of attention.h, a row at a time, in float64. Nothing of it is shared with the kernels: what
+// a query may look at is asked pair by pair, and all of a row's scores are there at once.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -40,7 +40,8 @@ bool visible(const VisibilityRule& rule, int64_t i, int64_t j) {
     const int64_t document = document_holding(rule.documents, i);
     if (document != document_holding(rule.key_documents, j)) return false;
     // Aligned at the document's end: its last query stands at its last key.
-    query = i - rule.documents[static_cast<size_t>(document)] + rule.key_documents[static_cast<size_t>(document)];
+    query =
+        i - rule.documents[static_cast<size_t>(document)] + rule.key_documents[static_cast<size_t>(document)];
   } else if (!rule.documents.empty() &&
              document_holding(rule.documents, query) != document_holding(rule.documents, key)) {
     return false;
@@ -59,7 +60,8 @@ struct Row {
   int64_t key_head() const { return h / (op.q.size(2) / op.k.size(2)); }
   double dot(const Tensor& x, const Tensor& y, int64_t j) const {
     double sum = 0;
-    for (int64_t d = 0; d < op.q.size(3); d++) sum += value_at(x, b, i, h, d) * value_at(y, b, j, key_head(), d);
+    for (int64_t d = 0; d < op.q.size(3); d++)
+      sum += value_at(x, b, i, h, d) * value_at(y, b, j, key_head(), d);
     return sum;
   }
   /** The score before the bias of position. */
@@ -71,7 +73,8 @@ struct Row {
     if (!op.score.alibi_slopes) return capped;
     const VisibilityRule& rule = *op.visibility;
     const int64_t distance = position_of(rule.query_positions, i) - position_of(rule.key_positions, j);
-    return capped - static_cast<double>(op.score.alibi_slopes.data<float>()[h]) * static_cast<double>(std::abs(distance));
+    return capped - static_cast<double>(op.score.alibi_slopes.data<float>()[h]) *
+                        static_cast<double>(std::abs(distance));
   }
 };
 
@@ -94,11 +97,13 @@ void run(const Cpu&, const ReferenceForward& reference) {
     for (int64_t d = 0; d < head_dim; d++) {
       double out = 0;
       for (size_t j = 0; j < score.size(); j++) {
-        if (score[j] != 0) out += score[j] * value_at(op.v, row.b, static_cast<int64_t>(j), row.key_head(), d);
+        if (score[j] != 0)
+          out += score[j] * value_at(op.v, row.b, static_cast<int64_t>(j), row.key_head(), d);
       }
       set_value(op.out, row.b, row.i, row.h, d, sum == 0 ? 0 : out / sum);
     }
-    statistic(op.log_sum_exp, row.b, row.h, row.i) = static_cast<float>(sum == 0 ? -kInfinity : most + std::log(sum));
+    statistic(op.log_sum_exp, row.b, row.h, row.i) =
+        static_cast<float>(sum == 0 ? -kInfinity : most + std::log(sum));
   });
 }
 
@@ -116,7 +121,8 @@ void run(const Cpu&, const ReferenceBackward& reference) {
         const Row row{forward, b, h, i};
         const double log_sum_exp = statistic(forward.log_sum_exp, b, h, i);
         double delta = op.dlog_sum_exp ? -statistic(op.dlog_sum_exp, b, h, i) : 0;
-        for (int64_t d = 0; d < head_dim; d++) delta += value_at(op.dout, b, i, h, d) * value_at(forward.out, b, i, h, d);
+        for (int64_t d = 0; d < head_dim; d++)
+          delta += value_at(op.dout, b, i, h, d) * value_at(forward.out, b, i, h, d);
         std::fill(dq.begin(), dq.end(), 0);
         for (int64_t j = 0; j < keys; j++) {
           if (!visible(*forward.visibility, i, j)) continue;

@@ -1,10 +1,12 @@
-// Flash attention backward on the CPU (Dao, "FlashAttention-2", algorithm 2): five products for each tile of queries
-// and block of keys. A task is a block of keys of one key head; it keeps dk and dv, and adds to dq in its turn.
+// Flash attention backward on the CPU (Dao, "FlashAttention-2", algorithm 2): five products for each tile of
+// queries and block of keys. A task is a block of keys of one key head; it keeps dk and dv, and adds to dq in
+// its turn.
 //
-//   P = exp2(s - logSumExp)   dP = dout v^T   dS = P * (dP - delta)   dv += P^T dout   dk += dS^T q   dq += dS k
+//   P = exp2(s - logSumExp)   dP = dout v^T   dS = P * (dP - delta)   dv += P^T dout   dk += dS^T q   dq +=
+//   dS k
 //
-// Turns make dq the same at any thread count: blocks add to a tile of queries in ascending order, and since tasks are
-// taken in ascending order too, the block that is waited for is always being worked on.
+// Turns make dq the same at any thread count: blocks add to a tile of queries in ascending order, and since
+// tasks are taken in ascending order too, the block that is waited for is always being worked on.
 #include <sched.h>
 
 #include <atomic>
@@ -52,9 +54,11 @@ struct Scratch {
 
 /** One row of scores and dP to p and dS, in place. */
 template <bool kCoarse>
-LONGSEQ_INLINE void differentiate(float* s, float* dp, int count, float factor, float log_sum_exp, float delta) {
+LONGSEQ_INLINE void differentiate(float* s, float* dp, int count, float factor, float log_sum_exp,
+                                  float delta) {
   // A query that sees nothing, or a row behind the last query: exp2(-inf) = 0.
-  const Vec f = set(factor), m = set(log_sum_exp == -kInfinity ? -kInfinity : -log_sum_exp * kLog2E), d = set(delta);
+  const Vec f = set(factor), m = set(log_sum_exp == -kInfinity ? -kInfinity : -log_sum_exp * kLog2E),
+            d = set(delta);
   for (int j = 0; j < count; j += kLanes) {
     const Vec x = fma(load(s + j), f, m);
     const Vec p = kCoarse ? exp2_coarse(x) : exp2(x);
@@ -65,9 +69,10 @@ LONGSEQ_INLINE void differentiate(float* s, float* dp, int count, float factor, 
 
 #if defined(__AVX512BF16__)
 /** 32 values of two rows, rounded: each row's pairs of neighbours, and the rows' pairs a column. */
-LONGSEQ_INLINE void pair_up(const float* x, const float* y, uint32_t* x_pairs, uint32_t* y_pairs, uint32_t* columns) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+LONGSEQ_INLINE void pair_up(const float* x, const float* y, uint32_t* x_pairs, uint32_t* y_pairs,
+                            uint32_t* columns) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
+                                       38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const auto a = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(x + kLanes), load(x)));
   const auto b = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(y + kLanes), load(y)));
@@ -80,7 +85,8 @@ LONGSEQ_INLINE void pair_up(const float* x, const float* y, uint32_t* x_pairs, u
 }
 #endif
 
-/** The strip's p and dS [kRows][count] to operands, at column `from` of the block; zeros in its other columns. */
+/** The strip's p and dS [kRows][count] to operands, at column `from` of the block; zeros in its other
+ * columns. */
 template <class Product>
 LONGSEQ_INLINE void write_strip(const Scratch<Product>& scratch, int strip, int from, int count) {
   [[maybe_unused]] constexpr int kStride = kKeys / Product::kPair;
@@ -118,7 +124,8 @@ void backward(const BackwardTask& task) {
 
   pack_transposed<Product>(task.k, task.first_key, kKeys, task.keys, head_dim, scratch.keys_transposed);
   pack_transposed<Product>(task.v, task.first_key, kKeys, task.keys, head_dim, scratch.values_transposed);
-  pack_rows<Product>(task.k, task.first_key, kKeys, task.keys, head_dim, kKeyStride * kTileColumns, 0, scratch.key_rows);
+  pack_rows<Product>(task.k, task.first_key, kKeys, task.keys, head_dim, kKeyStride * kTileColumns, 0,
+                     scratch.key_rows);
   memset(scratch.dk, 0, static_cast<size_t>(kKeys * columns) * sizeof(float));
   memset(scratch.dv, 0, static_cast<size_t>(kKeys * columns) * sizeof(float));
 
@@ -132,8 +139,10 @@ void backward(const BackwardTask& task) {
       const int rows = static_cast<int>(end - first), padded = (rows + kRows - 1) / kRows * kRows;
       read_rows<Product>(head.q, first, end, padded, head_dim, scratch.q);
       read_rows<Product>(head.dout, first, end, padded, head_dim, scratch.dout);
-      pack_rows<Product>(head.q, first, padded, end, head_dim, kQueryStride * kTileColumns, 0, scratch.q_rows);
-      pack_rows<Product>(head.dout, first, padded, end, head_dim, kQueryStride * kTileColumns, 0, scratch.dout_rows);
+      pack_rows<Product>(head.q, first, padded, end, head_dim, kQueryStride * kTileColumns, 0,
+                         scratch.q_rows);
+      pack_rows<Product>(head.dout, first, padded, end, head_dim, kQueryStride * kTileColumns, 0,
+                         scratch.dout_rows);
 
       // For each strip the columns of the block that it sees, for each panel of keys the rows that see it.
       int strip_from[kStrips], strip_count[kStrips], panel_from[kPanels], panel_to[kPanels] = {};
@@ -141,16 +150,17 @@ void backward(const BackwardTask& task) {
         const int64_t row = first + strip, last = least(row + kRows, end) - 1;
         const int64_t from = most(task.first_key, task.visible.begin[row] / kPanel * kPanel);
         const int64_t to = least(task.first_key + kKeys, round_up(task.visible.end[last], kPanel));
-        const int offset = static_cast<int>(from - task.first_key), count = from < to ? static_cast<int>(to - from) : 0;
+        const int offset = static_cast<int>(from - task.first_key),
+                  count = from < to ? static_cast<int>(to - from) : 0;
         strip_from[strip / kRows] = count ? offset : 0;
         strip_count[strip / kRows] = count;
         if (count) {
-          multiply_strip<Product, Lay::RowMajor, false>(scratch.q + strip * depth, depth,
-                                                        scratch.keys_transposed + offset * depth, kTileColumns * depth, 0,
-                                                        depth, count, scratch.s, kKeys);
-          multiply_strip<Product, Lay::RowMajor, false>(scratch.dout + strip * depth, depth,
-                                                        scratch.values_transposed + offset * depth, kTileColumns * depth, 0,
-                                                        depth, count, scratch.dp, kKeys);
+          multiply_strip<Product, Lay::RowMajor, false>(
+              scratch.q + strip * depth, depth, scratch.keys_transposed + offset * depth,
+              kTileColumns * depth, 0, depth, count, scratch.s, kKeys);
+          multiply_strip<Product, Lay::RowMajor, false>(
+              scratch.dout + strip * depth, depth, scratch.values_transposed + offset * depth,
+              kTileColumns * depth, 0, depth, count, scratch.dp, kKeys);
           const bool all = all_visible(task.visible, row, last, from / kPanel, to / kPanel);
           for (int r = 0; r < kRows; r++) {
             float *const s = scratch.s + r * kKeys, *const dp = scratch.dp + r * kKeys;
@@ -162,9 +172,11 @@ void backward(const BackwardTask& task) {
             }
             if (adjusted) adjust_row(head.score, query, from, task.keys, count, s, scratch.slope_of_cap);
             if (!all) mask_row(task.visible, query, from / kPanel, count, -kInfinity, s);
-            differentiate<Product::kPair == 2>(s, dp, count, factor, head.log_sum_exp[query], head.delta[query]);
+            differentiate<Product::kPair == 2>(s, dp, count, factor, head.log_sum_exp[query],
+                                               head.delta[query]);
             if (adjusted) {
-              for (int j = 0; j < count; j += kLanes) store(dp + j, mul(load(dp + j), load(scratch.slope_of_cap + j)));
+              for (int j = 0; j < count; j += kLanes)
+                store(dp + j, mul(load(dp + j), load(scratch.slope_of_cap + j)));
             }
           }
           for (int panel = offset / kPanel; panel < (offset + count) / kPanel; panel++) {
@@ -183,9 +195,9 @@ void backward(const BackwardTask& task) {
         const int from = strip_from[strip / kRows], count = strip_count[strip / kRows];
         if (count == 0) continue;
         const auto* const ds = Product::kPair == 2 ? scratch.ds_by_query : scratch.ds;
-        multiply_strip<Product, Lay::RowMajor, true>(ds + strip * kKeyStride + from / Product::kPair, kKeyStride,
-                                                     scratch.key_rows, kKeyStride * kTileColumns, from / Product::kPair,
-                                                     count / Product::kPair, columns,
+        multiply_strip<Product, Lay::RowMajor, true>(ds + strip * kKeyStride + from / Product::kPair,
+                                                     kKeyStride, scratch.key_rows, kKeyStride * kTileColumns,
+                                                     from / Product::kPair, count / Product::kPair, columns,
                                                      head.dq + (first + strip) * dq_stride, dq_stride);
       }
       head.progress[tile].store(turn + 1, std::memory_order_release);
@@ -201,12 +213,12 @@ void backward(const BackwardTask& task) {
         }
         if (to == 0) continue;
         const int begin = from / Product::kPair, length = (to - from) / Product::kPair;
-        multiply_strip<Product, Lay::DepthMajor, true>(scratch.p + begin * kKeys + key, kKeys, scratch.dout_rows,
-                                                       kQueryStride * kTileColumns, begin, length, columns,
-                                                       scratch.dv + key * columns, columns);
-        multiply_strip<Product, Lay::DepthMajor, true>(scratch.ds + begin * kKeys + key, kKeys, scratch.q_rows,
-                                                       kQueryStride * kTileColumns, begin, length, columns,
-                                                       scratch.dk + key * columns, columns);
+        multiply_strip<Product, Lay::DepthMajor, true>(scratch.p + begin * kKeys + key, kKeys,
+                                                       scratch.dout_rows, kQueryStride * kTileColumns, begin,
+                                                       length, columns, scratch.dv + key * columns, columns);
+        multiply_strip<Product, Lay::DepthMajor, true>(scratch.ds + begin * kKeys + key, kKeys,
+                                                       scratch.q_rows, kQueryStride * kTileColumns, begin,
+                                                       length, columns, scratch.dk + key * columns, columns);
       }
     }
   }

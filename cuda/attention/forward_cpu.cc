@@ -1,10 +1,12 @@
-// Flash attention forward on the CPU (Dao, "FlashAttention-2", algorithm 1). A task is up to 192 queries of one head;
-// it walks the keys in blocks of up to 512. Within a block each strip of kRows queries goes all the way, product,
-// softmax, product, so that scores never leave the first-level cache, while the block's keys and values stay in the
-// second. (Measured, D 64, share of peak: 256 keys 84 % float32, 82 % bfloat16; 512 keys, p in place of s, 88 %, 87 %.)
+// Flash attention forward on the CPU (Dao, "FlashAttention-2", algorithm 1). A task is up to 192 queries of
+// one head; it walks the keys in blocks of up to 512. Within a block each strip of kRows queries goes all the
+// way, product, softmax, product, so that scores never leave the first-level cache, while the block's keys
+// and values stay in the second. (Measured, D 64, share of peak: 256 keys 84 % float32, 82 % bfloat16; 512
+// keys, p in place of s, 88 %, 87 %.)
 //
-// The running maximum m is kept scaled and in base 2, rounded once: p = exp2(s c - m) and alpha = exp2(m_old - m_new)
-// then cancel exactly, whatever the size of the scores. The running sum l is kept a lane, reduced at the end.
+// The running maximum m is kept scaled and in base 2, rounded once: p = exp2(s c - m) and alpha = exp2(m_old
+// - m_new) then cancel exactly, whatever the size of the scores. The running sum l is kept a lane, reduced at
+// the end.
 #include "attention/strip.h"
 
 namespace longseq {
@@ -41,8 +43,8 @@ struct Scratch {
 
 /** One row of scores to probabilities; brings the row's maximum, sum and output to the new maximum. */
 template <class Product>
-LONGSEQ_INLINE void softmax_row(const float* s, int count, float factor, float& maximum, float* sum, float* out,
-                                int columns, typename Product::Element* p) {
+LONGSEQ_INLINE void softmax_row(const float* s, int count, float factor, float& maximum, float* sum,
+                                float* out, int columns, typename Product::Element* p) {
   Vec m0 = load(s), m1 = load(s + kLanes), m2 = load(s + 2 * kLanes), m3 = load(s + 3 * kLanes);
   for (int j = 4 * kLanes; j < count; j += 4 * kLanes) {
     m0 = max(m0, load(s + j));
@@ -116,7 +118,8 @@ void forward(const ForwardTask& task) {
       if (from >= to) continue;
       const int count = static_cast<int>(to - from);
       multiply_strip<Product, Lay::RowMajor, false>(scratch.q + strip * depth, depth, keys + from * depth,
-                                                    kTileColumns * depth, 0, depth, count, scratch.s, kBlockKeys);
+                                                    kTileColumns * depth, 0, depth, count, scratch.s,
+                                                    kBlockKeys);
       const bool all = all_visible(task.visible, first, last, from / kPanel, to / kPanel);
       for (int64_t r = 0; r <= last - first; r++) {
         float* const s = scratch.s + r * kBlockKeys;
@@ -126,9 +129,9 @@ void forward(const ForwardTask& task) {
                              scratch.out + (strip + r) * columns, columns,
                              scratch.p + r * (kBlockKeys / Product::kPair));
       }
-      multiply_strip<Product, Lay::RowMajor, true>(scratch.p, kBlockKeys / Product::kPair, values,
-                                                   panels / Product::kPair * kTileColumns, from / Product::kPair,
-                                                   count / Product::kPair, columns, scratch.out + strip * columns, columns);
+      multiply_strip<Product, Lay::RowMajor, true>(
+          scratch.p, kBlockKeys / Product::kPair, values, panels / Product::kPair * kTileColumns,
+          from / Product::kPair, count / Product::kPair, columns, scratch.out + strip * columns, columns);
     }
   }
 

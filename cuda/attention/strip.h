@@ -1,5 +1,6 @@
 #pragma once
-// What forward and backward share: rows read into scratch, operands packed into panels, scores adjusted and masked.
+// What forward and backward share: rows read into scratch, operands packed into panels, scores adjusted and
+// masked.
 #include <cstring>
 
 #include "attention/tiles.h"
@@ -20,9 +21,12 @@ LONGSEQ_INLINE int padded_columns(int head_dim) { return (head_dim + kLanes - 1)
 template <class F>
 LONGSEQ_INLINE void visit_rows(const HeadRows& rows, F&& f) {
   switch (rows.dtype) {
-    case DType::BFloat16: return f(static_cast<const BFloat16*>(nullptr));
-    case DType::Float16: return f(static_cast<const Float16*>(nullptr));
-    default: return f(static_cast<const float*>(nullptr));
+    case DType::BFloat16:
+      return f(static_cast<const BFloat16*>(nullptr));
+    case DType::Float16:
+      return f(static_cast<const Float16*>(nullptr));
+    default:
+      return f(static_cast<const float*>(nullptr));
   }
 }
 
@@ -54,7 +58,8 @@ LONGSEQ_INLINE void write_row(const HeadRows& rows, int64_t row, const float* x,
   });
 }
 
-/** Rows [first, last) as a Product's row-major A operand of `depth` elements a row; then zero rows up to `padded`. */
+/** Rows [first, last) as a Product's row-major A operand of `depth` elements a row; then zero rows up to
+ * `padded`. */
 template <class Product>
 inline void read_rows(const HeadRows& rows, int64_t first, int64_t last, int64_t padded, int head_dim,
                       typename Product::Element* out) {
@@ -70,12 +75,12 @@ inline void read_rows(const HeadRows& rows, int64_t first, int64_t last, int64_t
 }
 
 /**
- * Rows [first, first + count) transposed, as a B operand whose columns are the rows: panels of kTileColumns rows, each
- * [depth][kTileColumns]. Rows from `rows_end` on are 0. `count` is a multiple of kPanel.
+ * Rows [first, first + count) transposed, as a B operand whose columns are the rows: panels of kTileColumns
+ * rows, each [depth][kTileColumns]. Rows from `rows_end` on are 0. `count` is a multiple of kPanel.
  */
 template <class Product>
-inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end, int head_dim,
-                            typename Product::Element* out) {
+inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end,
+                            int head_dim, typename Product::Element* out) {
   using Element = typename Product::Element;
   const int depth = head_dim / Product::kPair;
   Element panel[kTileColumns * kLargestHeadDim];
@@ -93,8 +98,9 @@ inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, 
 }
 
 /**
- * Rows [first, first + count) as a B operand whose depth is the rows: panels of kTileColumns columns (the last one may
- * have kLanes), `panel_stride` elements apart, written from depth `depth_begin` on. `count` is even.
+ * Rows [first, first + count) as a B operand whose depth is the rows: panels of kTileColumns columns (the
+ * last one may have kLanes), `panel_stride` elements apart, written from depth `depth_begin` on. `count` is
+ * even.
  */
 template <class Product>
 inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_t rows_end, int head_dim,
@@ -108,13 +114,15 @@ inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_
       const BFloat16* const even = first + i < rows_end ? row_of<BFloat16>(rows, first + i) : nullptr;
       const BFloat16* const odd = first + i + 1 < rows_end ? row_of<BFloat16>(rows, first + i + 1) : nullptr;
       for (int d = 0; d < columns; d += kLanes) {
-        const __mmask16 inside = static_cast<__mmask16>(head_dim - d >= kLanes ? 0xffff : (1 << (head_dim - d)) - 1);
+        const __mmask16 inside =
+            static_cast<__mmask16>(head_dim - d >= kLanes ? 0xffff : (1 << (head_dim - d)) - 1);
         const auto half = [&](const BFloat16* x) {
           return x ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x + d)) : zeros;
         };
         const int wide = columns - d / kTileColumns * kTileColumns >= kTileColumns ? kTileColumns : kLanes;
-        _mm512_storeu_si512(out + d / kTileColumns * panel_stride + (depth_begin + i / 2) * wide + d % kTileColumns,
-                            _mm512_or_si512(half(even), _mm512_slli_epi32(half(odd), 16)));
+        _mm512_storeu_si512(
+            out + d / kTileColumns * panel_stride + (depth_begin + i / 2) * wide + d % kTileColumns,
+            _mm512_or_si512(half(even), _mm512_slli_epi32(half(odd), 16)));
       }
     }
 #endif
@@ -148,8 +156,8 @@ LONGSEQ_INLINE bool all_visible(const VisibleKeys& visible, int64_t first, int64
   if (visible.begin[last] > first_panel * kPanel || visible.end[first] < last_panel * kPanel) return false;
   if (visible.mask == nullptr) return true;
   return visible.mask->coverage({static_cast<int32_t>(first), static_cast<int32_t>(last + 1)},
-                                {static_cast<int32_t>(first_panel * kPanel), static_cast<int32_t>(last_panel * kPanel)}) ==
-         Mask::Coverage::All;
+                                {static_cast<int32_t>(first_panel * kPanel),
+                                 static_cast<int32_t>(last_panel * kPanel)}) == Mask::Coverage::All;
 }
 
 /** tanh through exp2 of a negative, and by its series near 0, where the difference would cancel. */
@@ -171,15 +179,18 @@ LONGSEQ_INLINE Vec tanh(Vec x) {
   return load(out);
 }
 
-/** Whether a score is more than a factor times a product: then it is put into base 2 here, and the factor is 1. */
-LONGSEQ_INLINE bool adjusts(const HeadScore& score) { return score.softcap > 0 || score.slope != 0 || !(score.scale > 0); }
+/** Whether a score is more than a factor times a product: then it is put into base 2 here, and the factor
+ * is 1. */
+LONGSEQ_INLINE bool adjusts(const HeadScore& score) {
+  return score.softcap > 0 || score.slope != 0 || !(score.scale > 0);
+}
 
 /**
- * A row of raw products to scores in base 2 (times log2 e): capped, biased. `slope_of_cap`, where wanted, becomes
- * d score / d product but for the scale: 1 - tanh^2.
+ * A row of raw products to scores in base 2 (times log2 e): capped, biased. `slope_of_cap`, where wanted,
+ * becomes d score / d product but for the scale: 1 - tanh^2.
  */
-LONGSEQ_INLINE void adjust_row(const HeadScore& score, int64_t query, int64_t first_key, int64_t keys, int columns,
-                               float* s, float* slope_of_cap) {
+LONGSEQ_INLINE void adjust_row(const HeadScore& score, int64_t query, int64_t first_key, int64_t keys,
+                               int columns, float* s, float* slope_of_cap) {
   const float cap = score.softcap;
   for (int j = 0; j < columns; j += kLanes) {
     Vec x = mul(load(s + j), set(score.scale));
@@ -203,8 +214,8 @@ LONGSEQ_INLINE void adjust_row(const HeadScore& score, int64_t query, int64_t fi
 }
 
 /** Puts `value` where a row may not look: `columns` from the panel's first key on. */
-LONGSEQ_INLINE void mask_row(const VisibleKeys& visible, int64_t row, int64_t first_panel, int columns, float value,
-                             float* s) {
+LONGSEQ_INLINE void mask_row(const VisibleKeys& visible, int64_t row, int64_t first_panel, int columns,
+                             float value, float* s) {
   for (int panel = 0; panel < columns / kPanel; panel++) {
     const uint64_t bits = visible_bits(visible, row, first_panel + panel);
     if (bits == ~uint64_t{0}) continue;

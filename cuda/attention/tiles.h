@@ -1,6 +1,6 @@
 #pragma once
-// What the CPU engine's loop (attention_host.cc) hands to the kernels (*_cpu.cc), one copy of which there is for each
-// instruction set: plain pointers into one head, and scratch that the caller owns.
+// What the CPU engine's loop (attention_host.cc) hands to the kernels (*_cpu.cc), one copy of which there is
+// for each instruction set: plain pointers into one head, and scratch that the caller owns.
 #include <atomic>
 #include <cstdint>
 
@@ -11,10 +11,10 @@
 
 namespace longseq {
 
-inline constexpr int64_t kPanel = 64;          // keys that are skipped, masked or taken as one: a word of mask bits
+inline constexpr int64_t kPanel = 64;  // keys that are skipped, masked or taken as one: a word of mask bits
 inline constexpr int64_t kLargestHeadDim = 256;
-inline constexpr int64_t kWidestTile = 32;     // columns of the widest register tile
-inline constexpr int64_t kMostTileRows = 12;   // rows of the tallest
+inline constexpr int64_t kWidestTile = 32;    // columns of the widest register tile
+inline constexpr int64_t kMostTileRows = 12;  // rows of the tallest
 
 inline constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 inline constexpr int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
@@ -33,8 +33,8 @@ struct VisibleKeys {
 };
 
 struct HeadScore {
-  float scale, softcap, slope;                          // softcap 0 and slope 0: none
-  const int32_t *query_positions, *key_positions;       // only where there is a slope
+  float scale, softcap, slope;                     // softcap 0 and slope 0: none
+  const int32_t *query_positions, *key_positions;  // only where there is a slope
 };
 
 /** Bytes of a head's keys (or values) packed into panels, for any instruction set. */
@@ -42,7 +42,8 @@ inline int64_t packed_bytes(int64_t rows, int64_t head_dim) {
   return round_up(rows, kPanel) * round_up(head_dim, kWidestTile) * 4;
 }
 
-/** Packs the keys and values [first, last) of a head; first is a multiple of kPanel, rows behind `rows` count as 0. */
+/** Packs the keys and values [first, last) of a head; first is a multiple of kPanel, rows behind `rows` count
+ * as 0. */
 struct PackKeysTask {
   HeadRows keys, values;
   int64_t rows, first, last;
@@ -82,8 +83,9 @@ inline constexpr int64_t kBackwardKeys = 192, kBackwardQueries = 96;  // of a bl
 struct BackwardHead {
   HeadRows q, dout;
   const float *log_sum_exp, *delta;
-  float* dq;                        // [Sq][round_up(D, kWidestTile)], sums
-  std::atomic<int32_t>* progress;   // a counter a tile of queries: the block of keys whose turn it is to add to dq
+  float* dq;  // [Sq][round_up(D, kWidestTile)], sums
+  std::atomic<int32_t>*
+      progress;  // a counter a tile of queries: the block of keys whose turn it is to add to dq
   HeadScore score;
 };
 

@@ -59,7 +59,8 @@ int64_t row_from(const std::vector<Piece>& pieces, int64_t position) {
   return rows;
 }
 
-Visibility::Visibility(const VisibilityRule& rule, int64_t queries, int64_t keys, const std::shared_ptr<MemoryUse>& use)
+Visibility::Visibility(const VisibilityRule& rule, int64_t queries, int64_t keys,
+                       const std::shared_ptr<MemoryUse>& use)
     : queries_(queries), storage_(static_cast<size_t>(2 * queries) * sizeof(int32_t), use) {
   begin_ = static_cast<int32_t*>(storage_.data());
   end_ = begin_ + queries;

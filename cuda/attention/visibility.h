@@ -1,7 +1,7 @@
 #pragma once
-// A visibility rule resolved for the rows of one call: each query's keys as one interval. Causal order, windows,
-// documents and shards all keep the intervals moving forward from row to row, so a tile's hull is that of its first
-// and last row. What is no interval is left to the mask.
+// A visibility rule resolved for the rows of one call: each query's keys as one interval. Causal order,
+// windows, documents and shards all keep the intervals moving forward from row to row, so a tile's hull is
+// that of its first and last row. What is no interval is left to the mask.
 #include "attention/attention.h"
 #include "core/memory.h"
 
@@ -13,7 +13,8 @@ int64_t row_from(const std::vector<Piece>& pieces, int64_t position);
 
 class Visibility {
  public:
-  Visibility(const VisibilityRule& rule, int64_t queries, int64_t keys, const std::shared_ptr<MemoryUse>& use);
+  Visibility(const VisibilityRule& rule, int64_t queries, int64_t keys,
+             const std::shared_ptr<MemoryUse>& use);
 
   const int32_t* begin() const { return begin_; }
   const int32_t* end() const { return end_; }

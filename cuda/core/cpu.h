@@ -1,5 +1,6 @@
 #pragma once
-// Which instruction sets there are, which one this process uses, and how an operation's CPU overload picks its copy.
+// Which instruction sets there are, which one this process uses, and how an operation's CPU overload picks
+// its copy.
 #include <string>
 
 namespace longseq {
@@ -14,39 +15,45 @@ std::string cpu_model();
 }  // namespace longseq
 
 /**
- * Declares the copies of an operation's CPU kernel, one an instruction set, and the overload that calls the right one.
- * A `*_cpu.cc` file is compiled once for each, and defines `void run(const Operation&)` in namespace LONGSEQ_ISA.
+ * Declares the copies of an operation's CPU kernel, one an instruction set, and the overload that calls the
+ * right one. A `*_cpu.cc` file is compiled once for each, and defines `void run(const Operation&)` in
+ * namespace LONGSEQ_ISA.
  *
- * Code compiled for a newer instruction set must not emit an inline function that other files share: the linker keeps
- * one copy for all, and an older machine would run it. So those files use raw views and functions of their own
- * namespace, no containers of the standard library; test/package checks the objects' symbols.
+ * Code compiled for a newer instruction set must not emit an inline function that other files share: the
+ * linker keeps one copy for all, and an older machine would run it. So those files use raw views and
+ * functions of their own namespace, no containers of the standard library; test/package checks the objects'
+ * symbols.
  */
 #if defined(__x86_64__)
-#define LONGSEQ_CPU_KERNEL(Operation)                                                   \
-  namespace base {                                                                      \
-  void run(const Operation& operation);                                                 \
-  }                                                                                     \
-  namespace avx2 {                                                                      \
-  void run(const Operation& operation);                                                 \
-  }                                                                                     \
-  namespace avx512 {                                                                    \
-  void run(const Operation& operation);                                                 \
-  }                                                                                     \
-  namespace avx512bf16 {                                                                \
-  void run(const Operation& operation);                                                 \
-  }                                                                                     \
-  inline void run(const Cpu&, const Operation& operation) {                             \
-    switch (instruction_set()) {                                                        \
-      case InstructionSet::Base: return base::run(operation);                           \
-      case InstructionSet::Avx2: return avx2::run(operation);                           \
-      case InstructionSet::Avx512: return avx512::run(operation);                       \
-      case InstructionSet::Avx512Bf16: return avx512bf16::run(operation);               \
-    }                                                                                   \
+#define LONGSEQ_CPU_KERNEL(Operation)                       \
+  namespace base {                                          \
+  void run(const Operation& operation);                     \
+  }                                                         \
+  namespace avx2 {                                          \
+  void run(const Operation& operation);                     \
+  }                                                         \
+  namespace avx512 {                                        \
+  void run(const Operation& operation);                     \
+  }                                                         \
+  namespace avx512bf16 {                                    \
+  void run(const Operation& operation);                     \
+  }                                                         \
+  inline void run(const Cpu&, const Operation& operation) { \
+    switch (instruction_set()) {                            \
+      case InstructionSet::Base:                            \
+        return base::run(operation);                        \
+      case InstructionSet::Avx2:                            \
+        return avx2::run(operation);                        \
+      case InstructionSet::Avx512:                          \
+        return avx512::run(operation);                      \
+      case InstructionSet::Avx512Bf16:                      \
+        return avx512bf16::run(operation);                  \
+    }                                                       \
   }
 #else
-#define LONGSEQ_CPU_KERNEL(Operation)                                       \
-  namespace base {                                                          \
-  void run(const Operation& operation);                                     \
-  }                                                                         \
+#define LONGSEQ_CPU_KERNEL(Operation)   \
+  namespace base {                      \
+  void run(const Operation& operation); \
+  }                                     \
   inline void run(const Cpu&, const Operation& operation) { base::run(operation); }
 #endif

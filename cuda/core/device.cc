@@ -7,7 +7,8 @@ namespace longseq {
 std::shared_ptr<Device> Device::open(const std::string& name) {
   const bool cuda = name == "cuda" || name.starts_with("cuda:");
   check(!cuda, Code::NoCuda, "device: this build of longseq has no CUDA engine; use \"cpu\"");
-  check(name == "cpu", Code::Device, "device: unknown device \"", name, "\", expected \"cpu\", \"cuda\" or \"cuda:N\"");
+  check(name == "cpu", Code::Device, "device: unknown device \"", name,
+        "\", expected \"cpu\", \"cuda\" or \"cuda:N\"");
   return std::shared_ptr<Device>(new Device(name));
 }
 

@@ -1,7 +1,7 @@
 #pragma once
-// A device is one in-order queue of operations. An operation is a plain struct; an engine (Cpu, later Cuda) runs it
-// through an overload `void run(Engine&, const Operation&)` found by its name alone, so that the linker says what an
-// engine lacks.
+// A device is one in-order queue of operations. An operation is a plain struct; an engine (Cpu, later Cuda)
+// runs it through an overload `void run(Engine&, const Operation&)` found by its name alone, so that the
+// linker says what an engine lacks.
 #include <exception>
 #include <functional>
 #include <memory>
@@ -22,7 +22,8 @@ struct Cpu {
 
 using Engine = std::variant<Cpu>;
 
-/** Called once everything queued before has run, with the queue's first error since the last wait (or null). */
+/** Called once everything queued before has run, with the queue's first error since the last wait (or null).
+ */
 using Completion = std::function<void(std::exception_ptr)>;
 
 class Device : public std::enable_shared_from_this<Device> {
@@ -37,8 +38,11 @@ class Device : public std::enable_shared_from_this<Device> {
   /** Queues `operation`, which holds references to its tensors' storage until it has run. */
   template <class Operation>
   void submit(Operation operation) {
-    std::visit([&](auto& engine) { push(engine, [operation = std::move(operation), &engine] { run(engine, operation); }); },
-               engine_);
+    std::visit(
+        [&](auto& engine) {
+          push(engine, [operation = std::move(operation), &engine] { run(engine, operation); });
+        },
+        engine_);
   }
   /** Queues `done`; returns at once. It runs on the queue's thread, and also when the queue has failed. */
   void when_done(Completion done);

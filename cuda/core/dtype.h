@@ -66,16 +66,21 @@ struct Float16 {
 template <class F>
 void visit_float(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::BFloat16: return f(BFloat16{});
-    case DType::Float16: return f(Float16{});
-    default: return f(float{});
+    case DType::BFloat16:
+      return f(BFloat16{});
+    case DType::Float16:
+      return f(Float16{});
+    default:
+      return f(float{});
   }
 }
 
 template <class T>
 T from_float(float value) {
-  if constexpr (std::is_same_v<T, float>) return value;
-  else return T::from(value);
+  if constexpr (std::is_same_v<T, float>)
+    return value;
+  else
+    return T::from(value);
 }
 
 }  // namespace longseq

@@ -1,5 +1,6 @@
 #pragma once
-// Every fault leaves a function as an Error with a code of design.md; the border turns it into a JavaScript error.
+// Every fault leaves a function as an Error with a code of design.md; the border turns it into a JavaScript
+// error.
 #include <cstdint>
 #include <stdexcept>
 #include <string>

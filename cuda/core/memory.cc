@@ -17,8 +17,10 @@ namespace longseq {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kMapped = size_t{16} << 10;      // from here on blocks come from mmap, and are kept for the next request
-constexpr size_t kHugePage = size_t{2} << 20;     // from here on they are made of huge pages where the system has them
+constexpr size_t kMapped = size_t{16}
+                           << 10;  // from here on blocks come from mmap, and are kept for the next request
+constexpr size_t kHugePage = size_t{2}
+                             << 20;  // from here on they are made of huge pages where the system has them
 constexpr size_t kCacheLimit = size_t{256} << 20;  // bytes kept
 
 std::atomic<int64_t> allocated{0};
@@ -33,8 +35,9 @@ size_t granted_size(size_t bytes) {
 }
 
 /**
- * Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go, and fresh
- * pages are dear: the kernel clears each at its first touch, at 10 us and more where it runs on a hypervisor.
+ * Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go,
+ * and fresh pages are dear: the kernel clears each at its first touch, at 10 us and more where it runs on a
+ * hypervisor.
  */
 class BlockCache {
  public:
@@ -68,14 +71,16 @@ class BlockCache {
 };
 
 BlockCache& cache() {
-  static BlockCache* const cache = new BlockCache;  // never destroyed: threads may free while the process exits
+  static BlockCache* const cache =
+      new BlockCache;  // never destroyed: threads may free while the process exits
   return *cache;
 }
 
 void* map(size_t size) {
   const bool huge = size >= 2 * kHugePage;
   const size_t asked = huge ? size + kHugePage : size;
-  void* const base = mmap(nullptr, asked, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const base =
+      mmap(nullptr, asked, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) return nullptr;
   if (!huge) return base;
   char* const first = static_cast<char*>(base);
@@ -139,10 +144,11 @@ int64_t find_limit() {
 
 [[noreturn]] void refuse(size_t bytes, int64_t available) {
   constexpr double mebibyte = 1 << 20;
-  throw Error(Code::OutOfMemory,
-              text("out of memory: asked for ", static_cast<int64_t>(static_cast<double>(bytes) / mebibyte), " MiB, ",
-                   static_cast<int64_t>(static_cast<double>(std::max<int64_t>(available, 0)) / mebibyte),
-                   " MiB are left, ", allocated.load() >> 20, " MiB are held by tensors and scratch"));
+  throw Error(
+      Code::OutOfMemory,
+      text("out of memory: asked for ", static_cast<int64_t>(static_cast<double>(bytes) / mebibyte), " MiB, ",
+           static_cast<int64_t>(static_cast<double>(std::max<int64_t>(available, 0)) / mebibyte),
+           " MiB are left, ", allocated.load() >> 20, " MiB are held by tensors and scratch"));
 }
 
 }  // namespace
@@ -183,7 +189,9 @@ HostBlock::~HostBlock() {
 }
 
 HostBlock::HostBlock(HostBlock&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), use_(std::move(other.use_)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      use_(std::move(other.use_)) {}
 
 HostBlock& HostBlock::operator=(HostBlock&& other) noexcept {
   std::swap(data_, other.data_);

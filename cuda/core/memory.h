@@ -7,7 +7,8 @@
 
 namespace longseq {
 
-/** Bytes that a device's tensors and scratch hold now, and the most they held since the peak was last reset. */
+/** Bytes that a device's tensors and scratch hold now, and the most they held since the peak was last reset.
+ */
 struct MemoryUse {
   std::atomic<int64_t> live{0}, peak{0}, tensors{0};
   void add(int64_t bytes);
@@ -15,8 +16,8 @@ struct MemoryUse {
 
 /**
  * A block of at least `bytes`, its contents undefined. Throws Error(OutOfMemory) where the request would pass
- * LONGSEQ_MEMORY_LIMIT, or what the machine (or the cgroup) has left: Linux would grant it and kill the process at
- * the first touch.
+ * LONGSEQ_MEMORY_LIMIT, or what the machine (or the cgroup) has left: Linux would grant it and kill the
+ * process at the first touch.
  */
 class HostBlock {
  public:
@@ -35,7 +36,8 @@ class HostBlock {
   std::shared_ptr<MemoryUse> use_;
 };
 
-/** The most that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the machine's or the cgroup's memory. */
+/** The most that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the machine's or
+ * the cgroup's memory. */
 int64_t memory_limit();
 
 }  // namespace longseq

@@ -12,7 +12,9 @@ std::shared_ptr<TaskQueue> TaskQueue::start() {
   return queue;
 }
 
-void TaskQueue::push(std::function<void()> task) { enqueue({.task = std::move(task), .completion = nullptr}); }
+void TaskQueue::push(std::function<void()> task) {
+  enqueue({.task = std::move(task), .completion = nullptr});
+}
 
 void TaskQueue::push_completion(std::function<void(std::exception_ptr)> done) {
   enqueue({.task = nullptr, .completion = std::move(done)});
@@ -37,7 +39,8 @@ void TaskQueue::close() {
 
 void TaskQueue::work() {
   using Clock = std::chrono::steady_clock;
-  // Waking a sleeping thread costs the caller a few microseconds: a queue that was just busy waits this long awake.
+  // Waking a sleeping thread costs the caller a few microseconds: a queue that was just busy waits this long
+  // awake.
   constexpr auto kSpin = std::chrono::microseconds(30);
   std::exception_ptr error;
   std::unique_lock lock(mutex_);

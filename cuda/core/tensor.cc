@@ -18,14 +18,15 @@ bool Tensor::contiguous() const {
 }
 
 Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
-  check(shape.size() <= kMaxRank, Code::Shape, "tensor: the shape has ", shape.size(), " axes, at most ", kMaxRank,
-        " are supported");
+  check(shape.size() <= kMaxRank, Code::Shape, "tensor: the shape has ", shape.size(), " axes, at most ",
+        kMaxRank, " are supported");
   check(!device->closed(), Code::Disposed, "tensor: the device was disposed");
   Tensor tensor{.dtype = dtype, .rank = static_cast<int>(shape.size())};
   int64_t count = 1;
   for (int axis = tensor.rank - 1; axis >= 0; axis--) {
     const auto at = static_cast<size_t>(axis);
-    check(shape[at] >= 0, Code::Shape, "tensor: axis ", axis, " has size ", shape[at], ", expected 0 or more");
+    check(shape[at] >= 0, Code::Shape, "tensor: axis ", axis, " has size ", shape[at],
+          ", expected 0 or more");
     tensor.shape[at] = shape[at];
     tensor.strides[at] = count;
     check(!__builtin_mul_overflow(count, shape[at], &count) && count <= INT64_MAX / 8, Code::OutOfMemory,

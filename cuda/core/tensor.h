@@ -14,7 +14,8 @@ namespace longseq {
 inline constexpr int kMaxRank = 6;
 
 struct Storage {
-  Storage(std::shared_ptr<Device> owner, size_t bytes) : device(std::move(owner)), block(bytes, device->memory()) {
+  Storage(std::shared_ptr<Device> owner, size_t bytes)
+      : device(std::move(owner)), block(bytes, device->memory()) {
     device->memory()->tensors++;
   }
   ~Storage() { device->memory()->tensors--; }

@@ -60,7 +60,8 @@ class ThreadPool {
  private:
   void loop(Job& job, int slot) {
     try {
-      for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;) job.body(task, slot);
+      for (int64_t task; (task = job.next.fetch_add(1, std::memory_order_relaxed)) < job.count;)
+        job.body(task, slot);
     } catch (...) {
       std::lock_guard lock(mutex_);
       if (!job.error) job.error = std::current_exception();
@@ -108,7 +109,8 @@ int cgroup_cores() {
     const std::string controllers = line.substr(first + 1, second - first - 1);
     const bool unified = controllers.empty();
     if (!unified && controllers.find("cpu") == std::string::npos) continue;
-    // Every ancestor's quota holds too. In a container the path may name the host's tree: its root is then ours.
+    // Every ancestor's quota holds too. In a container the path may name the host's tree: its root is then
+    // ours.
     for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
       if (unified) {
         std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");

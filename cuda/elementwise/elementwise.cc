@@ -41,9 +41,12 @@ void for_rows(const std::array<const Tensor*, N>& tensors, Row row) {
 template <class F>
 void visit(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::Int32: return f(int32_t{});
-    case DType::UInt8: return f(uint8_t{});
-    default: return visit_float(dtype, f);
+    case DType::Int32:
+      return f(int32_t{});
+    case DType::UInt8:
+      return f(uint8_t{});
+    default:
+      return visit_float(dtype, f);
   }
 }
 
@@ -53,17 +56,20 @@ To convert(From value) {
   if constexpr (std::is_same_v<To, From>) {
     return value;
   } else if constexpr (std::is_integral_v<To> && std::is_integral_v<From>) {
-    return static_cast<To>(std::clamp<int64_t>(value, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
+    return static_cast<To>(
+        std::clamp<int64_t>(value, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
   } else if constexpr (std::is_integral_v<To>) {
     const double number = static_cast<float>(value);
     if (std::isnan(number)) return 0;
-    return static_cast<To>(std::clamp<double>(number, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
+    return static_cast<To>(
+        std::clamp<double>(number, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
   } else {
     return from_float<To>(static_cast<float>(value));
   }
 }
 
-/** Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"): four words of a 128-bit counter. */
+/** Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"): four words of a 128-bit
+ * counter. */
 std::array<uint32_t, 4> philox(uint64_t counter, uint64_t seed) {
   uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
   uint32_t k[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
@@ -90,8 +96,8 @@ float normal(uint64_t index, uint64_t seed) {
 
 void check_same_shape(const Tensor& x, const Tensor& y, const char* what) {
   check(x.device() == y.device(), Code::Device, what, " are on two devices");
-  check(x.rank == y.rank && std::equal(x.shape.begin(), x.shape.begin() + x.rank, y.shape.begin()), Code::Shape, what,
-        " have the shapes ", shape_text(x), " and ", shape_text(y));
+  check(x.rank == y.rank && std::equal(x.shape.begin(), x.shape.begin() + x.rank, y.shape.begin()),
+        Code::Shape, what, " have the shapes ", shape_text(x), " and ", shape_text(y));
 }
 
 }  // namespace
@@ -121,7 +127,8 @@ void run(const Cpu&, const Add& op) {
         if constexpr (std::is_integral_v<T>) {
           y[i * strides[2]] = convert<T>(int64_t{a[i * strides[0]]} + b[i * strides[1]]);
         } else {
-          y[i * strides[2]] = from_float<T>(static_cast<float>(a[i * strides[0]]) + static_cast<float>(b[i * strides[1]]));
+          y[i * strides[2]] =
+              from_float<T>(static_cast<float>(a[i * strides[0]]) + static_cast<float>(b[i * strides[1]]));
         }
       }
     });
@@ -143,7 +150,8 @@ void run(const Cpu&, const FillNormal& op) {
     for_rows<1>({&op.y}, [&](auto offsets, auto strides, int64_t first, int64_t count) {
       T* const y = op.y.data<T>() + offsets[0];
       for (int64_t i = 0; i < count; i++) {
-        y[i * strides[0]] = convert<T>(op.mean + op.deviation * normal(static_cast<uint64_t>(first + i), op.seed));
+        y[i * strides[0]] =
+            convert<T>(op.mean + op.deviation * normal(static_cast<uint64_t>(first + i), op.seed));
       }
     });
   });
@@ -167,8 +175,8 @@ void copy(Tensor x, Tensor y) {
 void add(Tensor a, Tensor b, Tensor y) {
   check_same_shape(a, b, "add: the terms");
   check_same_shape(a, y, "add: the terms and the result");
-  check(a.dtype == b.dtype && a.dtype == y.dtype, Code::DType, "add: the terms are ", name_of(a.dtype), " and ",
-        name_of(b.dtype), ", expected one dtype");
+  check(a.dtype == b.dtype && a.dtype == y.dtype, Code::DType, "add: the terms are ", name_of(a.dtype),
+        " and ", name_of(b.dtype), ", expected one dtype");
   const auto device = y.device();
   device->submit(Add{std::move(a), std::move(b), std::move(y)});
 }
@@ -181,7 +189,8 @@ void fill(Tensor y, double value) {
 void fill_normal(Tensor y, double seed, double mean, double deviation) {
   check(seed >= 0 && seed <= 0x1p53, Code::Option, "normal: seed is ", seed, ", expected 0 to 2^53");
   const auto device = y.device();
-  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<float>(mean), static_cast<float>(deviation)});
+  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<float>(mean),
+                            static_cast<float>(deviation)});
 }
 
 }  // namespace longseq

@@ -14,7 +14,8 @@ struct Fill {
   Tensor y;
   float value;
 };
-/** Element i (row-major) is a function of the seed and i alone, so every device and thread count gives the same. */
+/** Element i (row-major) is a function of the seed and i alone, so every device and thread count gives the
+ * same. */
 struct FillNormal {
   Tensor y;
   uint64_t seed;

@@ -1,6 +1,7 @@
 #pragma once
 // The register tile that every product of attention is made of: kRows x (1 or 2 vectors) of C (+)= A B.
-// B is a packed panel, [depth][columns of the tile] in a row; A's elements are broadcast, so it may lie either way.
+// B is a packed panel, [depth][columns of the tile] in a row; A's elements are broadcast, so it may lie
+// either way.
 #include "tile/vec.h"
 
 namespace longseq::LONGSEQ_ISA {
@@ -33,8 +34,8 @@ enum class Lay { RowMajor, DepthMajor };  // of A: a[row * stride + depth], or a
 
 /**
  * C[kRows][kVectors * kLanes] = or += A[kRows][depth] B[depth][kVectors * kLanes].
- * `depth` counts elements. Unrolled by 4: with short loops the misprediction at a loop's end is what costs (measured
- * at depth 64: 189 -> 200 GFLOP/s of 208 in float32, 356 -> 404 in bfloat16).
+ * `depth` counts elements. Unrolled by 4: with short loops the misprediction at a loop's end is what costs
+ * (measured at depth 64: 189 -> 200 GFLOP/s of 208 in float32, 356 -> 404 in bfloat16).
  */
 template <class Product, int kVectors, Lay kLay, bool kAccumulate>
 LONGSEQ_INLINE void multiply_tile(const typename Product::Element* a, int64_t a_stride,
@@ -65,19 +66,22 @@ LONGSEQ_INLINE void multiply_tile(const typename Product::Element* a, int64_t a_
 }
 
 /**
- * The same over all columns of C: B is panels of kTileColumns columns (the last one may have kLanes), `panel_stride`
- * elements apart; their rows [depth_begin, depth_begin + depth) are meant.
+ * The same over all columns of C: B is panels of kTileColumns columns (the last one may have kLanes),
+ * `panel_stride` elements apart; their rows [depth_begin, depth_begin + depth) are meant.
  */
 template <class Product, Lay kLay, bool kAccumulate>
 __attribute__((noinline)) void multiply_strip(const typename Product::Element* a, int64_t a_stride,
                                               const typename Product::Element* b, int64_t panel_stride,
-                                              int64_t depth_begin, int depth, int columns, float* c, int64_t c_stride) {
+                                              int64_t depth_begin, int depth, int columns, float* c,
+                                              int64_t c_stride) {
   int column = 0;
   for (; column + kTileColumns <= columns; column += kTileColumns, b += panel_stride) {
-    multiply_tile<Product, 2, kLay, kAccumulate>(a, a_stride, b + depth_begin * kTileColumns, depth, c + column, c_stride);
+    multiply_tile<Product, 2, kLay, kAccumulate>(a, a_stride, b + depth_begin * kTileColumns, depth,
+                                                 c + column, c_stride);
   }
   if (column < columns) {
-    multiply_tile<Product, 1, kLay, kAccumulate>(a, a_stride, b + depth_begin * kLanes, depth, c + column, c_stride);
+    multiply_tile<Product, 1, kLay, kAccumulate>(a, a_stride, b + depth_begin * kLanes, depth, c + column,
+                                                 c_stride);
   }
 }
 

@@ -1,6 +1,7 @@
 #pragma once
-// The CPU's vector of floats, and the few verbs that kernels use, for each instruction set. Everything here lives in
-// the instruction set's own namespace (see core/cpu.h for why). `mask_of` takes one bit a lane, lane 0 the lowest.
+// The CPU's vector of floats, and the few verbs that kernels use, for each instruction set. Everything here
+// lives in the instruction set's own namespace (see core/cpu.h for why). `mask_of` takes one bit a lane, lane
+// 0 the lowest.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -17,7 +18,8 @@ namespace longseq::LONGSEQ_ISA {
 #if defined(__AVX512F__)
 
 inline constexpr int kLanes = 16;
-inline constexpr int kRows = 12;  // rows of a register tile: 12 x 2 accumulators, 2 loads, 1 broadcast of 32 registers
+inline constexpr int kRows =
+    12;  // rows of a register tile: 12 x 2 accumulators, 2 loads, 1 broadcast of 32 registers
 using Vec = __m512;
 using LaneMask = __mmask16;
 
@@ -185,7 +187,8 @@ LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
 }
 
 LONGSEQ_INLINE Vec floor(Vec x) {
-  const Vec whole = __builtin_convertvector(__builtin_convertvector(x, LaneMask), Vec);  // towards zero; |x| is small
+  const Vec whole =
+      __builtin_convertvector(__builtin_convertvector(x, LaneMask), Vec);  // towards zero; |x| is small
   return select(whole > x, whole - set(1), whole);
 }
 LONGSEQ_INLINE Vec fraction(Vec x) {

@@ -1,43 +1,8 @@
-import { failure, wrongKind } from "../errors.ts";
-import { type AttentionMask, handleOfMask } from "../mask.ts";
-import { type NativeAttentionOptions, native } from "../native.ts";
+import { failure } from "../errors.ts";
+import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-
-/** Global positions that neighbouring rows of a shard stand at. */
-export interface Piece {
-  start: number;
-  length: number;
-}
-
-export interface AttentionOptions {
-  /** Factor of the products; default 1/sqrt(D). */
-  scale?: number;
-  /** A query sees no later key. Aligned at the bottom right: query i stands at position i + Sk - Sq. */
-  causal?: boolean;
-  /** A query at position p sees the keys p - left to p + right; -1 is unbounded. */
-  window?: readonly [left: number, right: number];
-  /** Scores become cap * tanh(score / cap). */
-  softcap?: number;
-  /** [Hq] float32: slope * distance is taken off the scores (Press et al., ALiBi). */
-  alibiSlopes?: Tensor;
-  /** [Sq, Sk]; goes with all other options. */
-  mask?: AttentionMask;
-  /**
-   * Boundaries of documents that lie one behind the other, 0 first and the length last: a query sees its own document
-   * only. In positions; with queryPositions they are those of the whole sequence.
-   */
-  cuSeqlens?: Int32Array | readonly number[];
-  /** The keys' own boundaries, where a document has other lengths in q and in k: each is then aligned at its end. */
-  cuSeqlensKeys?: Int32Array | readonly number[];
-  /** Where q's and k's rows stand in the whole sequence, ascending: for shards and ring steps. Default: as `causal` says. */
-  queryPositions?: readonly Piece[];
-  keyPositions?: readonly Piece[];
-  /** "reference" is the materialised definition; default: the best of the device. */
-  implementation?: "reference" | "cpu" | "sm80" | "sm90";
-  /** dtype of the result: float32 keeps partial results exact until `mergeAttention`. Default: that of q. */
-  outDtype?: "float32";
-}
+import { type AttentionOptions, nativeOptions } from "./attention-options.ts";
 
 /** Attention's output and what the backward pass and merging need of it. */
 export interface AttentionResult {
@@ -86,8 +51,17 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
  * const q = Tensor.normal([1, 128, 8, 64]);
  * const { out, logSumExp } = attentionForward(q, q, q, { window: [64, 0] });
  */
-export function attentionForward(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): AttentionResult {
-  const handles = [handleOf(q, "attention: q"), handleOf(k, "attention: k"), handleOf(v, "attention: v")] as const;
+export function attentionForward(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions = {},
+): AttentionResult {
+  const handles = [
+    handleOf(q, "attention: q"),
+    handleOf(k, "attention: k"),
+    handleOf(v, "attention: v"),
+  ] as const;
   const given = nativeOptions(q, options);
   if (options.outDtype !== undefined && options.outDtype !== "float32") {
     throw failure("ERR_OPTION", `attention: outDtype is ${String(options.outDtype)}, expected "float32"`);
@@ -137,7 +111,14 @@ export function attentionBackward(
   ];
   return queued(gradients, () => {
     const [dq, dk, dv] = gradients;
-    native.attentionBackward(...inputs, extra, handleOf(dq, "dq"), handleOf(dk, "dk"), handleOf(dv, "dv"), given);
+    native.attentionBackward(
+      ...inputs,
+      extra,
+      handleOf(dq, "dq"),
+      handleOf(dk, "dk"),
+      handleOf(dv, "dv"),
+      given,
+    );
     return { dq, dk, dv };
   });
 }
@@ -182,50 +163,4 @@ function queued<T>(results: readonly Tensor[], queue: () => T): T {
 function statisticsShape(q: Tensor): number[] {
   const [batch = 0, queries = 0, heads = 0] = q.shape.length === 3 ? [1, ...q.shape] : q.shape;
   return q.shape.length === 3 ? [heads, queries] : [batch, heads, queries];
-}
-
-function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
-  const { scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1), softcap = 0, causal = false, window = [-1, -1] } = options;
-  if (typeof scale !== "number") throw wrongKind("attention: scale", "a number", scale);
-  if (typeof softcap !== "number") throw wrongKind("attention: softcap", "a number", softcap);
-  if (typeof causal !== "boolean") throw wrongKind("attention: causal", "a boolean", causal);
-  if (!Array.isArray(window)) throw wrongKind("attention: window", "[left, right]", window);
-  if (window.length !== 2 || !window.every(Number.isInteger)) {
-    throw failure("ERR_OPTION", `attention: window is [${window.join(", ")}], expected two integers`);
-  }
-  const { implementation = "best" } = options;
-  if (typeof implementation !== "string") throw wrongKind("attention: implementation", "a string", implementation);
-  return {
-    scale,
-    softcap,
-    alibiSlopes:
-      options.alibiSlopes === undefined ? null : handleOf(options.alibiSlopes, "attention: alibiSlopes"),
-    causal,
-    windowLeft: window[0],
-    windowRight: window[1],
-    cuSeqlens: boundaries("cuSeqlens", options.cuSeqlens),
-    cuSeqlensKeys: boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
-    queryPositions: flatPieces("queryPositions", options.queryPositions),
-    keyPositions: flatPieces("keyPositions", options.keyPositions),
-    mask: options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
-    implementation,
-  };
-}
-
-function boundaries(name: string, given: Int32Array | readonly number[] | undefined): Int32Array | readonly number[] | null {
-  if (given === undefined) return null;
-  if (given instanceof Int32Array) return given;
-  if (!Array.isArray(given)) throw wrongKind(`attention: ${name}`, "an Int32Array or an array of integers", given);
-  if (!given.every(Number.isSafeInteger)) throw failure("ERR_OPTION", `attention: ${name} holds a number that is no integer`);
-  return given as readonly number[];
-}
-
-function flatPieces(name: string, given: readonly Piece[] | undefined): readonly number[] | null {
-  if (given === undefined) return null;
-  if (!Array.isArray(given)) throw wrongKind(`attention: ${name}`, "an array of { start, length }", given);
-  const flat = (given as readonly Partial<Piece>[]).flatMap((piece) => [piece?.start, piece?.length]);
-  if (!flat.every(Number.isSafeInteger)) {
-    throw failure("ERR_OPTION", `attention: ${name} holds a piece that is not { start, length } in integers`);
-  }
-  return flat as readonly number[];
 }

@@ -1,0 +1,67 @@
+// What tensors are made from: element types, shapes and values, checked.
+import { failure, wrongKind } from "./errors.ts";
+
+export const dtypes = ["float32", "bfloat16", "float16", "int32", "uint8"] as const;
+/** An element's type. Sums and softmax run in float32 whatever the inputs' type is. */
+export type DType = (typeof dtypes)[number];
+export const itemBytes: Readonly<Record<DType, number>> = {
+  float32: 4,
+  bfloat16: 2,
+  float16: 2,
+  int32: 4,
+  uint8: 1,
+};
+
+/** What a tensor can be made from. A Uint16Array holds the bits of 16-bit floats. */
+export type TensorValues =
+  | Float32Array
+  | Float64Array
+  | Int32Array
+  | Uint8Array
+  | Uint16Array
+  | readonly number[];
+
+export function rowMajor(shape: readonly number[]): number[] {
+  const strides = shape.map(() => 1);
+  for (let axis = shape.length - 2; axis >= 0; axis--)
+    strides[axis] = (strides[axis + 1] ?? 1) * (shape[axis + 1] ?? 1);
+  return strides;
+}
+
+export function checkedShape(what: string, shape: readonly number[]): readonly number[] {
+  if (!Array.isArray(shape)) throw wrongKind(`${what}: shape`, "an array of sizes", shape);
+  for (const [axis, size] of shape.entries()) {
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw failure(
+        "ERR_SHAPE",
+        `${what}: axis ${axis} of the shape is ${size}, expected an integer of 0 or more`,
+      );
+    }
+  }
+  return [...shape] as number[];
+}
+
+/** The values as an array that the addon takes. */
+export function typedValues(
+  what: string,
+  values: TensorValues,
+  dtype: DType | undefined,
+): Exclude<TensorValues, Float64Array | readonly number[]> {
+  if (Array.isArray(values)) return dtype === "int32" ? Int32Array.from(values) : Float32Array.from(values);
+  if (values instanceof Float64Array) return Float32Array.from(values);
+  if (values instanceof Uint16Array && dtype !== "bfloat16" && dtype !== "float16") {
+    throw failure(
+      "ERR_DTYPE",
+      `${what}: a Uint16Array holds the bits of bfloat16 or float16: name the dtype`,
+    );
+  }
+  if (
+    values instanceof Float32Array ||
+    values instanceof Int32Array ||
+    values instanceof Uint8Array ||
+    values instanceof Uint16Array
+  ) {
+    return values;
+  }
+  throw wrongKind(`${what}: values`, "a typed array or an array of numbers", values);
+}
