@@ -56,7 +56,6 @@ async function measureAll(
     device,
     dtype,
     peer,
-    peakTeraflops: undefined,
     signal,
     onProgress: (text) => progress.show(text),
   })) {
@@ -101,10 +100,13 @@ async function startPeer(
   }
 }
 
-/** What to type to run this again. */
+/** What to type to run this again, with the variables of ours that were set. */
 function commandLine(): string {
-  const quoted = process.argv.slice(3).map((word) => {
+  const quote = (word: string) => {
     return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
-  });
-  return ["npx longseq bench", ...quoted].join(" ");
+  };
+  const variables = Object.entries(process.env)
+    .filter(([name]) => name.startsWith("LONGSEQ_"))
+    .map(([name, value = ""]) => `${name}=${quote(value)}`);
+  return [...variables, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");
 }

@@ -12,7 +12,9 @@ export function machineFacts(device: Device, torchVersion: string | undefined): 
   const { version, cpu } = info();
   return [
     { name: "device", value: `${device.name}: ${device.description}` },
-    { name: "processor", value: `${cpu.model}, ${cpu.instructionSet}, ${cpu.threads} threads` },
+    ...(device.kind === "cpu"
+      ? []
+      : [{ name: "processor", value: `${cpu.model}, ${cpu.instructionSet}, ${cpu.threads} threads` }]),
     { name: "memory", value: formatBytes(os.totalmem()) },
     { name: "system", value: `${os.type()} ${os.release()} ${os.arch()}` },
     { name: "longseq", value: version },

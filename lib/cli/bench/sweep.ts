@@ -28,8 +28,6 @@ export interface Measurement {
   readonly tokensPerSecond?: number;
   readonly peakBytes?: number;
   readonly runs?: number;
-  /** The share of the device's measured multiply-add peak. */
-  readonly peakShare?: number;
   readonly oom?: true;
 }
 
@@ -38,8 +36,6 @@ export interface SweepOptions {
   readonly device: Device;
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
-  /** Of the device's multiply-adds, where it was measured. */
-  readonly peakTeraflops: number | undefined;
   readonly signal: AbortSignal;
   readonly onProgress: (text: string) => void;
 }
@@ -96,7 +92,7 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
 }
 
 function measurementOf(
-  { device, peakTeraflops }: SweepOptions,
+  { device }: SweepOptions,
   problem: Problem,
   pass: Pass,
   share: number,
@@ -123,6 +119,5 @@ function measurementOf(
     tokensPerSecond: (batch * seqLen) / (figures.ms / 1000),
     ...(peakBytes === undefined ? {} : { peakBytes }),
     runs: figures.runs,
-    ...(peakTeraflops === undefined ? {} : { peakShare: tflops / peakTeraflops }),
   };
 }

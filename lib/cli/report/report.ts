@@ -90,10 +90,6 @@ function chartOf(
   implementations: readonly string[],
   unit: RateUnit,
 ): Chart {
-  const peak = measurements.find(({ peakShare }) => peakShare !== undefined);
-  const ceiling = peak?.peakShare
-    ? { y: ((peak.tflops ?? 0) / peak.peakShare) * unit.perTeraflop, label: "multiply-add peak" }
-    : undefined;
   const measured = passes.filter((pass) => measurements.some((one) => one.pass === pass));
   const panels = measured.map((pass) => ({
     title: pass === "forward" ? "Forward" : "Backward",
@@ -113,7 +109,6 @@ function chartOf(
     subtitle: [title, ...measurements.slice(0, 1).map(({ deviceName }) => deviceName)].join(" · "),
     footer: command,
     unit: unit.name,
-    ...(ceiling ? { ceiling } : {}),
     panels,
   };
 }
