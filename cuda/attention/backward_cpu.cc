@@ -222,9 +222,10 @@ void backward(const BackwardTask& task) {
       }
     }
   }
+  const float scale = task.head_count > 0 ? task.heads[0].score.scale : 0;  // no query head: no gradient
   for (int64_t key = task.first_key; key < task.last_key; key++) {
     const int64_t row = (key - task.first_key) * columns;
-    write_row(task.dk, key, scratch.dk + row, head_dim, task.heads[0].score.scale);
+    write_row(task.dk, key, scratch.dk + row, head_dim, scale);
     write_row(task.dv, key, scratch.dv + row, head_dim, 1);
   }
 }
