@@ -36,7 +36,8 @@ void append(std::string& out, T value) {
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::string out;
-  (detail::append(out, parts), ...);
+  using detail::append;  // or one beside the part's own type
+  (append(out, parts), ...);
   return out;
 }
 

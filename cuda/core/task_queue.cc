@@ -1,5 +1,7 @@
 #include "core/task_queue.h"
 
+#include <pthread.h>
+
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -8,7 +10,10 @@ namespace longseq {
 
 std::shared_ptr<TaskQueue> TaskQueue::start() {
   std::shared_ptr<TaskQueue> queue(new TaskQueue);
-  std::thread([queue] { queue->work(); }).detach();
+  std::thread([queue] {
+    pthread_setname_np(pthread_self(), "longseq-queue");
+    queue->work();
+  }).detach();
   return queue;
 }
 

@@ -36,10 +36,10 @@ Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::sp
   return tensor;
 }
 
-std::string shape_text(const Tensor& tensor) {
-  std::string out = "[";
-  for (int axis = 0; axis < tensor.rank; axis++) out += text(axis ? ", " : "", tensor.size(axis));
-  return out + "]";
+void append(std::string& out, ShapeText shape) {
+  out += '[';
+  for (int axis = 0; axis < shape.tensor.rank; axis++) out += text(axis ? ", " : "", shape.tensor.size(axis));
+  out += ']';
 }
 
 }  // namespace longseq

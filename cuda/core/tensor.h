@@ -50,7 +50,12 @@ struct Tensor {
   }
 };
 
-/** "[2, 128, 8, 64]", for messages. */
-std::string shape_text(const Tensor& tensor);
+/** A shape as a part of a message, "[2, 128, 8, 64]", written out only when there is something to say. */
+struct ShapeText {
+  const Tensor& tensor;
+};
+inline ShapeText shape_text(const Tensor& tensor) { return {tensor}; }
+
+void append(std::string& out, ShapeText shape);
 
 }  // namespace longseq

@@ -33,7 +33,12 @@ struct Job {
 class ThreadPool {
  public:
   explicit ThreadPool(int threads) : threads_(threads) {
-    for (int i = 1; i < threads; i++) std::thread([this] { work(); }).detach();
+    for (int i = 1; i < threads; i++) {
+      std::thread([this] {
+        pthread_setname_np(pthread_self(), "longseq-pool");
+        work();
+      }).detach();
+    }
   }
 
   void run(int64_t count, FunctionRef<void(int64_t, int)> body) {
