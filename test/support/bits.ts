@@ -1,0 +1,20 @@
+// Comparing results bit for bit.
+import type { Tensor } from "longseq";
+
+export async function bitsOf(tensor: Tensor): Promise<Buffer> {
+  const bits = await tensor.bits();
+  return Buffer.from(bits.buffer, bits.byteOffset, bits.byteLength);
+}
+
+/** The names of the tensors in `expected` whose bits differ from those in `actual`. */
+export async function differing(
+  actual: Readonly<Record<string, Tensor>>,
+  expected: Readonly<Record<string, Tensor>>,
+): Promise<string[]> {
+  const found: string[] = [];
+  for (const [name, tensor] of Object.entries(expected)) {
+    const other = actual[name];
+    if (other === undefined || !(await bitsOf(other)).equals(await bitsOf(tensor))) found.push(name);
+  }
+  return found;
+}

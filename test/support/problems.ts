@@ -1,0 +1,255 @@
+// Random attention problems: the options for the package, and beside them the same in the definition's words.
+import fc from "fast-check";
+import { type AttentionOptions, attentionBackward, attentionForward, type Piece, Tensor } from "longseq";
+import { type FloatType, floatTypes } from "./compare.ts";
+import type { Inputs, Rule, Shape } from "./definition.ts";
+import { pairOf } from "./masks.ts";
+
+export interface Problem {
+  shape: Shape;
+  rule: Rule;
+  /** Without the tensors: `tensorOptions` makes those. */
+  options: Omit<AttentionOptions, "alibiSlopes">;
+  dtype: FloatType;
+  hasStatisticGradient: boolean;
+  seed: number;
+}
+
+/** Multiply-adds of one product of all queries and keys, so that the definition takes milliseconds. */
+const mostWork = 5e5;
+const workOf = (s: Shape) => s.batch * s.heads * s.queries * s.keys * s.headDim;
+
+/** Around the sizes of tiles, of vectors and of nothing. */
+const rows = fc.oneof(
+  fc.integer({ min: 0, max: 12 }),
+  fc.constantFrom(1, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 191, 192, 193, 256, 257, 385),
+  fc.integer({ min: 0, max: 200 }),
+);
+
+const shapes: fc.Arbitrary<Shape> = fc
+  .record({
+    batch: fc.oneof({ weight: 9, arbitrary: fc.integer({ min: 1, max: 3 }) }, fc.constant(0)),
+    queries: rows,
+    keys: rows,
+    square: fc.boolean(),
+    keyHeads: fc.integer({ min: 1, max: 3 }),
+    group: fc.oneof({ weight: 9, arbitrary: fc.integer({ min: 1, max: 5 }) }, fc.constant(0)),
+    headDim: fc.oneof(
+      fc.constantFrom(64, 80, 96, 128, 256),
+      fc.integer({ min: 1, max: 32 }).map((n) => 8 * n),
+    ),
+  })
+  .map(({ batch, queries, keys, square, keyHeads, group, headDim }) => {
+    const shape = {
+      batch,
+      queries,
+      keys: square ? queries : keys,
+      heads: group * keyHeads,
+      keyHeads,
+      headDim,
+    };
+    if (workOf(shape) > mostWork) shape.batch = 1;
+    if (workOf(shape) > mostWork) Object.assign(shape, { heads: group, keyHeads: 1 });
+    if (workOf(shape) > mostWork) shape.heads = 1;
+    if (workOf(shape) > mostWork) shape.headDim = 8 * Math.ceil(mostWork / queries / shape.keys / 8);
+    return shape;
+  });
+
+type Placement = Pick<Rule, "queryPositions" | "keyPositions" | "documents"> & {
+  options: Pick<AttentionOptions, "cuSeqlens" | "cuSeqlensKeys" | "queryPositions" | "keyPositions">;
+};
+
+const range = (start: number, length: number) => Array.from({ length }, (_, i) => start + i);
+/** Boundaries of `documents` runs that cover 0 to `end`, of which some are empty. */
+const boundaries = (end: number, documents: number) =>
+  fc
+    .array(fc.integer({ min: 0, max: end }), { minLength: documents - 1, maxLength: documents - 1 })
+    .map((cuts) => [0, ...cuts.sort((a, b) => a - b), end]);
+const documentOf = (cuts: readonly number[]) => (position: number) =>
+  position < 0 ? -1 : cuts.findIndex((cut) => position < cut);
+
+/** Pieces of a longer sequence, as a zigzag or ragged shard holds them. */
+const shard = (length: number): fc.Arbitrary<Piece[]> =>
+  fc
+    .tuple(boundaries(length, 3), fc.array(fc.integer({ min: 0, max: 90 }), { minLength: 3, maxLength: 3 }))
+    .map(([cuts, gaps]) => {
+      let end = 0;
+      return gaps.map((gap, piece) => {
+        const start = end + gap;
+        const count = (cuts[piece + 1] ?? 0) - (cuts[piece] ?? 0);
+        end = start + count;
+        return { start, length: count };
+      });
+    });
+const positionsOf = (pieces: readonly Piece[]) => pieces.flatMap(({ start, length }) => range(start, length));
+
+/** Where the rows stand, in each way that the options can say it. */
+function placements({ queries, keys }: Shape): fc.Arbitrary<Placement> {
+  const aligned = { queryPositions: range(keys - queries, queries), keyPositions: range(0, keys) };
+  const documentCount = fc.integer({ min: 1, max: 6 });
+  const inDocuments = documentCount
+    .chain((count) => boundaries(keys, count))
+    .map((cuSeqlens): Placement => {
+      const number = documentOf(cuSeqlens);
+      const documents = {
+        queries: aligned.queryPositions.map(number),
+        keys: aligned.keyPositions.map(number),
+      };
+      return { ...aligned, documents, options: { cuSeqlens: Int32Array.from(cuSeqlens) } };
+    });
+  const inDocumentsOfTwoLengths = documentCount
+    .chain((count) => fc.tuple(boundaries(queries, count), boundaries(keys, count)))
+    .map(([cuSeqlens, cuSeqlensKeys]): Placement => {
+      const documents = {
+        queries: range(0, queries).map(documentOf(cuSeqlens)),
+        keys: range(0, keys).map(documentOf(cuSeqlensKeys)),
+      };
+      const shift = (row: number) => {
+        const end = (documents.queries[row] ?? 0) as number;
+        return (cuSeqlensKeys[end] ?? 0) - (cuSeqlens[end] ?? 0);
+      };
+      return {
+        queryPositions: range(0, queries).map((row) => row + shift(row)),
+        keyPositions: aligned.keyPositions,
+        documents,
+        options: { cuSeqlens, cuSeqlensKeys },
+      };
+    });
+  const ofShards = fc
+    .record({ own: shard(queries), others: fc.option(shard(keys)), cuts: fc.option(boundaries(700, 4)) })
+    .map(({ own, others, cuts }): Placement => {
+      const queryPositions = positionsOf(own);
+      const keyPositions = others ? positionsOf(others) : aligned.keyPositions;
+      const documents = cuts && {
+        queries: queryPositions.map(documentOf(cuts)),
+        keys: keyPositions.map(documentOf(cuts)),
+      };
+      return {
+        queryPositions,
+        keyPositions,
+        documents: documents ?? undefined,
+        options: {
+          queryPositions: own,
+          ...(others && { keyPositions: others }),
+          ...(cuts && { cuSeqlens: cuts }),
+        },
+      };
+    });
+  return fc.oneof(
+    fc.constant({ ...aligned, documents: undefined, options: {} }),
+    inDocuments,
+    inDocumentsOfTwoLengths,
+    ofShards,
+  );
+}
+
+const side = fc.oneof(fc.constant(-1), fc.integer({ min: 0, max: 150 }));
+
+export const problems: fc.Arbitrary<Problem> = shapes.chain((shape) =>
+  fc
+    .record({
+      placement: placements(shape),
+      mask: fc.option(pairOf(shape.queries, shape.keys), { freq: 2 }),
+      causal: fc.boolean(),
+      window: fc.option(fc.tuple(side, side), { freq: 2 }),
+      /** In units of the default. */
+      scale: fc.option(fc.constantFrom(0, -1, 0.3, 2)),
+      softcap: fc.option(fc.constantFrom(0.5, 4, 30), { freq: 1 }),
+      slope: fc.option(fc.constantFrom(0, 0.02, 0.5, -0.01), { freq: 1 }),
+      dtype: fc.constantFrom(...floatTypes),
+      outDtype: fc.option(fc.constant("float32" as const), { freq: 1 }),
+      hasStatisticGradient: fc.boolean(),
+      seed: fc.nat(1000),
+    })
+    .map(({ placement, mask, causal, window, scale, softcap, slope, outDtype, ...rest }): Problem => {
+      const standard = 1 / Math.sqrt(shape.headDim);
+      const { options, ...rows } = placement;
+      const rule: Rule = {
+        ...rows,
+        causal,
+        window: window ?? [-1, -1],
+        scale: (scale ?? 1) * standard,
+        softcap: softcap ?? 0,
+        slopes: slope === null ? undefined : range(1, shape.heads).map((head) => Math.fround(slope / head)),
+        mask: mask?.sees,
+      };
+      return {
+        ...rest,
+        shape,
+        rule,
+        options: {
+          ...options,
+          causal,
+          ...(window && { window }),
+          ...(scale !== null && { scale: rule.scale }),
+          ...(softcap !== null && { softcap }),
+          ...(mask && { mask: mask.mask }),
+          ...(outDtype && { outDtype }),
+        },
+      };
+    }),
+);
+
+export interface ProblemTensors {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  dout: Tensor;
+  dlogSumExp?: Tensor;
+  options: AttentionOptions;
+}
+
+/** The inputs, of normal numbers. */
+export function tensorsOf({
+  shape,
+  rule,
+  options,
+  dtype,
+  hasStatisticGradient,
+  seed,
+}: Problem): ProblemTensors {
+  const { batch, queries, keys, heads, keyHeads, headDim } = shape;
+  const ofQueries = [batch, queries, heads, headDim];
+  const ofKeys = [batch, keys, keyHeads, headDim];
+  const { slopes } = rule;
+  return {
+    q: Tensor.normal(ofQueries, { dtype, seed }),
+    k: Tensor.normal(ofKeys, { dtype, seed: seed + 1 }),
+    v: Tensor.normal(ofKeys, { dtype, seed: seed + 2 }),
+    dout: Tensor.normal(ofQueries, { dtype: options.outDtype ?? dtype, seed: seed + 3 }),
+    ...(hasStatisticGradient && { dlogSumExp: Tensor.normal([batch, heads, queries], { seed: seed + 4 }) }),
+    options: { ...options, ...(slopes && { alibiSlopes: Tensor.from(slopes, [heads]) }) },
+  };
+}
+
+export async function inputsOf({ q, k, v, dout, dlogSumExp }: ProblemTensors): Promise<Inputs> {
+  const [qs, ks, vs, douts] = await Promise.all([q, k, v, dout].map((tensor) => tensor.data()));
+  if (!qs || !ks || !vs || !douts) throw new Error("unreachable");
+  return { q: qs, k: ks, v: vs, dout: douts, dlogSumExp: await dlogSumExp?.data() };
+}
+
+export type Results = Record<"out" | "logSumExp" | "dq" | "dk" | "dv", Tensor>;
+
+/** Both directions. */
+export function solve({ q, k, v, dout, dlogSumExp, options }: ProblemTensors): Results {
+  const { out, logSumExp } = attentionForward(q, k, v, options);
+  const gradients = attentionBackward(
+    { q, k, v, out, logSumExp, dout, ...(dlogSumExp && { dlogSumExp }) },
+    options,
+  );
+  return { out, logSumExp, ...gradients };
+}
+
+/** How a failing problem is shown. */
+export function describe({ shape, options, dtype, seed, rule, hasStatisticGradient }: Problem): string {
+  const { mask, ...plain } = options;
+  return JSON.stringify({
+    shape,
+    dtype,
+    seed,
+    hasStatisticGradient,
+    slopes: rule.slopes,
+    ...plain,
+    mask: mask?.kind,
+  });
+}
