@@ -27,20 +27,21 @@ interface NativeMaskInfo {
   visible: number;
 }
 
-export interface NativeAttentionOptions {
-  scale: number;
-  softcap: number;
-  alibiSlopes: TensorHandle | null;
-  causal: boolean;
-  windowLeft: number;
-  windowRight: number;
-  cuSeqlens: Int32Array | readonly number[] | null;
-  cuSeqlensKeys: Int32Array | readonly number[] | null;
-  queryPositions: readonly number[] | null;
-  keyPositions: readonly number[] | null;
-  mask: MaskHandle | null;
-  implementation: string;
-}
+/** In the order in which cuda/addon/operation_binding.cc reads them. */
+export type NativeAttentionOptions = readonly [
+  scale: number,
+  softcap: number,
+  alibiSlopes: TensorHandle | null,
+  causal: boolean,
+  windowLeft: number,
+  windowRight: number,
+  cuSeqlens: Int32Array | readonly number[] | null,
+  cuSeqlensKeys: Int32Array | readonly number[] | null,
+  queryPositions: readonly number[] | null,
+  keyPositions: readonly number[] | null,
+  mask: MaskHandle | null,
+  implementation: string,
+];
 
 export interface Native {
   info(): NativeInfo;

@@ -39,7 +39,7 @@ export interface AttentionOptions {
   outDtype?: "float32";
 }
 
-/** Every field is there, null where there is nothing: what the addon reads. */
+/** Checks the options' kinds and brings them in the addon's order; null where there is nothing. */
 export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
   const {
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
@@ -57,21 +57,20 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
   const { implementation = "best" } = options;
   if (typeof implementation !== "string")
     throw wrongKind("attention: implementation", "a string", implementation);
-  return {
+  return [
     scale,
     softcap,
-    alibiSlopes:
-      options.alibiSlopes === undefined ? null : handleOf(options.alibiSlopes, "attention: alibiSlopes"),
+    options.alibiSlopes === undefined ? null : handleOf(options.alibiSlopes, "attention: alibiSlopes"),
     causal,
-    windowLeft: window[0],
-    windowRight: window[1],
-    cuSeqlens: boundaries("cuSeqlens", options.cuSeqlens),
-    cuSeqlensKeys: boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
-    queryPositions: flatPieces("queryPositions", options.queryPositions),
-    keyPositions: flatPieces("keyPositions", options.keyPositions),
-    mask: options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
+    window[0],
+    window[1],
+    boundaries("cuSeqlens", options.cuSeqlens),
+    boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
+    flatPieces("queryPositions", options.queryPositions),
+    flatPieces("keyPositions", options.keyPositions),
+    options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
     implementation,
-  };
+  ];
 }
 
 function boundaries(
