@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "attention/attention_api.h"
 
@@ -136,13 +137,12 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
   check(is_float(q.dtype), Code::DType, "attention: q is ", name_of(q.dtype),
         ", expected float32, bfloat16 or float16");
-  const bool packed = q.rank == 3;
   check_heads(q, "q", q);
   check_heads(k, "k", q);
   check_heads(v, "v", q);
-  q = with_batch(q, 4);
-  k = with_batch(k, 4);
-  v = with_batch(v, 4);
+  q = with_batch(std::move(q), 4);
+  k = with_batch(std::move(k), 4);
+  v = with_batch(std::move(v), 4);
   const int64_t head_dim = q.size(3), query_heads = q.size(2), key_heads = k.size(2);
   check(head_dim > 0 && head_dim <= 256 && head_dim % 8 == 0, Code::Shape, "attention: q has head dimension ",
         head_dim, ", expected a multiple of 8 up to 256");
@@ -156,16 +156,17 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
         query_heads, " heads, expected a multiple of ", key_heads, " (the heads of k)");
   check(q.size(1) <= INT32_MAX && k.size(1) <= INT32_MAX, Code::Shape,
         "attention: a sequence has at most 2^31 - 1 rows");
-  check(std::isfinite(options.scale), Code::Option, "attention: scale is not a finite number");
-  check(std::isfinite(options.softcap) && options.softcap >= 0, Code::Option, "attention: softcap is ",
-        options.softcap, ", expected a finite number above 0");
-  AttentionForward op{.q = q,
-                      .k = k,
-                      .v = v,
+  check(std::isfinite(static_cast<float>(options.scale)), Code::Option,
+        "attention: scale is not a finite float32");
+  check(std::isfinite(static_cast<float>(options.softcap)) && options.softcap >= 0, Code::Option,
+        "attention: softcap is ", options.softcap, ", expected a finite number above 0");
+  AttentionForward op{.q = std::move(q),
+                      .k = std::move(k),
+                      .v = std::move(v),
                       .score = {},
                       .visibility = nullptr,
-                      .out = with_batch(out, 4),
-                      .log_sum_exp = packed ? with_batch(log_sum_exp, 3) : log_sum_exp};
+                      .out = with_batch(std::move(out), 4),
+                      .log_sum_exp = with_batch(std::move(log_sum_exp), 3)};
   op.score.scale = static_cast<float>(options.scale);
   op.score.softcap = static_cast<float>(options.softcap);
   if (options.alibi_slopes) {
@@ -175,21 +176,21 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
     check(slopes.rank == 1 && slopes.size(0) == query_heads && slopes.contiguous(), Code::Shape,
           "attention: alibiSlopes has the shape ", shape_text(slopes), ", expected [", query_heads,
           "] (the heads of q)");
-    check(slopes.device() == q.device(), Code::Device, "attention: alibiSlopes is on another device than q");
+    check(slopes.device() == op.q.device(), Code::Device,
+          "attention: alibiSlopes is on another device than q");
     op.score.alibi_slopes = slopes;
   }
-  op.visibility = visibility_of(options, q.size(1), k.size(1));
-  check_like(op.out, "out", q, "q");
-  check(op.out.dtype == q.dtype || op.out.dtype == DType::Float32, Code::DType, "attention: out is ",
-        name_of(op.out.dtype), ", expected ", name_of(q.dtype), " or float32");
-  check_log_sum_exp(op.log_sum_exp, "logSumExp", q);
+  op.visibility = visibility_of(options, op.q.size(1), op.k.size(1));
+  check_like(op.out, "out", op.q, "q");
+  check(op.out.dtype == op.q.dtype || op.out.dtype == DType::Float32, Code::DType, "attention: out is ",
+        name_of(op.out.dtype), ", expected ", name_of(op.q.dtype), " or float32");
+  check_log_sum_exp(op.log_sum_exp, "logSumExp", op.q);
   return op;
 }
 
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
-void queue(Operation op, const Tensor& q, const std::string& implementation) {
-  const auto device = q.device();
+void queue(Operation op, const std::shared_ptr<Device>& device, const std::string& implementation) {
   if (implementation == "reference") {
     device->submit(Reference{std::move(op)});
     return;
@@ -203,25 +204,29 @@ void queue(Operation op, const Tensor& q, const std::string& implementation) {
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
                        AttentionOptions options) {
-  queue<ReferenceForward>(checked_forward(q, k, v, out, log_sum_exp, options), q, options.implementation);
+  const auto device = q.device();
+  queue<ReferenceForward>(checked_forward(std::move(q), std::move(k), std::move(v), std::move(out),
+                                          std::move(log_sum_exp), options),
+                          device, options.implementation);
 }
 
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv,
                         AttentionOptions options) {
-  const bool packed = q.rank == 3;
-  AttentionBackward op{.forward = checked_forward(q, k, v, out, log_sum_exp, options),
-                       .dout = with_batch(dout, 4),
+  const auto device = q.device();
+  AttentionBackward op{.forward = checked_forward(std::move(q), std::move(k), std::move(v), std::move(out),
+                                                  std::move(log_sum_exp), options),
+                       .dout = with_batch(std::move(dout), 4),
                        .dlog_sum_exp = {},
-                       .dq = with_batch(dq, 4),
-                       .dk = with_batch(dk, 4),
-                       .dv = with_batch(dv, 4)};
+                       .dq = with_batch(std::move(dq), 4),
+                       .dk = with_batch(std::move(dk), 4),
+                       .dv = with_batch(std::move(dv), 4)};
   const AttentionForward& forward = op.forward;
   check_like(op.dout, "dout", forward.out, "out");
-  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(dout.dtype),
-        ", expected ", name_of(out.dtype), " (that of out)");
+  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(op.dout.dtype),
+        ", expected ", name_of(forward.out.dtype), " (that of out)");
   if (dlog_sum_exp) {
-    op.dlog_sum_exp = packed ? with_batch(*dlog_sum_exp, 3) : *dlog_sum_exp;
+    op.dlog_sum_exp = with_batch(std::move(*dlog_sum_exp), 3);
     check_log_sum_exp(op.dlog_sum_exp, "dlogSumExp", forward.q);
   }
   const auto check_gradient = [&](const Tensor& gradient, const char* name, const Tensor& like,
@@ -233,26 +238,23 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
   check_gradient(op.dq, "dq", forward.q, "q");
   check_gradient(op.dk, "dk", forward.k, "k");
   check_gradient(op.dv, "dv", forward.v, "v");
-  queue<ReferenceBackward>(std::move(op), q, options.implementation);
+  queue<ReferenceBackward>(std::move(op), device, options.implementation);
 }
 
 void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,
                      Tensor log_sum_exp) {
   check(!outs.empty() && outs.size() == log_sum_exps.size(), Code::Option,
         "mergeAttention: expected at least one part");
-  const bool packed = out.rank == 3;
   check(out.rank == 3 || out.rank == 4, Code::Shape, "mergeAttention: out has the shape ", shape_text(out),
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
-  AttentionMerge op{.outs = {},
-                    .log_sum_exps = {},
-                    .out = with_batch(out, 4),
-                    .log_sum_exp = packed ? with_batch(log_sum_exp, 3) : log_sum_exp};
+  AttentionMerge op{
+      .outs = {}, .log_sum_exps = {}, .out = with_batch(out, 4), .log_sum_exp = with_batch(log_sum_exp, 3)};
   check_log_sum_exp(op.log_sum_exp, "logSumExp", op.out);
   for (size_t i = 0; i < outs.size(); i++) {
     check(is_float(outs[i].dtype), Code::DType, "mergeAttention: a part's out is ", name_of(outs[i].dtype),
           ", expected float32, bfloat16 or float16");
     op.outs.push_back(with_batch(outs[i], 4));
-    op.log_sum_exps.push_back(packed ? with_batch(log_sum_exps[i], 3) : log_sum_exps[i]);
+    op.log_sum_exps.push_back(with_batch(log_sum_exps[i], 3));
     check_like(op.outs.back(), "a part's out", op.out, "the first part's");
     check_log_sum_exp(op.log_sum_exps.back(), "a part's logSumExp", op.out);
   }

@@ -54,8 +54,8 @@ struct Call {
         visibility(*op.visibility, queries, keys, use),
         small(static_cast<double>(batch * heads * queries) * static_cast<double>(keys * head_dim) < kSmall) {
     if (op.score.alibi_slopes) {
-      query_positions = positions(op.visibility->query_positions, queries, use);
-      key_positions = positions(op.visibility->key_positions, keys, use);
+      query_positions = positions_of_queries(*op.visibility, queries, use);
+      key_positions = positions_of_keys(*op.visibility, keys, use);
     }
   }
   VisibleKeys visible() const { return {visibility.begin(), visibility.end(), visibility.mask()}; }

@@ -33,15 +33,17 @@ int64_t document_holding(const std::vector<int64_t>& boundaries, int64_t positio
   return std::upper_bound(boundaries.begin(), boundaries.end(), position) - boundaries.begin();
 }
 
+int64_t position_of_query(const VisibilityRule& rule, int64_t i) {
+  if (rule.key_documents.empty()) return position_of(rule.query_positions, i);
+  // Aligned at the document's end: its last query stands at its last key.
+  const auto document = static_cast<size_t>(document_holding(rule.documents, i));
+  return i - rule.documents[document] + rule.key_documents[document];
+}
+
 bool visible(const VisibilityRule& rule, int64_t i, int64_t j) {
-  int64_t query = position_of(rule.query_positions, i);
-  const int64_t key = position_of(rule.key_positions, j);
+  const int64_t query = position_of_query(rule, i), key = position_of(rule.key_positions, j);
   if (!rule.key_documents.empty()) {
-    const int64_t document = document_holding(rule.documents, i);
-    if (document != document_holding(rule.key_documents, j)) return false;
-    // Aligned at the document's end: its last query stands at its last key.
-    query =
-        i - rule.documents[static_cast<size_t>(document)] + rule.key_documents[static_cast<size_t>(document)];
+    if (document_holding(rule.documents, i) != document_holding(rule.key_documents, j)) return false;
   } else if (!rule.documents.empty() &&
              document_holding(rule.documents, query) != document_holding(rule.documents, key)) {
     return false;
@@ -72,7 +74,7 @@ struct Row {
   double biased(double capped, int64_t j) const {
     if (!op.score.alibi_slopes) return capped;
     const VisibilityRule& rule = *op.visibility;
-    const int64_t distance = position_of(rule.query_positions, i) - position_of(rule.key_positions, j);
+    const int64_t distance = position_of_query(rule, i) - position_of(rule.key_positions, j);
     return capped - static_cast<double>(op.score.alibi_slopes.data<float>()[h]) *
                         static_cast<double>(std::abs(distance));
   }

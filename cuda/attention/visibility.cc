@@ -19,13 +19,12 @@ struct Range {
 
 /** The keys that the query in row `row` may look at by position and document, as rows of the keys. */
 Range visible_keys(const VisibilityRule& rule, int64_t row) {
-  int64_t position = position_of(rule.query_positions, row), low = 0, high = INT64_MAX;
+  const int64_t position = query_position(rule, row);
+  int64_t low = 0, high = INT64_MAX;
   if (!rule.key_documents.empty()) {
-    // Queries and keys have boundaries of their own: each document is aligned at its end.
     const size_t document = document_of(rule.documents, row);
     low = rule.key_documents[document];
     high = rule.key_documents[document + 1];
-    position = row - rule.documents[document + 1] + high;
   } else if (!rule.documents.empty()) {
     if (position < 0) return {0, 0};
     const size_t document = document_of(rule.documents, position);
@@ -57,6 +56,12 @@ int64_t row_from(const std::vector<Piece>& pieces, int64_t position) {
     rows += piece.length;
   }
   return rows;
+}
+
+int64_t query_position(const VisibilityRule& rule, int64_t row) {
+  if (rule.key_documents.empty()) return position_of(rule.query_positions, row);
+  const size_t end = document_of(rule.documents, row) + 1;
+  return row - rule.documents[end] + rule.key_documents[end];
 }
 
 Visibility::Visibility(const VisibilityRule& rule, int64_t queries, int64_t keys,
@@ -108,11 +113,19 @@ Interval Visibility::query_hull(int64_t first, int64_t last) const {
   return hull;
 }
 
-HostBlock positions(const std::vector<Piece>& pieces, int64_t rows, const std::shared_ptr<MemoryUse>& use) {
+HostBlock positions_of_queries(const VisibilityRule& rule, int64_t rows,
+                               const std::shared_ptr<MemoryUse>& use) {
   HostBlock block(static_cast<size_t>(rows) * sizeof(int32_t), use);
-  auto* out = static_cast<int32_t*>(block.data());
-  for (const Piece& piece : pieces) {
-    for (int64_t i = 0; i < piece.length; i++) *out++ = static_cast<int32_t>(piece.start + i);
+  auto* const out = static_cast<int32_t*>(block.data());
+  for (int64_t row = 0; row < rows; row++) out[row] = static_cast<int32_t>(query_position(rule, row));
+  return block;
+}
+
+HostBlock positions_of_keys(const VisibilityRule& rule, int64_t rows, const std::shared_ptr<MemoryUse>& use) {
+  HostBlock block(static_cast<size_t>(rows) * sizeof(int32_t), use);
+  auto* const out = static_cast<int32_t*>(block.data());
+  for (int64_t row = 0; row < rows; row++) {
+    out[row] = static_cast<int32_t>(position_of(rule.key_positions, row));
   }
   return block;
 }

@@ -6,10 +6,11 @@
 #include <bit>
 #include <cstdlib>
 #include <fstream>
-#include <map>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 
@@ -17,56 +18,64 @@ namespace longseq {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kMapped = size_t{16}
-                           << 10;  // from here on blocks come from mmap, and are kept for the next request
+constexpr size_t kMapped = size_t{16} << 10;  // from here on blocks come from mmap
 constexpr size_t kHugePage = size_t{2}
-                             << 20;  // from here on they are made of huge pages where the system has them
-constexpr size_t kCacheLimit = size_t{256} << 20;  // bytes kept
+                             << 20;  // twice this, and they are made of huge pages where there are any
+constexpr size_t kExact = size_t{32} << 20;        // from here on sizes are not rounded to a class
+constexpr size_t kCacheLimit = size_t{256} << 20;  // bytes of freed blocks that are kept
 
 std::atomic<int64_t> allocated{0};
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+/** Eight sizes an octave, so that a freed block often fits the next request. */
 size_t granted_size(size_t bytes) {
+  if (bytes >= kExact) return round_up(bytes, kHugePage);
   bytes = std::max(bytes, kAlignment);
-  if (bytes < kMapped) return round_up(bytes, kAlignment);
-  if (bytes >= 16 * kHugePage) return round_up(bytes, kHugePage);
-  return round_up(bytes, std::bit_floor(bytes) / 8);  // few sizes, so that a freed block often fits
+  return round_up(bytes, std::max(kAlignment, std::bit_floor(bytes) / 8));
 }
 
 /**
- * Freed mapped blocks by size. glibc's aligned_alloc fragments under blocks of megabytes that come and go,
- * and fresh pages are dear: the kernel clears each at its first touch, at 10 us and more where it runs on a
- * hypervisor.
+ * Freed blocks by size. glibc's aligned_alloc fragments under blocks that come and go, and fresh pages are
+ * dear: the kernel clears each at its first touch, at 10 us and more where it runs on a hypervisor.
  */
 class BlockCache {
  public:
   void* take(size_t size) {
     std::lock_guard lock(mutex_);
-    const auto found = blocks_.find(size);
-    if (found == blocks_.end()) return nullptr;
-    void* const data = found->second;
-    blocks_.erase(found);
+    std::vector<void*>& blocks = blocks_[size];
+    if (blocks.empty()) return nullptr;
+    void* const data = blocks.back();
+    blocks.pop_back();
     held_ -= size;
     return data;
   }
   bool give(void* data, size_t size) {
     std::lock_guard lock(mutex_);
     if (held_ + size > kCacheLimit) return false;
-    blocks_.emplace(size, data);
+    blocks_[size].push_back(data);
     held_ += size;
     return true;
   }
   void clear() {
     std::lock_guard lock(mutex_);
-    for (const auto& [size, data] : blocks_) munmap(data, size);
+    for (const auto& [size, blocks] : blocks_) {
+      for (void* const data : blocks) free_block(data, size);
+    }
     blocks_.clear();
     held_ = 0;
+  }
+  static void free_block(void* data, size_t size) {
+    if (size < kMapped) {
+      std::free(data);
+    } else {
+      munmap(data, size);
+    }
   }
 
  private:
   std::mutex mutex_;
-  std::multimap<size_t, void*> blocks_;
+  std::unordered_map<size_t, std::vector<void*>> blocks_;
   size_t held_ = 0;
 };
 
@@ -92,19 +101,15 @@ void* map(size_t size) {
 }
 
 void* allocate(size_t size) {
-  if (size < kMapped) return std::aligned_alloc(kAlignment, size);
   if (void* const data = cache().take(size)) return data;
-  if (void* const data = map(size)) return data;
+  const auto fresh = [&] { return size < kMapped ? std::aligned_alloc(kAlignment, size) : map(size); };
+  if (void* const data = fresh()) return data;
   cache().clear();
-  return map(size);
+  return fresh();
 }
 
 void release(void* data, size_t size) {
-  if (size < kMapped) {
-    std::free(data);
-  } else if (!cache().give(data, size)) {
-    munmap(data, size);
-  }
+  if (!cache().give(data, size)) BlockCache::free_block(data, size);
 }
 
 int64_t parse_size(const char* value) {
