@@ -110,6 +110,7 @@ export interface Native {
     out: TensorHandle,
     logSumExp: TensorHandle,
   ): void;
+  measurePeak(y: TensorHandle, dtype: number): void;
 }
 
 function load(): Native {

@@ -3,6 +3,7 @@
 #include "addon/bindings.h"
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
+#include "peak/peak.h"
 
 namespace longseq {
 
@@ -51,6 +52,7 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward>(exports, "attentionForward");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
+  bind<measure_peak>(exports, "measurePeak");
 }
 
 }  // namespace longseq

@@ -1,6 +1,7 @@
 // `longseq bench`: throughput by sequence length.
 import { writeFile } from "node:fs/promises";
 import { Device, info } from "../index.ts";
+import { measurePeak } from "../peak.ts";
 import type { Command } from "./arguments.ts";
 import { PeerError, TorchPeer } from "./bench/peer.ts";
 import { benchOptions, benchSettings, type Settings } from "./bench/settings.ts";
@@ -47,6 +48,8 @@ async function measureAll(
   const dtype = settings.dtype ?? (hasNativeBfloat16(device) ? "bfloat16" : "float32");
   using peer = settings.hasPeer ? await startPeer(settings, device, cpu.threads) : undefined;
 
+  // A GPU's is not measured yet; its data sheet's would be another machine's.
+  const peakTeraflops = device.kind === "cpu" ? await measurePeak(device, dtype) : undefined;
   const measurements: Measurement[] = [];
   const table = new MeasurementTable(stream, device, peer?.implementations ?? []);
   stream.write(`longseq ${version} on ${device.description}\n${titleOf({ ...settings, dtype })}\n\n`);
@@ -56,6 +59,7 @@ async function measureAll(
     device,
     dtype,
     peer,
+    peakTeraflops,
     signal,
     onProgress: (text) => progress.show(text),
   })) {

@@ -59,6 +59,7 @@ t.test("a line a pass and length, with the contract's fields", async (t) => {
       headDim: 16,
       causal: true,
       mask: "none",
+      peakShare: Number,
     });
     const { seqLen, pass, ms = 0, msMin = 0, tflops = 0, tokensPerSecond = 0, peakBytes = 0 } = line;
     const operations = 4 * 2 * 2 * seqLen ** 2 * 16 * 0.5 * (pass === "backward" ? 2.5 : 1);
@@ -139,7 +140,7 @@ t.test("table, JSON file and report", async (t) => {
     ];
     const { code, stdout, stderr } = await longseq(args);
     t.equal(code, 0, stderr);
-    t.match(stdout, /tokens +pass +ms +GFLOP\/s +tokens\/s +memory\n +64 +forward +\d/);
+    t.match(stdout, /tokens +pass +ms +GFLOP\/s +of peak +tokens\/s +memory\n +64 +forward +\d/);
     t.equal(jsonLines(await readFile(json, "utf8")).length, 1);
     t.match(
       await readFile(report, "utf8"),

@@ -25,7 +25,7 @@ function measurement(changes: Partial<Measurement>): Measurement {
 const figures = { ms: 2, msMin: 1.9, tokensPerSecond: 512000, peakBytes: 2 ** 20, runs: 5 };
 const report: Report = {
   measurements: [
-    measurement({ ...figures, tflops: 0.3 }),
+    measurement({ ...figures, tflops: 0.3, peakShare: 0.75 }),
     measurement({ ...figures, tflops: 0.1, implementation: "torch-cpu" }),
     measurement({ ...figures, tflops: 0.2, pass: "backward" }),
     measurement({ ...figures, tflops: 0.1, pass: "backward", implementation: "torch-cpu" }),
@@ -44,6 +44,7 @@ t.test("the chart is well-formed, self-contained and follows the reader's scheme
   t.notMatch(svg.replace("http://www.w3.org/2000/svg", ""), /http|url\(|<script|href/);
   t.equal(svg.match(/<circle class="f0"[^>]*r="4"><title>/g)?.length, 3, "a point a measurement of ours");
   t.match(svg, "no memory");
+  t.match(svg, "multiply-add peak");
   t.match(svg, "Processor &lt;1&gt; &amp; 2");
   t.notMatch(svg, "NaN");
   t.same(unbalanced(svg), []);
@@ -66,7 +67,7 @@ t.test("Markdown keeps its table whole", async (t) => {
   const text = renderReport(".md", report);
   const rows = text.split("\n").filter((line) => line.startsWith("| ") && line.includes("ward"));
   t.equal(rows.length, 3);
-  t.ok(rows.every((row) => row.split("|").length === 10));
+  t.ok(rows.every((row) => row.split("|").length === 11));
   t.match(text, "Processor \\<1\\> \\| 2");
 });
 

@@ -28,6 +28,8 @@ export interface Measurement {
   readonly tokensPerSecond?: number;
   readonly peakBytes?: number;
   readonly runs?: number;
+  /** The share of the device's multiply-adds, as measured. */
+  readonly peakShare?: number;
   readonly oom?: true;
 }
 
@@ -36,6 +38,8 @@ export interface SweepOptions {
   readonly device: Device;
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
+  /** What the device multiplies and adds at most, where it was measured. */
+  readonly peakTeraflops: number | undefined;
   readonly signal: AbortSignal;
   readonly onProgress: (text: string) => void;
 }
@@ -92,7 +96,7 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
 }
 
 function measurementOf(
-  { device }: SweepOptions,
+  { device, peakTeraflops }: SweepOptions,
   problem: Problem,
   pass: Pass,
   share: number,
@@ -119,5 +123,6 @@ function measurementOf(
     tokensPerSecond: (batch * seqLen) / (figures.ms / 1000),
     ...(peakBytes === undefined ? {} : { peakBytes }),
     runs: figures.runs,
+    ...(peakTeraflops === undefined ? {} : { peakShare: tflops / peakTeraflops }),
   };
 }

@@ -25,6 +25,7 @@ export class MeasurementTable {
       { title: "pass", width: 8, align: "left" },
       { title: "ms", width: 9 },
       { title: this.#unit.name, width: 8 },
+      { title: "of peak", width: 7 },
       { title: "tokens/s", width: 10 },
       { title: "memory", width: 8 },
       ...peers.flatMap((name): Column[] => [
@@ -55,10 +56,11 @@ export function rowCells(
 ): string[] {
   const figures =
     own.tflops === undefined
-      ? ["out of", "memory", "", ""]
+      ? ["out of", "memory", "", "", ""]
       : [
           formatFigure(own.ms ?? 0),
           formatFigure(own.tflops * unit.perTeraflop),
+          own.peakShare === undefined ? "" : `${(100 * own.peakShare).toFixed(0)}%`,
           formatCount(own.tokensPerSecond ?? 0),
           formatBytes(own.peakBytes ?? 0),
         ];

@@ -21,6 +21,8 @@ export interface Chart {
   readonly subtitle: string;
   readonly footer: string;
   readonly unit: string;
+  /** A line across at what the machine can do at most. */
+  readonly ceiling?: { readonly y: number; readonly label: string };
   /** Series of the same place in each panel are of one colour, and have one entry in the legend. */
   readonly panels: readonly { readonly title: string; readonly series: readonly Series[] }[];
 }
@@ -44,13 +46,14 @@ const style = `
   .command { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 11px }
   .grid { stroke: #e4e8ec }
   .axis { stroke: #8c959f }
+  .ceiling { stroke: #8c959f; stroke-dasharray: 5 4 }
   .value { font-weight: 600; paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
   .line { fill: none; stroke-width: 2.5; stroke-linejoin: round; stroke-linecap: round }
   .s0 { stroke: #0b62d6 } .s1 { stroke: #c4570b } .s2 { stroke: #0a7d57 } .s3 { stroke: #8a3fc0 }
   .f0 { fill: #0b62d6 } .f1 { fill: #c4570b } .f2 { fill: #0a7d57 } .f3 { fill: #8a3fc0 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .soft { fill: #9198a1 } .card { fill: #0d1117; stroke: #3d444d }
-    .grid { stroke: #232a33 } .axis { stroke: #6b747f } .value { stroke: #0d1117 }
+    .grid { stroke: #232a33 } .axis, .ceiling { stroke: #6b747f } .value { stroke: #0d1117 }
     .s0 { stroke: #58a6ff } .s1 { stroke: #f0883e } .s2 { stroke: #3fb68b } .s3 { stroke: #bc8cff }
     .f0 { fill: #58a6ff } .f1 { fill: #f0883e } .f2 { fill: #3fb68b } .f3 { fill: #bc8cff }
   }`;
@@ -58,7 +61,7 @@ const colours = 4;
 
 export function renderChart(chart: Chart): string {
   const all = chart.panels.flatMap(({ series }) => series.flatMap(({ points }) => points));
-  const ticks = niceTicks(Math.max(0, ...all.map(({ y = 0 }) => y)));
+  const ticks = niceTicks(Math.max(chart.ceiling?.y ?? 0, ...all.map(({ y = 0 }) => y)));
   const span = (width - 2 * margin - (chart.panels.length - 1) * gap) / Math.max(1, chart.panels.length);
   const panels = chart.panels.map((panel, i) => {
     return renderPanel(chart, panel, new Frame(margin + i * (span + gap), span, all, ticks));
@@ -116,6 +119,7 @@ function renderPanel(chart: Chart, panel: Chart["panels"][number], frame: Frame)
   const marks = thinned(frame).map((length) => {
     return label(round(frame.x(length)), bottom + 19, formatLength(length), "soft", "middle");
   });
+  const ceiling = chart.ceiling ? renderCeiling(chart.ceiling, frame) : "";
   // The first series is ours: drawn last, on top.
   const lines = panel.series.map((series, i) => renderSeries(series, i % colours, frame)).reverse();
   return [
@@ -124,9 +128,16 @@ function renderPanel(chart: Chart, panel: Chart["panels"][number], frame: Frame)
     ...rows,
     ...marks,
     label(round((left + right) / 2), bottom + 38, "sequence length (tokens)", "soft", "middle"),
+    ceiling,
     ...lines,
     endLabels(panel.series, frame),
   ].join("\n");
+}
+
+function renderCeiling(ceiling: NonNullable<Chart["ceiling"]>, frame: Frame): string {
+  const y = round(frame.y(ceiling.y));
+  const line = `<line class="ceiling" x1="${frame.left}" x2="${frame.right}" y1="${y}" y2="${y}"/>`;
+  return `${line}${label(frame.right, y - 6, ceiling.label, "soft", "end")}`;
 }
 
 function renderSeries({ label: name, points }: Series, colour: number, frame: Frame): string {

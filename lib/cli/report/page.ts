@@ -69,7 +69,7 @@ ${facts.join("\n")}
 
 /** What the figures mean, under every table. */
 export const method =
-  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included. A ratio is our throughput over the peer's.";
+  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
 
 export function formatDate(date: Date): string {
   return `${date.toISOString().slice(0, 16).replace("T", " ")} UTC`;

@@ -75,6 +75,7 @@ function contentsOf(report: Report): Contents {
       "pass",
       "ms",
       unit.name,
+      "of peak",
       "tokens/s",
       "memory",
       ...peers.flatMap((name) => [name, "ratio"]),
@@ -90,6 +91,10 @@ function chartOf(
   implementations: readonly string[],
   unit: RateUnit,
 ): Chart {
+  const peak = measurements.find(({ peakShare }) => peakShare !== undefined);
+  const ceiling = peak?.peakShare
+    ? { y: ((peak.tflops ?? 0) / peak.peakShare) * unit.perTeraflop, label: "multiply-add peak" }
+    : undefined;
   const measured = passes.filter((pass) => measurements.some((one) => one.pass === pass));
   const panels = measured.map((pass) => ({
     title: pass === "forward" ? "Forward" : "Backward",
@@ -109,6 +114,7 @@ function chartOf(
     subtitle: [title, ...measurements.slice(0, 1).map(({ deviceName }) => deviceName)].join(" · "),
     footer: command,
     unit: unit.name,
+    ...(ceiling ? { ceiling } : {}),
     panels,
   };
 }
