@@ -10,7 +10,8 @@ namespace longseq {
 /** Position of the row `index` among `pieces`, and the first row at or behind a position. */
 int64_t position_of(const std::vector<Piece>& pieces, int64_t index);
 int64_t row_from(const std::vector<Piece>& pieces, int64_t position);
-/** Position of a row of the queries, which with boundaries of their own are aligned at each document's end. */
+/** Position of a row of the queries, which with boundaries of their own are aligned at each document's end.
+ */
 int64_t query_position(const VisibilityRule& rule, int64_t row);
 
 class Visibility {
@@ -35,7 +36,8 @@ class Visibility {
 };
 
 /** What ALiBi needs: the position of each row of the queries, of the keys, as an int32. */
-HostBlock positions_of_queries(const VisibilityRule& rule, int64_t rows, const std::shared_ptr<MemoryUse>& use);
+HostBlock positions_of_queries(const VisibilityRule& rule, int64_t rows,
+                               const std::shared_ptr<MemoryUse>& use);
 HostBlock positions_of_keys(const VisibilityRule& rule, int64_t rows, const std::shared_ptr<MemoryUse>& use);
 
 }  // namespace longseq
