@@ -154,10 +154,10 @@ export const problems: fc.Arbitrary<Problem> = shapes.chain((shape) =>
       window: fc.option(fc.tuple(side, side), { freq: 2 }),
       /** In units of the default. */
       scale: fc.option(fc.constantFrom(0, -1, 0.3, 2)),
-      softcap: fc.option(fc.constantFrom(0.5, 4, 30), { freq: 1 }),
-      slope: fc.option(fc.constantFrom(0, 0.02, 0.5, -0.01), { freq: 1 }),
+      softcap: fc.option(fc.constantFrom(0.5, 4, 30), { freq: 2 }),
+      slope: fc.option(fc.constantFrom(0, 0.02, 0.5, -0.01), { freq: 2 }),
       dtype: fc.constantFrom(...floatTypes),
-      outDtype: fc.option(fc.constant("float32" as const), { freq: 1 }),
+      outDtype: fc.option(fc.constant("float32" as const), { freq: 2 }),
       hasStatisticGradient: fc.boolean(),
       seed: fc.nat(1000),
     })
