@@ -30,6 +30,7 @@ float* statistics_of(const Tensor& x, int64_t b, int64_t h) {
   return x ? x.data<float>() + b * x.stride(0) + h * x.stride(1) : nullptr;
 }
 
+/** Of the operands' dtype. In the backward pass that is dout's: it may be float32 where q is not. */
 bool multiplies_in_bfloat16(DType dtype) {
   return dtype == DType::BFloat16 && instruction_set() == InstructionSet::Avx512Bf16;
 }
@@ -318,7 +319,7 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
                        rows_of(forward.k, b, h), rows_of(forward.v, b, h), rows_of(op.dk, b, h),
                        rows_of(op.dv, b, h), call.visible(), tile_blocks.data(), call.queries, call.keys,
                        block * kBackwardKeys, std::min((block + 1) * kBackwardKeys, call.keys), seeing.begin,
-                       seeing.end, static_cast<int>(head_dim), multiplies_in_bfloat16(forward.q.dtype),
+                       seeing.end, static_cast<int>(head_dim), multiplies_in_bfloat16(op.dout.dtype),
                        static_cast<char*>(scratch.data()) + slot * scratch_bytes});
     });
     for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
