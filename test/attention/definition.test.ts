@@ -33,5 +33,5 @@ async function check(problem: Problem): Promise<void> {
 
 t.test("any problem", async (t) => {
   const property = fc.asyncProperty(problems, (problem) => Scope.run(() => check(problem)));
-  await t.resolves(fc.assert(property, { numRuns: Number(process.env.RUNS ?? 200) }));
+  await t.resolves(fc.assert(property, { numRuns: Number(process.env.RUNS ?? 100) }));
 });
