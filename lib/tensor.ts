@@ -149,6 +149,10 @@ export class Tensor implements Disposable {
 
   /** One element of an axis, the axis gone: a view. */
   select(axis: number, index: number): Tensor {
+    const size = this.#axis("select", axis);
+    if (!Number.isInteger(index) || index < 0 || index >= size) {
+      throw failure("ERR_SHAPE", `select: ${index} is not within axis ${axis} of size ${size}`);
+    }
     using part = this.slice(axis, index, index + 1);
     const without = (sizes: readonly number[]) => sizes.filter((_, i) => i !== axis);
     const view = part.#view(0, without(part.shape), without(part.strides));
@@ -230,7 +234,7 @@ export class Tensor implements Disposable {
   }
 
   #axis(what: string, axis: number): number {
-    const size = this.shape[axis];
+    const size = Number.isInteger(axis) ? this.shape[axis] : undefined;
     if (size === undefined) {
       throw failure("ERR_SHAPE", `${what}: axis is ${axis}, expected 0 to ${this.shape.length - 1}`);
     }

@@ -47,8 +47,9 @@ export function typedValues(
   values: TensorValues,
   dtype: DType | undefined,
 ): Exclude<TensorValues, Float64Array | readonly number[]> {
-  if (Array.isArray(values)) return dtype === "int32" ? Int32Array.from(values) : Float32Array.from(values);
-  if (values instanceof Float64Array) return Float32Array.from(values);
+  if (Array.isArray(values) || values instanceof Float64Array) {
+    return dtype === "int32" ? saturated(values) : Float32Array.from(values);
+  }
   if (values instanceof Uint16Array && dtype !== "bfloat16" && dtype !== "float16") {
     throw failure(
       "ERR_DTYPE",
@@ -64,4 +65,9 @@ export function typedValues(
     return values;
   }
   throw wrongKind(`${what}: values`, "a typed array or an array of numbers", values);
+}
+
+/** Not by way of float32, which has 24 bits only. */
+function saturated(values: Float64Array | readonly number[]): Int32Array {
+  return Int32Array.from(values, (value) => Math.min(Math.max(value, -(2 ** 31)), 2 ** 31 - 1));
 }
