@@ -34,30 +34,31 @@ export class Scope implements Disposable {
 
   /** Runs `work` in a scope of its own. The tensors that it returns, also in arrays and plain objects, are kept. */
   static run<T>(work: (scope: Scope) => T): T {
-    return storage.run(storage.getStore() as Scope, () => {
-      const scope = new Scope();
-      let result: T;
-      try {
-        result = work(scope);
-      } catch (error) {
+    const outside = storage.getStore();
+    const scope = new Scope();
+    // `run` is what keeps the scope from the caller, who goes on while an async `work` waits.
+    storage.enterWith(outside as Scope);
+    let result: T;
+    try {
+      result = storage.run(scope, work, scope);
+    } catch (error) {
+      scope.dispose();
+      throw error;
+    }
+    if (!(result instanceof Promise)) {
+      scope.#release(result);
+      return result;
+    }
+    return result.then(
+      (value) => {
+        scope.#release(value);
+        return value;
+      },
+      (error: unknown) => {
         scope.dispose();
         throw error;
-      }
-      if (!(result instanceof Promise)) {
-        scope.#release(result);
-        return result;
-      }
-      return result.then(
-        (value) => {
-          scope.#release(value);
-          return value;
-        },
-        (error: unknown) => {
-          scope.dispose();
-          throw error;
-        },
-      ) as T;
-    });
+      },
+    ) as T;
   }
 
   /** Hands `tensor` to the scope around this one (or to nobody), so that it outlives this one. */
