@@ -15,6 +15,7 @@ struct Completions::Channel {
   bool closed = false;
   napi_threadsafe_function function = nullptr;
   int64_t open = 0;  // promises not yet settled; JavaScript thread only
+  const std::shared_ptr<Lease> lease = std::make_shared<Lease>();
 
   void post(std::unique_ptr<Closure> closure) {
     std::lock_guard lock(mutex);
@@ -23,6 +24,10 @@ struct Completions::Channel {
       closure.release();
   }
   void close() {
+    {
+      std::lock_guard lock(lease->mutex);
+      lease->revoked = true;
+    }
     std::lock_guard lock(mutex);
     closed = true;
     napi_release_threadsafe_function(function, napi_tsfn_abort);
@@ -32,7 +37,12 @@ struct Completions::Channel {
 Completions::Completions(Napi::Env env) : channel_(std::make_shared<Channel>()) {
   const auto call = [](napi_env env, napi_value, void*, void* data) {
     const std::unique_ptr<Closure> closure(static_cast<Closure*>(data));
-    if (env != nullptr) (*closure)(env);  // null: the environment is being torn down
+    if (env == nullptr) return;  // the environment is being torn down
+    try {
+      (*closure)(env);
+    } catch (const Napi::Error&) {
+      // A worker that is being terminated settles no promises.
+    }
   };
   napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "longseq"), 0, 1, nullptr,
                                   nullptr, nullptr, call, &channel_->function);
@@ -42,7 +52,7 @@ Completions::Completions(Napi::Env env) : channel_(std::make_shared<Channel>()) 
 void Completions::install(Napi::Env env) {
   auto* const completions = new Completions(env);
   env.SetInstanceData(completions);
-  // Runs before the thread-safe function's own clean-up, which was registered earlier.
+  // Runs before the clean-up of the thread-safe function and of the arrays, which was registered earlier.
   env.AddCleanupHook([channel = completions->channel_] { channel->close(); });
 }
 
@@ -55,14 +65,19 @@ Napi::Promise Completions::when_done(Napi::Env env, Device& device,
     channel->post(std::make_unique<Closure>([channel, deferred, result, error](Napi::Env env) {
       const Napi::HandleScope scope(env);
       if (--channel->open == 0) napi_unref_threadsafe_function(env, channel->function);
+      const Napi::Value value = result(env);  // after a failure too: it lets go of what it holds
       if (error) {
         deferred.Reject(to_js(env, error).Value());
       } else {
-        deferred.Resolve(result(env));
+        deferred.Resolve(value);
       }
     }));
   });
   return deferred.Promise();
+}
+
+std::shared_ptr<Lease> Completions::lease(Napi::Env env) {
+  return env.GetInstanceData<Completions>()->channel_->lease;
 }
 
 }  // namespace longseq

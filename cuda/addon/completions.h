@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "core/device.h"
+#include "elementwise/elementwise.h"
 
 namespace longseq {
 
@@ -20,6 +21,9 @@ class Completions {
    * with the queue's error. While it is open it keeps the event loop alive.
    */
   static Napi::Promise when_done(Napi::Env env, Device& device, std::function<Napi::Value(Napi::Env)> result);
+
+  /** Leave to write into the environment's arrays, which end with it. */
+  static std::shared_ptr<Lease> lease(Napi::Env env);
 
  private:
   struct Channel;

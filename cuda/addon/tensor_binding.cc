@@ -111,7 +111,7 @@ Napi::Value tensor_read(Napi::Env env, Tensor tensor, ArrayView out) {
   // The array stays referenced, so its memory stays where it is, until the promise settles.
   auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(out.array.As<Napi::Object>()));
   kept->SuppressDestruct();
-  source.device()->submit(ReadInto{source, out.data});
+  source.device()->submit(ReadInto{source, out.data, Completions::lease(env)});
   return Completions::when_done(env, *source.device(), [kept](Napi::Env) -> Napi::Value {
     const Napi::Value value = kept->Value();
     kept->Reset();

@@ -158,6 +158,8 @@ void run(const Cpu&, const FillNormal& op) {
 }
 
 void run(const Cpu&, const ReadInto& op) {
+  const std::shared_lock lock(op.lease->mutex);
+  if (op.lease->revoked) return;
   const int64_t bytes = op.x.bytes(), grain = kGrain * 8;
   parallel_for((bytes + grain - 1) / grain, [&](int64_t task) {
     const int64_t first = task * grain;

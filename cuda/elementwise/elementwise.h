@@ -1,5 +1,8 @@
 #pragma once
 // Elementwise operations over views of any strides: y = x (converted), y = a + b, y = value, y ~ normal.
+#include <memory>
+#include <shared_mutex>
+
 #include "core/tensor.h"
 
 namespace longseq {
@@ -21,10 +24,19 @@ struct FillNormal {
   uint64_t seed;
   float mean, deviation;
 };
-/** Copies a contiguous tensor to host memory that outlives the operation. */
+/**
+ * Leave to write to memory whose owner may end before the queue does, as a worker thread with its arrays may:
+ * the owner revokes it, which waits for what is being written.
+ */
+struct Lease {
+  std::shared_mutex mutex;
+  bool revoked = false;
+};
+/** Copies a contiguous tensor to host memory, under its owner's lease. */
 struct ReadInto {
   Tensor x;
   void* destination;
+  std::shared_ptr<Lease> lease;
 };
 
 void run(const Cpu&, const Copy&);
