@@ -71,8 +71,7 @@ LONGSEQ_INLINE void differentiate(float* s, float* dp, int count, float factor, 
 /** 32 values of two rows, rounded: each row's pairs of neighbours, and the rows' pairs a column. */
 LONGSEQ_INLINE void pair_up(const float* x, const float* y, uint32_t* x_pairs, uint32_t* y_pairs,
                             uint32_t* columns) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7,
-                                       38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i low = interleaving();
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   const auto a = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(x + kLanes), load(x)));
   const auto b = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(y + kLanes), load(y)));

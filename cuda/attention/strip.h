@@ -97,6 +97,14 @@ inline void pack_transposed(const HeadRows& rows, int64_t first, int64_t count, 
   }
 }
 
+#if defined(__AVX512BF16__)
+/** The word order that interleaves the low halves of two registers: 0, 32, 1, 33, ... */
+LONGSEQ_INLINE __m512i interleaving() {
+  return _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                          36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+}
+#endif
+
 /**
  * Rows [first, first + count) as a B operand whose depth is the rows: panels of kTileColumns columns (the
  * last one may have kLanes), `panel_stride` elements apart, written from depth `depth_begin` on. `count` is
@@ -109,20 +117,26 @@ inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_
   if constexpr (Product::kPair == 2) {
 #if defined(__AVX512BF16__)
     // Two rows of 16-bit values interleaved: the low half of each element is the even row.
-    const __m512i zeros = _mm512_setzero_si512();
+    const __m512i low = interleaving();
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(kLanes));
+    const auto read = [&](int64_t row, int d) {
+      const int left = head_dim - d;
+      if (row >= rows_end) return _mm512_setzero_si512();
+      const auto* const x = row_of<BFloat16>(rows, row) + d;
+      return left >= kTileColumns ? _mm512_loadu_si512(x)
+                                  : _mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << left) - 1), x);
+    };
     for (int64_t i = 0; i < count; i += 2) {
-      const BFloat16* const even = first + i < rows_end ? row_of<BFloat16>(rows, first + i) : nullptr;
-      const BFloat16* const odd = first + i + 1 < rows_end ? row_of<BFloat16>(rows, first + i + 1) : nullptr;
-      for (int d = 0; d < columns; d += kLanes) {
-        const __mmask16 inside =
-            static_cast<__mmask16>(head_dim - d >= kLanes ? 0xffff : (1 << (head_dim - d)) - 1);
-        const auto half = [&](const BFloat16* x) {
-          return x ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x + d)) : zeros;
-        };
-        const int wide = columns - d / kTileColumns * kTileColumns >= kTileColumns ? kTileColumns : kLanes;
-        _mm512_storeu_si512(
-            out + d / kTileColumns * panel_stride + (depth_begin + i / 2) * wide + d % kTileColumns,
-            _mm512_or_si512(half(even), _mm512_slli_epi32(half(odd), 16)));
+      auto* to = out;
+      for (int d = 0; d < columns; d += kTileColumns, to += panel_stride) {
+        const __m512i even = read(first + i, d), odd = read(first + i + 1, d);
+        if (columns - d >= kTileColumns) {
+          auto* const at = to + (depth_begin + i / 2) * kTileColumns;
+          _mm512_storeu_si512(at, _mm512_permutex2var_epi16(even, low, odd));
+          _mm512_storeu_si512(at + kLanes, _mm512_permutex2var_epi16(even, high, odd));
+        } else {
+          _mm512_storeu_si512(to + (depth_begin + i / 2) * kLanes, _mm512_permutex2var_epi16(even, low, odd));
+        }
       }
     }
 #endif
