@@ -40,7 +40,7 @@ export type NativeAttentionOptions = readonly [
   queryPositions: readonly number[] | null,
   keyPositions: readonly number[] | null,
   mask: MaskHandle | null,
-  implementation: string,
+  implementation: string | null,
 ];
 
 export interface Native {

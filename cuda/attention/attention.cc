@@ -190,13 +190,15 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
 
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
-void queue(Operation op, const std::shared_ptr<Device>& device, const std::string& implementation) {
+void queue(Operation op, const std::shared_ptr<Device>& device,
+           const std::optional<std::string>& implementation) {
   if (implementation == "reference") {
     device->submit(Reference{std::move(op)});
     return;
   }
-  check(implementation == "best" || implementation == "cpu", Code::Option, "attention: implementation \"",
-        implementation, "\" is not there on ", device->name(), ", expected \"reference\" or \"cpu\"");
+  check(!implementation || implementation == "cpu", Code::Option, "attention: implementation \"",
+        implementation.value_or(""), "\" is not there on ", device->name(),
+        ", expected \"reference\" or \"cpu\"");
   device->submit(std::move(op));
 }
 

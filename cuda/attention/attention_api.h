@@ -17,7 +17,7 @@ struct AttentionOptions {
   std::optional<std::vector<int64_t>> documents, documents_keys;       // boundaries
   std::optional<std::vector<int64_t>> query_positions, key_positions;  // start, length, start, length, ...
   std::optional<std::shared_ptr<const Mask>> mask;
-  std::string implementation;
+  std::optional<std::string> implementation;  // none: the best of the device
 };
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,

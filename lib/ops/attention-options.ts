@@ -1,5 +1,5 @@
 // The options of attention: what they mean, and their way to the addon.
-import { failure, wrongKind } from "../errors.ts";
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { type AttentionMask, handleOfMask } from "../mask.ts";
 import type { NativeAttentionOptions } from "../native.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
@@ -41,6 +41,7 @@ export interface AttentionOptions {
 
 /** Checks the options' kinds and brings them in the addon's order; null where there is nothing. */
 export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
+  checkOptions("attention", options);
   const {
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
     softcap = 0,
@@ -52,10 +53,10 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
   if (typeof causal !== "boolean") throw wrongKind("attention: causal", "a boolean", causal);
   if (!Array.isArray(window)) throw wrongKind("attention: window", "[left, right]", window);
   if (window.length !== 2 || !window.every(Number.isInteger)) {
-    throw failure("ERR_OPTION", `attention: window is [${window.join(", ")}], expected two integers`);
+    throw failure("ERR_OPTION", `attention: window is ${shown(window)}, expected two integers`);
   }
-  const { implementation = "best" } = options;
-  if (typeof implementation !== "string")
+  const { implementation = null } = options;
+  if (implementation !== null && typeof implementation !== "string")
     throw wrongKind("attention: implementation", "a string", implementation);
   return [
     scale,
