@@ -2,6 +2,8 @@ import { wrongKind } from "./errors.ts";
 import { type DeviceHandle, native } from "./native.ts";
 
 let shared: Device | undefined;
+/** Also where `instanceof` would be deceived by a prototype. */
+let isDevice: (value: unknown) => value is Device;
 let handleOfDevice: (device: Device) => DeviceHandle;
 
 /**
@@ -20,6 +22,7 @@ export class Device implements Disposable {
   readonly #handle: DeviceHandle;
 
   static {
+    isDevice = (value): value is Device => #handle in Object(value);
     handleOfDevice = (device) => device.#handle;
   }
 
@@ -74,7 +77,7 @@ export class Device implements Disposable {
 /** The device that an option names, or the default one. */
 export function deviceOrDefault(what: string, device: Device | undefined): Device {
   if (device === undefined) return Device.default;
-  if (!(device instanceof Device)) throw wrongKind(`${what}: device`, "a Device", device);
+  if (!isDevice(device)) throw wrongKind(`${what}: device`, "a Device", device);
   return device;
 }
 

@@ -35,3 +35,16 @@ export function wrongKind(what: string, expected: string, got: unknown): TypeErr
     code: "ERR_OPTION" as const,
   });
 }
+
+/** A value in a message. Objects are not made texts: that may call, and fail in, the caller's code. */
+export function shown(value: unknown): string {
+  if (Array.isArray(value)) return `[${Array.from(value, shown).join(", ")}]`;
+  if (value === null || !["object", "function"].includes(typeof value)) return String(value);
+  return typeof value === "object" ? "an object" : "a function";
+}
+
+/** Options must be an object, or nothing. */
+export function checkOptions(what: string, options: object): void {
+  if (typeof options !== "object" || options === null)
+    throw wrongKind(`${what}: options`, "an object", options);
+}

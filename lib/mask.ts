@@ -34,7 +34,7 @@ export class AttentionMask implements Disposable {
 
   static {
     handleOfMask = (mask, what) => {
-      if (!(mask instanceof AttentionMask)) throw wrongKind(what, "an AttentionMask", mask);
+      if (!(#handle in Object(mask))) throw wrongKind(what, "an AttentionMask", mask);
       if (mask.#handle === undefined) throw failure("ERR_DISPOSED", `${what} was disposed`);
       return mask.#handle;
     };

@@ -47,6 +47,10 @@ export class Tape implements Disposable {
   backward(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
     handleOf(gradient, "backward: gradient");
     if (!(output instanceof Tensor)) throw wrongKind("backward: output", "a Tensor", output);
+    if (!Array.isArray(wrt)) throw wrongKind("backward: wrt", "an array of Tensors", wrt);
+    for (const tensor of wrt as readonly Tensor[]) {
+      if (!(tensor instanceof Tensor)) throw wrongKind("backward: a tensor of wrt", "a Tensor", tensor);
+    }
     if (tapes.get(output) !== this) throw failure("ERR_OPTION", "backward: output is not on this tape");
     if (gradient.dtype !== output.dtype) {
       throw failure(

@@ -1,4 +1,4 @@
-// What tensors are made from: element types, shapes and values, checked.
+// What tensors are made from: element types and values, checked.
 import { failure, wrongKind } from "./errors.ts";
 
 export const dtypes = ["float32", "bfloat16", "float16", "int32", "uint8"] as const;
@@ -20,26 +20,6 @@ export type TensorValues =
   | Uint8Array
   | Uint16Array
   | readonly number[];
-
-export function rowMajor(shape: readonly number[]): number[] {
-  const strides = shape.map(() => 1);
-  for (let axis = shape.length - 2; axis >= 0; axis--)
-    strides[axis] = (strides[axis + 1] ?? 1) * (shape[axis + 1] ?? 1);
-  return strides;
-}
-
-export function checkedShape(what: string, shape: readonly number[]): readonly number[] {
-  if (!Array.isArray(shape)) throw wrongKind(`${what}: shape`, "an array of sizes", shape);
-  for (const [axis, size] of shape.entries()) {
-    if (!Number.isSafeInteger(size) || size < 0) {
-      throw failure(
-        "ERR_SHAPE",
-        `${what}: axis ${axis} of the shape is ${size}, expected an integer of 0 or more`,
-      );
-    }
-  }
-  return [...shape] as number[];
-}
 
 /** The values as an array that the addon takes. */
 export function typedValues(
@@ -70,4 +50,13 @@ export function typedValues(
 /** Not by way of float32, which has 24 bits only. */
 function saturated(values: Float64Array | readonly number[]): Int32Array {
   return Int32Array.from(values, (value) => Math.min(Math.max(value, -(2 ** 31)), 2 ** 31 - 1));
+}
+
+/** An array to read into, which JavaScript may refuse to make. */
+export function newArray<T>(type: new (length: number) => T, length: number): T {
+  try {
+    return new type(length);
+  } catch (cause) {
+    throw failure("ERR_OUT_OF_MEMORY", `out of memory: an array of ${length} elements`, { cause });
+  }
 }

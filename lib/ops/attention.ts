@@ -1,4 +1,4 @@
-import { failure } from "../errors.ts";
+import { failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -34,8 +34,10 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   const { out, logSumExp } = attentionForward(q, k, v, options);
   record("attention", [out], [q, k, v], (save) => {
     const saved = { q: save(q), k: save(k), v: save(v), out: save(out), logSumExp: save(logSumExp) };
+    const { alibiSlopes } = options;
+    const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
     return ([dout]) => {
-      const { dq, dk, dv } = attentionBackward({ ...saved, dout }, options);
+      const { dq, dk, dv } = attentionBackward({ ...saved, dout }, given);
       return [dq, dk, dv];
     };
   });
@@ -64,7 +66,7 @@ export function attentionForward(
   ] as const;
   const given = nativeOptions(q, options);
   if (options.outDtype !== undefined && options.outDtype !== "float32") {
-    throw failure("ERR_OPTION", `attention: outDtype is ${String(options.outDtype)}, expected "float32"`);
+    throw failure("ERR_OPTION", `attention: outDtype is ${shown(options.outDtype)}, expected "float32"`);
   }
   const out = Tensor.empty(q.shape, { dtype: options.outDtype ?? q.dtype, device: q.device });
   const logSumExp = Tensor.empty(statisticsShape(q), { device: q.device });
@@ -98,6 +100,9 @@ export function attentionBackward(
   },
   options: AttentionOptions = {},
 ): { dq: Tensor; dk: Tensor; dv: Tensor } {
+  if (typeof tensors !== "object" || tensors === null) {
+    throw wrongKind("attentionBackward: tensors", "an object of Tensors", tensors);
+  }
   const { q, k, v, out, logSumExp, dout, dlogSumExp } = tensors;
   const inputs = Object.entries({ q, k, v, out, logSumExp, dout }).map(([name, tensor]) =>
     handleOf(tensor, `attention: ${name}`),
@@ -136,10 +141,12 @@ export function attentionBackward(
  * const { out } = mergeAttention(parts);
  */
 export function mergeAttention(parts: readonly AttentionResult[]): AttentionResult {
-  const [first] = parts;
+  if (!Array.isArray(parts))
+    throw wrongKind("mergeAttention: parts", "an array of { out, logSumExp }", parts);
+  const outs = parts.map((part) => handleOf(part?.out, "mergeAttention: a part's out"));
+  const statistics = parts.map((part) => handleOf(part?.logSumExp, "mergeAttention: a part's logSumExp"));
+  const [first] = parts as readonly AttentionResult[];
   if (first === undefined) throw failure("ERR_OPTION", "mergeAttention: there are no parts");
-  const outs = parts.map((part) => handleOf(part.out, "mergeAttention: a part's out"));
-  const statistics = parts.map((part) => handleOf(part.logSumExp, "mergeAttention: a part's logSumExp"));
   const out = Tensor.empty(first.out.shape, { dtype: first.out.dtype, device: first.out.device });
   const logSumExp = Tensor.empty(first.logSumExp.shape, { device: first.out.device });
   return queued([out, logSumExp], () => {
