@@ -150,9 +150,9 @@ t.test("tensors may be disposed between forward and backward", async (t) => {
     const x = q.contiguous();
     tape.watch(x);
     const middle = x.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3);
-    const out = attention(middle, middle, middle);
-    if (shouldDispose) middle.dispose();
-    if (shouldDispose) x.dispose();
+    const alibiSlopes = Tensor.from([0.1, 0.2], [2]);
+    const out = attention(middle, middle, middle, { alibiSlopes });
+    if (shouldDispose) for (const tensor of [middle, x, alibiSlopes]) tensor.dispose();
     const [dx] = tape.backward(out, dout, [x]) as [Tensor];
     return dx.data();
   };

@@ -1,0 +1,157 @@
+// The rules of the code that can be read off its text.
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import t from "tap";
+
+const root = join(import.meta.dirname, "..");
+
+interface Source {
+  path: string;
+  text: string;
+  /** Without comments and the contents of texts. */
+  code: string;
+}
+
+function sources(folder: string, suffix: RegExp): Source[] {
+  const names = readdirSync(join(root, folder), { recursive: true, encoding: "utf8" });
+  return names
+    .filter((name) => suffix.test(name))
+    .map((name) => {
+      const text = readFileSync(join(root, folder, name), "utf8");
+      const code = text
+        .replace(/\/\*[\s\S]*?\*\//g, (comment) => comment.replace(/[^\n]/g, " "))
+        .replace(/("|`)(?:\\.|(?!\1).)*?\1/gs, (literal) => literal.replace(/[^\n]/g, " "))
+        .replace(/\/\/.*$/gm, "");
+      return { path: join(folder, name), text, code };
+    })
+    .sort((a, b) => a.path.localeCompare(b.path));
+}
+
+const native = sources("cuda", /\.(h|cc|cu|cuh)$/);
+const library = sources("lib", /\.ts$/);
+const typescript = [
+  ...library,
+  ...sources("test", /\.ts$/),
+  ...sources("bench", /\.ts$/),
+  ...sources("examples", /\.ts$/),
+];
+
+/** The lines that a rule is broken on, as path:line. */
+function found(
+  files: readonly Source[],
+  pattern: RegExp,
+  isAllowed: (path: string) => boolean = () => false,
+): string[] {
+  return files
+    .filter(({ path }) => !isAllowed(path))
+    .flatMap(({ path, code }) =>
+      code.split("\n").flatMap((line, i) => (pattern.test(line) ? [`${path}:${i + 1}`] : [])),
+    );
+}
+
+const inAddon = (path: string) => path.startsWith("cuda/addon/");
+
+t.test("native code", async (t) => {
+  t.ok(native.length > 20);
+  t.strictSame(
+    found(native, /\bnapi_|\bNapi::|\bnode_api\b/, inAddon),
+    [],
+    "Node is known to cuda/addon alone",
+  );
+  t.strictSame(
+    native
+      .filter(({ path, text }) => !inAddon(path) && /#include <(napi|node)/.test(text))
+      .map(({ path }) => path),
+    [],
+    "and so are its headers",
+  );
+  t.strictSame(
+    found(native, /\b(printf|fprintf|puts|abort|exit|_exit|quick_exit)\s*\(|\bstd::(cout|cerr|clog)\b/),
+    [],
+  );
+  t.strictSame(
+    found(native, /\b_mm\d*_|__m(128|256|512)/, (path) => /^cuda\/(tile|attention)\//.test(path)),
+    [],
+  );
+  t.strictSame(
+    found(native, /\basm\b/, (path) => path.startsWith("cuda/tile/")),
+    [],
+    "assembly only in cuda/tile",
+  );
+  t.strictSame(
+    native
+      .filter(({ path, text }) => path.endsWith(".h") && !text.startsWith("#pragma once"))
+      .map(({ path }) => path),
+    [],
+    "headers are guarded",
+  );
+  t.strictSame(found(native, /\b(TODO|FIXME|XXX)\b/), []);
+});
+
+t.test("what is compiled for each instruction set has no standard containers", async (t) => {
+  const kernels = native.filter(({ path }) => path.endsWith("_cpu.cc") || path.startsWith("cuda/tile/"));
+  t.ok(kernels.length >= 4);
+  t.strictSame(found(kernels, /\bstd::(vector|string|map|function|shared_ptr|sort|copy|fill|max|min)\b/), []);
+});
+
+t.test("an operation's folder: its contract, its checks, its engine", async (t) => {
+  for (const name of ["attention", "elementwise", "mask"]) {
+    for (const suffix of [".h", ".cc"])
+      t.ok(existsSync(join(root, "cuda", name, name + suffix)), name + suffix);
+  }
+});
+
+t.test("the environment is read in few places", async (t) => {
+  const readers = ["lib/cli/"];
+  t.strictSame(
+    found(library, /\bprocess\.env\b/, (path) => readers.some((reader) => path.startsWith(reader))),
+    [],
+  );
+  t.strictSame(
+    found(native, /\bgetenv\b/, (path) => path.startsWith("cuda/core/")),
+    [],
+  );
+});
+
+t.test("types", async (t) => {
+  t.strictSame(found(typescript, /(:|<|\bas)\s*any\b|\bany\[\]/), []);
+  t.strictSame(found(library, /\bas unknown as\b/), []);
+});
+
+t.test("who may import whom", async (t) => {
+  const imports = (path: string) =>
+    [...(sourceOf(path)?.text.matchAll(/ from "(\.[^"]+)"/g) ?? [])].map(([, from]) => from ?? "");
+  const sourceOf = (path: string) => library.find((source) => source.path === path);
+  for (const { path } of library.filter(({ path }) => !path.startsWith("lib/cli/"))) {
+    t.strictSame(
+      imports(path).filter((from) => from.includes("cli/")),
+      [],
+      `${path} does not import the command line`,
+    );
+  }
+  for (const { path } of library.filter(({ path }) => path.startsWith("lib/cli/"))) {
+    t.strictSame(
+      imports(path).filter((from) => from.includes("native")),
+      [],
+      `${path} uses the public API`,
+    );
+  }
+});
+
+t.test("files are short, and named as things", async (t) => {
+  const long = library.filter(({ text }) => text.trimEnd().split("\n").length > 250);
+  t.strictSame(
+    long.map(({ path, text }) => `${path}: ${text.trimEnd().split("\n").length}`),
+    [],
+  );
+  const longNative = native.filter(({ text }) => text.trimEnd().split("\n").length > 450);
+  t.strictSame(
+    longNative.map(({ path }) => path),
+    [],
+  );
+  const vague = /^(utils?|helpers?|common|base|misc|manager|impl)\b/;
+  t.strictSame(
+    [...native, ...typescript].filter(({ path }) => vague.test(basename(path))).map(({ path }) => path),
+    [],
+  );
+});

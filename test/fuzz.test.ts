@@ -1,0 +1,18 @@
+// Nothing in a call may end the process, whatever it is given.
+import { join } from "node:path";
+import t from "tap";
+import type { FuzzReport } from "./support/child/fuzz.ts";
+import { answer } from "./support/child.ts";
+
+t.test("garbage in every argument and option", async (t) => {
+  const seed = Math.floor(Math.random() * 2 ** 31);
+  const runs = 4000;
+  t.comment(`seed ${seed}`);
+  const { calls, refused, uncoded, stillWorks } = await answer<FuzzReport>("fuzz.ts", {
+    args: [join(import.meta.dirname, ".."), String(seed), String(runs)],
+    environment: { LONGSEQ_MEMORY_LIMIT: "64m" },
+  });
+  t.strictSame(uncoded.slice(0, 5), [], "what is refused is refused with a code");
+  t.ok(stillWorks);
+  t.ok(refused > 0.5 * calls && refused < 0.97 * calls, `${refused} of ${calls} calls were refused`);
+});

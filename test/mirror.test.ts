@@ -1,0 +1,34 @@
+// lib/native.ts says in types what cuda/addon exports: the same names, the same number of arguments.
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import t from "tap";
+import ts from "typescript";
+
+const root = join(import.meta.dirname, "..");
+
+/** The methods of `interface Native`, by name, with how many parameters each has. */
+function declared(): Record<string, number> {
+  const path = join(root, "lib/native.ts");
+  const file = ts.createSourceFile(path, readFileSync(path, "utf8"), ts.ScriptTarget.ES2022);
+  const methods: Record<string, number> = {};
+  for (const statement of file.statements) {
+    if (!ts.isInterfaceDeclaration(statement) || statement.name.text !== "Native") continue;
+    for (const member of statement.members) {
+      if (ts.isMethodSignature(member)) methods[member.name.getText(file)] = member.parameters.length;
+    }
+  }
+  return methods;
+}
+
+function exported(): Record<string, number> {
+  const find = createRequire(import.meta.url)("node-gyp-build") as (root: string) => object;
+  const functions = Object.entries(find(root) as Record<string, { arity: number }>);
+  return Object.fromEntries(functions.map(([name, { arity }]) => [name, arity]));
+}
+
+t.test("names and arity", async (t) => {
+  const native = declared();
+  t.ok(Object.keys(native).length > 20);
+  t.strictSame(Object.entries(exported()).sort(), Object.entries(native).sort());
+});
