@@ -159,7 +159,7 @@ int64_t forward_scratch_bytes(int64_t head_dim) {
 int64_t backward_scratch_bytes(int64_t head_dim) {
   const int64_t columns = round_up(head_dim, kWidestTile);
   return (kBackwardKeys * (2 * head_dim + 3 * columns) + kBackwardQueries * (2 * head_dim + 2 * columns) +
-          3 * kBackwardKeys * kBackwardQueries + kBackwardKeys * (2 * kMostTileRows + 1)) *
+          3 * kBackwardKeys * kBackwardQueries + kBackwardKeys * 3 * kMostTileRows) *
              4 +
          4096;
 }

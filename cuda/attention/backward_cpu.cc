@@ -42,7 +42,7 @@ struct Scratch {
     take(ds_by_query, kQueries * kKeys / Product::kPair);
     take(s, kRows * kKeys);
     take(dp, kRows * kKeys);
-    take(slope_of_cap, kKeys);
+    take(slope_of_cap, kRows * kKeys);
   }
   Element *keys_transposed, *values_transposed, *key_rows;  // B operands of this block
   float *dk, *dv;
@@ -112,6 +112,13 @@ LONGSEQ_INLINE void write_strip(const Scratch<Product>& scratch, int strip, int 
   }
 }
 
+/** Until the block before this one has added its part to the tile. */
+LONGSEQ_INLINE void wait_for(const std::atomic<int32_t>& progress, int32_t turn) {
+  for (int spins = 0; progress.load(std::memory_order_acquire) != turn; spins++) {
+    if (spins > 64) sched_yield();
+  }
+}
+
 template <class Product>
 void backward(const BackwardTask& task) {
   constexpr int kKeyStride = kKeys / Product::kPair, kQueryStride = kQueries / Product::kPair;
@@ -136,6 +143,12 @@ void backward(const BackwardTask& task) {
       if (block < task.tile_blocks[tile].begin || block >= task.tile_blocks[tile].end) continue;
       const int64_t first = tile * kQueries, end = least(first + kQueries, task.queries);
       const int rows = static_cast<int>(end - first), padded = (rows + kRows - 1) / kRows * kRows;
+      const auto turn = static_cast<int32_t>(block - task.tile_blocks[tile].begin);
+      if (next_keys(task.visible, first, end - 1, task.first_key, task.first_key + kKeys).empty()) {
+        wait_for(head.progress[tile], turn);
+        head.progress[tile].store(turn + 1, std::memory_order_release);
+        continue;
+      }
       read_rows<Product>(head.q, first, end, padded, head_dim, scratch.q);
       read_rows<Product>(head.dout, first, end, padded, head_dim, scratch.dout);
       pack_rows<Product>(head.q, first, padded, end, head_dim, kQueryStride * kTileColumns, 0,
@@ -147,8 +160,9 @@ void backward(const BackwardTask& task) {
       int strip_from[kStrips], strip_count[kStrips], panel_from[kPanels], panel_to[kPanels] = {};
       for (int strip = 0; strip < padded; strip += kRows) {
         const int64_t row = first + strip, last = least(row + kRows, end) - 1;
-        const int64_t from = most(task.first_key, task.visible.begin[row] / kPanel * kPanel);
+        int64_t from = most(task.first_key, task.visible.begin[row] / kPanel * kPanel);
         const int64_t to = least(task.first_key + kKeys, round_up(task.visible.end[last], kPanel));
+        from = next_keys(task.visible, row, last, from, to).begin;
         const int offset = static_cast<int>(from - task.first_key),
                   count = from < to ? static_cast<int>(to - from) : 0;
         strip_from[strip / kRows] = count ? offset : 0;
@@ -160,7 +174,13 @@ void backward(const BackwardTask& task) {
           multiply_strip<Product, Lay::RowMajor, false>(
               scratch.dout + strip * depth, depth, scratch.values_transposed + offset * depth,
               kTileColumns * depth, 0, depth, count, scratch.dp, kKeys);
-          const bool all = all_visible(task.visible, row, last, from / kPanel, to / kPanel);
+          if (adjusted) {
+            for (int64_t query = row; query <= last; query++) {
+              const int64_t r = (query - row) * kKeys;
+              adjust_row(head.score, query, from, task.keys, count, scratch.s + r, scratch.slope_of_cap + r);
+            }
+          }
+          mask_rows(task.visible, row, last, from, count, scratch.s, kKeys);
           for (int r = 0; r < kRows; r++) {
             float *const s = scratch.s + r * kKeys, *const dp = scratch.dp + r * kKeys;
             const int64_t query = row + r;
@@ -169,13 +189,11 @@ void backward(const BackwardTask& task) {
               memset(dp, 0, static_cast<size_t>(count) * sizeof(float));
               continue;
             }
-            if (adjusted) adjust_row(head.score, query, from, task.keys, count, s, scratch.slope_of_cap);
-            if (!all) mask_row(task.visible, query, from / kPanel, count, -kInfinity, s);
             differentiate<Product::kPair == 2>(s, dp, count, factor, head.log_sum_exp[query],
                                                head.delta[query]);
             if (adjusted) {
-              for (int j = 0; j < count; j += kLanes)
-                store(dp + j, mul(load(dp + j), load(scratch.slope_of_cap + j)));
+              const float* const slope = scratch.slope_of_cap + r * kKeys;
+              for (int j = 0; j < count; j += kLanes) store(dp + j, mul(load(dp + j), load(slope + j)));
             }
           }
           for (int panel = offset / kPanel; panel < (offset + count) / kPanel; panel++) {
@@ -186,10 +204,7 @@ void backward(const BackwardTask& task) {
         write_strip<Product>(scratch, strip, strip_from[strip / kRows], count);
       }
 
-      const auto turn = static_cast<int32_t>(block - task.tile_blocks[tile].begin);
-      for (int spins = 0; head.progress[tile].load(std::memory_order_acquire) != turn; spins++) {
-        if (spins > 64) sched_yield();
-      }
+      wait_for(head.progress[tile], turn);
       for (int strip = 0; strip < padded; strip += kRows) {
         const int from = strip_from[strip / kRows], count = strip_count[strip / kRows];
         if (count == 0) continue;

@@ -98,82 +98,109 @@ LONGSEQ_INLINE void raise_base(const float* s, int count, float factor, float& b
 }
 
 template <class Product>
-void forward(const ForwardTask& task) {
-  using Element = typename Product::Element;
-  const int head_dim = task.head_dim, columns = padded_columns(head_dim), depth = head_dim / Product::kPair;
-  const int64_t rows = task.last_query - task.first_query, panels = round_up(task.keys, kPanel);
-  const int64_t padded = (rows + kRows - 1) / kRows * kRows;
-  const Scratch<Product> scratch(task.scratch, head_dim, columns);
-  const auto* const keys = reinterpret_cast<const Element*>(task.packed_keys);
-  const auto* const values = reinterpret_cast<const Element*>(task.packed_values);
-  const bool adjusted = adjusts(task.score);
-  const float factor = adjusted ? 1 : task.score.scale * kLog2E;
+class Forward {
+ public:
+  explicit Forward(const ForwardTask& task)
+      : task_(task),
+        columns_(padded_columns(task.head_dim)),
+        depth_(task.head_dim / Product::kPair),
+        adjusted_(adjusts(task.score)),
+        factor_(adjusted_ ? 1 : task.score.scale * kLog2E),
+        scratch_(task.scratch, task.head_dim, columns_) {}
 
-  read_rows<Product>(task.q, task.first_query, task.last_query, padded, head_dim, scratch.q);
-  memset(scratch.out, 0, static_cast<size_t>(padded * columns) * sizeof(float));
-  memset(scratch.sum, 0, static_cast<size_t>(padded * kLanes) * sizeof(float));
-  for (int64_t i = 0; i < padded; i++) scratch.base[i] = -kInfinity;
+  void run() {
+    const int64_t rows = task_.last_query - task_.first_query, padded = (rows + kRows - 1) / kRows * kRows;
+    read_rows<Product>(task_.q, task_.first_query, task_.last_query, padded, task_.head_dim, scratch_.q);
+    memset(scratch_.out, 0, static_cast<size_t>(padded * columns_) * sizeof(float));
+    memset(scratch_.sum, 0, static_cast<size_t>(padded * kLanes) * sizeof(float));
+    for (int64_t i = 0; i < padded; i++) scratch_.base[i] = -kInfinity;
 
-  Vec sums[kRows];
-  const int64_t block_keys = head_dim <= 128 ? kBlockKeys : kBlockKeys / 2;
-  for (int64_t block = task.first_key / kPanel * kPanel; block < task.last_key; block += block_keys) {
-    for (int64_t strip = 0; strip < rows; strip += kRows) {
-      const int64_t first = task.first_query + strip, last = least(first + kRows, task.last_query) - 1;
-      // The panels of this block that some row of the strip sees.
-      const int64_t from = most(block, task.visible.begin[first] / kPanel * kPanel);
-      const int64_t to = least(least(block + block_keys, round_up(task.last_key, kPanel)),
-                               round_up(task.visible.end[last], kPanel));
-      if (from >= to) continue;
-      const int count = static_cast<int>(to - from);
-      const bool all = all_visible(task.visible, first, last, from / kPanel, to / kPanel);
-      const auto score = [&] {
-        multiply_strip<Product, Lay::RowMajor, false>(scratch.q + strip * depth, depth, keys + from * depth,
-                                                      kTileColumns * depth, 0, depth, count, scratch.s,
-                                                      kBlockKeys);
-        for (int64_t r = 0; r <= last - first; r++) {
-          float* const s = scratch.s + r * kBlockKeys;
-          if (adjusted) adjust_row(task.score, first + r, from, task.keys, count, s, nullptr);
-          if (!all) mask_row(task.visible, first + r, from / kPanel, count, -kInfinity, s);
-        }
-      };
-      const auto soften = [&](bool raise) {
-        Vec most_seen = zero();
-        for (int64_t r = 0; r <= last - first; r++) {
-          const float* const s = scratch.s + r * kBlockKeys;
-          float &base = scratch.base[strip + r], *const sum = scratch.sum + (strip + r) * kLanes;
-          if (raise || base == -kInfinity) {
-            raise_base(s, count, factor, base, sum, scratch.out + (strip + r) * columns, columns);
-          }
-          // Nothing seen yet: every p is exp2(-inf - 0) = 0.
-          sums[r] = exponentials<Product>(s, count, factor, base == -kInfinity ? 0 : base,
-                                          scratch.p + r * (kBlockKeys / Product::kPair));
-          most_seen = max(most_seen, sums[r]);
-        }
-        return max_of(most_seen);
-      };
-      score();
-      if (soften(false) > kOutgrown) {
-        score();  // p may have taken the scores' place
-        soften(true);
+    const int64_t block_keys = task_.head_dim <= 128 ? kBlockKeys : kBlockKeys / 2;
+    const int64_t end = round_up(task_.last_key, kPanel);
+    for (int64_t block = task_.first_key; block < end; block += block_keys) {
+      block = next_keys(task_.visible, task_.first_query, task_.last_query - 1, block, end).begin;
+      for (int64_t strip = 0; strip < rows; strip += kRows)
+        attend(strip, block, least(block + block_keys, end));
+    }
+    for (int64_t i = 0; i < rows; i++) finish(i);
+  }
+
+ private:
+  /** The strip's queries over those of the keys [begin, end) that some of them sees. */
+  void attend(int64_t strip, int64_t begin, int64_t end) {
+    const int64_t first = task_.first_query + strip, last = least(first + kRows, task_.last_query) - 1;
+    begin = most(begin, task_.visible.begin[first] / kPanel * kPanel);
+    end = least(end, round_up(task_.visible.end[last], kPanel));
+    while (begin < end) {
+      const Interval keys = next_keys(task_.visible, first, last, begin, end);
+      if (keys.empty()) return;
+      const int count = keys.end - keys.begin;
+      score(first, last, keys.begin, count);
+      if (soften(strip, last - first + 1, count, false) > kOutgrown) {
+        score(first, last, keys.begin, count);  // p may have taken the scores' place
+        soften(strip, last - first + 1, count, true);
       }
       for (int64_t r = 0; r <= last - first; r++) {
-        float* const sum = scratch.sum + (strip + r) * kLanes;
-        store(sum, add(load(sum), sums[r]));
+        float* const sum = scratch_.sum + (strip + r) * kLanes;
+        store(sum, add(load(sum), row_sums_[r]));
       }
       multiply_strip<Product, Lay::RowMajor, true>(
-          scratch.p, kBlockKeys / Product::kPair, values, panels / Product::kPair * kTileColumns,
-          from / Product::kPair, count / Product::kPair, columns, scratch.out + strip * columns, columns);
+          scratch_.p, kBlockKeys / Product::kPair, reinterpret_cast<const Element*>(task_.packed_values),
+          round_up(task_.keys, kPanel) / Product::kPair * kTileColumns, keys.begin / Product::kPair,
+          count / Product::kPair, columns_, scratch_.out + strip * columns_, columns_);
+      begin = keys.end;
     }
   }
 
-  for (int64_t i = 0; i < rows; i++) {
-    const float sum = sum_of(load(scratch.sum + i * kLanes));
-    float log2_sum = scratch.base[i];
-    if (sum > 0) log2_sum += __builtin_log2f(sum);
-    write_row(task.out, task.first_query + i, scratch.out + i * columns, head_dim, sum == 0 ? 0 : 1 / sum);
-    task.log_sum_exp[task.first_query + i] = sum != sum ? sum : log2_sum * kLn2;
+  void score(int64_t first, int64_t last, int64_t key, int count) {
+    multiply_strip<Product, Lay::RowMajor, false>(
+        scratch_.q + (first - task_.first_query) * depth_, depth_,
+        reinterpret_cast<const Element*>(task_.packed_keys) + key * depth_, kTileColumns * depth_, 0, depth_,
+        count, scratch_.s, kBlockKeys);
+    if (adjusted_) {
+      for (int64_t row = first; row <= last; row++) {
+        adjust_row(task_.score, row, key, task_.keys, count, scratch_.s + (row - first) * kBlockKeys,
+                   nullptr);
+      }
+    }
+    mask_rows(task_.visible, first, last, key, count, scratch_.s, kBlockKeys);
   }
-}
+
+  /** Scores to probabilities. Returns the largest sum of a lane. */
+  float soften(int64_t strip, int64_t rows, int count, bool raise) {
+    Vec most_seen = zero();
+    for (int64_t r = 0; r < rows; r++) {
+      const float* const s = scratch_.s + r * kBlockKeys;
+      float& base = scratch_.base[strip + r];
+      if (raise || base == -kInfinity) {
+        raise_base(s, count, factor_, base, scratch_.sum + (strip + r) * kLanes,
+                   scratch_.out + (strip + r) * columns_, columns_);
+      }
+      // Nothing seen yet: every p is exp2(-inf - 0) = 0.
+      row_sums_[r] = exponentials<Product>(s, count, factor_, base == -kInfinity ? 0 : base,
+                                           scratch_.p + r * (kBlockKeys / Product::kPair));
+      most_seen = max(most_seen, row_sums_[r]);
+    }
+    return max_of(most_seen);
+  }
+
+  void finish(int64_t row) {
+    const float sum = sum_of(load(scratch_.sum + row * kLanes));
+    float log2_sum = scratch_.base[row];
+    if (sum > 0) log2_sum += __builtin_log2f(sum);
+    write_row(task_.out, task_.first_query + row, scratch_.out + row * columns_, task_.head_dim,
+              sum == 0 ? 0 : 1 / sum);
+    task_.log_sum_exp[task_.first_query + row] = sum != sum ? sum : log2_sum * kLn2;
+  }
+
+  using Element = typename Product::Element;
+  const ForwardTask& task_;
+  const int columns_, depth_;
+  const bool adjusted_;
+  const float factor_;
+  const Scratch<Product> scratch_;
+  Vec row_sums_[kRows];  // of the block in hand
+};
 
 template <class Product>
 void pack(const PackKeysTask& task) {
@@ -197,9 +224,9 @@ void run(const PackKeysTask& task) {
 
 void run(const ForwardTask& task) {
 #if defined(__AVX512BF16__)
-  if (task.bfloat16) return forward<BFloat16Product>(task);
+  if (task.bfloat16) return Forward<BFloat16Product>(task).run();
 #endif
-  forward<Float32Product>(task);
+  Forward<Float32Product>(task).run();
 }
 
 }  // namespace LONGSEQ_ISA

@@ -164,14 +164,35 @@ LONGSEQ_INLINE uint64_t visible_bits(const VisibleKeys& visible, int64_t row, in
   return visible.mask == nullptr || bits == 0 ? bits : bits & visible.mask->word(row, panel);
 }
 
-/** Whether each of the rows [first, last] sees all keys of the panels [first_panel, last_panel). */
-LONGSEQ_INLINE bool all_visible(const VisibleKeys& visible, int64_t first, int64_t last, int64_t first_panel,
-                                int64_t last_panel) {
-  if (visible.begin[last] > first_panel * kPanel || visible.end[first] < last_panel * kPanel) return false;
-  if (visible.mask == nullptr) return true;
-  return visible.mask->coverage({static_cast<int32_t>(first), static_cast<int32_t>(last + 1)},
-                                {static_cast<int32_t>(first_panel * kPanel),
-                                 static_cast<int32_t>(last_panel * kPanel)}) == Mask::Coverage::All;
+/** Rows [first, last] as the mask takes them. */
+LONGSEQ_INLINE Interval rows_of_mask(int64_t first, int64_t last) {
+  return {static_cast<int32_t>(first), static_cast<int32_t>(last + 1)};
+}
+
+/**
+ * The next keys at or behind `key`, whole panels below `end`, that some of the rows [first, last] see as far
+ * as the mask goes. Empty where there are none.
+ */
+LONGSEQ_INLINE Interval next_keys(const VisibleKeys& visible, int64_t first, int64_t last, int64_t key,
+                                  int64_t end) {
+  Interval keys{static_cast<int32_t>(key), static_cast<int32_t>(end)};
+  if (visible.mask != nullptr && !keys.empty()) {
+    const Interval seen = visible.mask->seen_from(rows_of_mask(first, last), key);
+    if (seen.empty()) return {keys.end, keys.end};
+    keys.begin = static_cast<int32_t>(most(key, seen.begin));
+    keys.end = static_cast<int32_t>(least(end, round_up(seen.end, kPanel)));
+  }
+  return keys;
+}
+
+/** Whether each of the rows [first, last] sees all keys of a panel. */
+LONGSEQ_INLINE bool all_visible(const VisibleKeys& visible, int64_t first, int64_t last, int64_t panel) {
+  const int64_t begin = panel * kPanel, end = begin + kPanel;
+  if (visible.begin[last] > begin || visible.end[first] < end) return false;
+  return visible.mask == nullptr ||
+         visible.mask->coverage(rows_of_mask(first, last),
+                                {static_cast<int32_t>(begin), static_cast<int32_t>(end)}) ==
+             Mask::Coverage::All;
 }
 
 /** tanh through exp2 of a negative, and by its series near 0, where the difference would cancel. */
@@ -227,15 +248,19 @@ LONGSEQ_INLINE void adjust_row(const HeadScore& score, int64_t query, int64_t fi
   }
 }
 
-/** Puts `value` where a row may not look: `columns` from the panel's first key on. */
-LONGSEQ_INLINE void mask_row(const VisibleKeys& visible, int64_t row, int64_t first_panel, int columns,
-                             float value, float* s) {
-  for (int panel = 0; panel < columns / kPanel; panel++) {
-    const uint64_t bits = visible_bits(visible, row, first_panel + panel);
-    if (bits == ~uint64_t{0}) continue;
-    for (int j = 0; j < kPanel; j += kLanes) {
-      float* const at = s + panel * kPanel + j;
-      store(at, select(mask_of(bits >> j), load(at), set(value)));
+/** Puts -inf where the rows [first, last] may not look: `count` keys from `from` on, scores `stride` apart.
+ */
+LONGSEQ_INLINE void mask_rows(const VisibleKeys& visible, int64_t first, int64_t last, int64_t from,
+                              int count, float* s, int64_t stride) {
+  for (int64_t panel = from / kPanel; panel < (from + count) / kPanel; panel++) {
+    if (all_visible(visible, first, last, panel)) continue;
+    for (int64_t row = first; row <= last; row++) {
+      const uint64_t bits = visible_bits(visible, row, panel);
+      if (bits == ~uint64_t{0}) continue;
+      float* const at = s + (row - first) * stride + panel * kPanel - from;
+      for (int j = 0; j < kPanel; j += kLanes) {
+        store(at + j, select(mask_of(bits >> j), load(at + j), set(-kInfinity)));
+      }
     }
   }
 }

@@ -97,6 +97,32 @@ Mask::Coverage Mask::coverage(Interval rows, Interval keys) const {
   return all ? Coverage::All : any ? Coverage::Some : Coverage::None;
 }
 
+Interval Mask::seen_from(Interval rows, int64_t key) const {
+  const int64_t first = rows.begin / kMaskBlock, last = block_count(rows.end), none = block_count(keys_);
+  int64_t begin = none;
+  for (int64_t block = first; block < last; block++) {
+    const BlockRow& row = blocks_[block];
+    const BlockRun* const run = row.run_from(key / kMaskBlock);
+    if (run != row.runs + row.run_count)
+      begin = std::min(begin, std::max<int64_t>(run->begin, key / kMaskBlock));
+  }
+  int64_t end = begin;
+  for (bool grown = begin < none; grown;) {
+    grown = false;
+    for (int64_t block = first; block < last; block++) {
+      const BlockRow& row = blocks_[block];
+      for (auto* run = row.run_from(end); run != row.runs + row.run_count && run->begin <= end; run++) {
+        end = run->end;
+        grown = true;
+      }
+    }
+  }
+  const auto keys_of = [&](int64_t column) {
+    return static_cast<int32_t>(std::min(column * kMaskBlock, keys_));
+  };
+  return {keys_of(begin), keys_of(end)};
+}
+
 Interval Mask::key_range(Interval rows) const {
   if (kind() == Kind::Intervals) return {interval(rows.begin).begin, interval(rows.end - 1).end};
   int64_t begin = keys_, end = 0;

@@ -86,6 +86,11 @@ class Mask {
   Interval key_range(Interval rows) const;
   /** Queries outside of this see none of the keys. */
   Interval query_range(Interval keys) const;
+  /**
+   * Of kind Blocks: the first stretch of whole blocks, at or behind `key`, of which the rows see something.
+   * Empty, at the last key, where there is none.
+   */
+  Interval seen_from(Interval rows, int64_t key) const;
 
  private:
   friend class MaskBuilder;
