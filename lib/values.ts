@@ -1,9 +1,10 @@
 // What tensors are made from: element types and values, checked.
 import { failure, wrongKind } from "./errors.ts";
 
-export const dtypes = ["float32", "bfloat16", "float16", "int32", "uint8"] as const;
 /** An element's type. Sums and softmax run in float32 whatever the inputs' type is. */
-export type DType = (typeof dtypes)[number];
+export type DType = "float32" | "bfloat16" | "float16" | "int32" | "uint8";
+/** In the order of the addon's own. */
+export const dtypes: readonly DType[] = ["float32", "bfloat16", "float16", "int32", "uint8"];
 export const itemBytes: Readonly<Record<DType, number>> = {
   float32: 4,
   bfloat16: 2,

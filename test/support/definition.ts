@@ -59,7 +59,7 @@ export class Sums {
 
 export type Attended = Record<"out" | "logSumExp" | "dq" | "dk" | "dv", Sums>;
 
-export function sees(rule: Rule, i: number, j: number): boolean {
+function sees(rule: Rule, i: number, j: number): boolean {
   const distance = at(rule.keyPositions, j) - at(rule.queryPositions, i);
   const [left, right] = rule.window;
   if (rule.documents && rule.documents.queries[i] !== rule.documents.keys[j]) return false;
