@@ -18,6 +18,7 @@ let handleOfDevice: (device: Device) => DeviceHandle;
 export class Device implements Disposable {
   /** "cpu", "cuda:0" */
   readonly name: string;
+  /** What runs its operations. */
   readonly kind: "cpu" | "cuda";
   readonly #handle: DeviceHandle;
 
@@ -28,7 +29,8 @@ export class Device implements Disposable {
 
   /**
    * @param name "cpu", "cuda" (the first GPU) or "cuda:N".
-   * @throws `ERR_DEVICE` for another name; `ERR_NO_CUDA` where this build or this machine has no such GPU.
+   * @throws `ERR_DEVICE` for another name; `ERR_NO_CUDA` where this build or this machine has no such GPU; `ERR_OPTION`
+   * where it is no string.
    */
   constructor(name = "cpu") {
     if (typeof name !== "string") throw wrongKind("Device: name", "a string", name);
@@ -37,7 +39,10 @@ export class Device implements Disposable {
     this.kind = name === "cpu" ? "cpu" : "cuda";
   }
 
-  /** The device of tensors that name none: one for each JavaScript thread, made when first needed. */
+  /**
+   * The device of tensors that name none: one for each JavaScript thread, made when first needed, and again once it was
+   * disposed.
+   */
   static get default(): Device {
     shared ??= new Device();
     return shared;
@@ -49,21 +54,51 @@ export class Device implements Disposable {
     return `${cpu.model}, ${cpu.instructionSet}, ${cpu.threads} ${cpu.threads === 1 ? "thread" : "threads"}`;
   }
 
-  /** Resolves once everything queued so far has run; rejects with the first error of those operations. */
+  /**
+   * Resolves once everything queued so far has run.
+   *
+   * @throws (as a rejection) the first error of those operations: `ERR_OUT_OF_MEMORY` where one found no scratch.
+   * @example
+   * const q = Tensor.normal([1, 1024, 8, 64]);
+   * const start = performance.now();
+   * attention(q, q, q);
+   * await q.device.synchronize();
+   * console.log(performance.now() - start, "ms");
+   */
   async synchronize(): Promise<void> {
     await native.deviceSynchronize(this.#handle);
   }
 
-  /** Bytes that tensors and operations' scratch hold now, the most they held since `resetPeak`, and live storages. */
+  /**
+   * What tensors and operations' scratch hold now and the most they held since `resetPeak`, in bytes, as allocated: a
+   * block is a little larger than what was asked for. `tensors` counts live storages; views share one.
+   *
+   * @example
+   * using device = new Device("cpu");
+   * using x = Tensor.zeros([256, 256], { device });
+   * device.memory().tensors; // 1
+   * device.memory().liveBytes >= x.bytes; // true
+   */
   memory(): { liveBytes: number; peakBytes: number; tensors: number } {
     return native.deviceMemory(this.#handle);
   }
 
+  /**
+   * Makes `memory().peakBytes` what is held now.
+   *
+   * @example
+   * const { device } = Tensor.zeros([256, 256]);
+   * device.resetPeak();
+   * device.memory().peakBytes === device.memory().liveBytes; // true
+   */
   resetPeak(): void {
     native.deviceResetPeak(this.#handle);
   }
 
-  /** Refuses further work; what is queued still runs, and tensors' memory stays until they are disposed. */
+  /**
+   * Refuses further work with `ERR_DISPOSED`, reading included; what is queued still runs, and tensors' memory stays
+   * until they are disposed. Twice is harmless.
+   */
   dispose(): void {
     native.deviceClose(this.#handle);
     if (shared === this) shared = undefined;

@@ -1,7 +1,19 @@
 // Errors as Node makes them: a TypeError for the wrong kind, a RangeError for a wrong size or value, an Error for what
 // went wrong outside, each with a stable code.
 
-/** Stable codes of the errors that longseq throws, on `error.code`. */
+/**
+ * Stable codes of the errors that longseq throws, on `error.code`:
+ *
+ * - `ERR_SHAPE`: a size, an axis, or a number of values (RangeError)
+ * - `ERR_DTYPE`: an element type (TypeError)
+ * - `ERR_OPTION`: another argument; a RangeError for its value, a TypeError where it is of the wrong kind
+ * - `ERR_DEVICE`: an unknown device, or tensors of two devices
+ * - `ERR_DISPOSED`: a tensor, mask or device that was disposed
+ * - `ERR_OUT_OF_MEMORY`: more memory than there is, or than `LONGSEQ_MEMORY_LIMIT` allows
+ * - `ERR_FILE`: a file that cannot be read or written, or is damaged
+ * - `ERR_NO_CUDA`: no GPU, or a build without CUDA
+ * - `ERR_NO_BINARY`: no addon for this machine (when longseq is imported)
+ */
 export type ErrorCode =
   | "ERR_SHAPE"
   | "ERR_DTYPE"

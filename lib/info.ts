@@ -3,6 +3,7 @@ import { native } from "./native.ts";
 
 /** What runs here: the package, its binary, and the processor as it is used. */
 export interface Info {
+  /** The package's. */
   version: string;
   /** How the binary was built: "compiled by 12.2.0, CPU only". */
   build: string;
@@ -11,11 +12,13 @@ export interface Info {
     compiled: boolean;
   };
   cpu: {
+    /** The processor's own name: "AMD EPYC". */
     model: string;
     /** "base", "avx2", "avx512" or "avx512bf16"; `LONGSEQ_ISA` lowers it. */
     instructionSet: string;
+    /** Threads of the pool. */
     threads: number;
-    /** What the number of threads comes from: `LONGSEQ_THREADS`, affinity or a cgroup. */
+    /** Where that number comes from, in words: `LONGSEQ_THREADS`, or the cores this process may use. */
     threadsFrom: string;
     /** Bytes that may be allocated in all: `LONGSEQ_MEMORY_LIMIT`, the machine's or the cgroup's. */
     memoryLimit: number;
@@ -23,7 +26,7 @@ export interface Info {
 }
 
 /**
- * What `longseq doctor` prints of this process.
+ * What `longseq doctor` prints of this process: read once, when the addon loads.
  *
  * @example
  * console.log(info().cpu.instructionSet);

@@ -9,17 +9,18 @@ const storage = new AsyncLocalStorage<Scope>();
  * async; `using scope = new Scope()` does the same for a block.
  *
  * @example
- * const out = await Scope.run(async () => {
+ * {
+ *   using scope = new Scope();
  *   const q = Tensor.normal([1, 128, 4, 64]);
- *   const scores = attention(q, q, q, { causal: true });
- *   return scores; // kept, q is disposed
- * });
+ *   console.log(await attention(q, q, q, { causal: true }).data());
+ * } // both tensors are disposed
  */
 export class Scope implements Disposable {
   readonly #outer: Scope | undefined;
   readonly #owned = new Set<Tensor>();
   #open = true;
 
+  /** Opens a scope, the innermost one from here on. */
   constructor() {
     this.#outer = Scope.current;
     storage.enterWith(this);
@@ -32,7 +33,22 @@ export class Scope implements Disposable {
     return scope;
   }
 
-  /** Runs `work` in a scope of its own. The tensors that it returns, also in arrays and plain objects, are kept. */
+  /**
+   * Runs `work` in a scope of its own. The tensors that it returns, also in arrays and plain objects, are kept: they
+   * belong to the scope around.
+   *
+   * @param work may be async: the scope then ends when its promise settles.
+   * @returns what `work` returns.
+   * @throws what `work` throws; its tensors are disposed first.
+   * @example
+   * const out = await Scope.run(async () => {
+   *   const q = Tensor.normal([1, 128, 4, 64]);
+   *   const scores = attention(q, q, q, { causal: true });
+   *   await scores.device.synchronize();
+   *   return scores; // kept, q is disposed
+   * });
+   * out.disposed; // false
+   */
   static run<T>(work: (scope: Scope) => T): T {
     const outside = storage.getStore();
     const scope = new Scope();
@@ -61,25 +77,52 @@ export class Scope implements Disposable {
     ) as T;
   }
 
-  /** Hands `tensor` to the scope around this one (or to nobody), so that it outlives this one. */
+  /**
+   * Hands `tensor` to the scope around this one (or to nobody), so that it outlives this one.
+   *
+   * @returns the tensor.
+   * @example
+   * const total: Tensor[] = [];
+   * Scope.run((scope) => total.push(scope.keep(Tensor.zeros([8]))));
+   * total[0]?.disposed; // false
+   */
   keep<T extends Tensor>(tensor: T): T {
     if (this.#owned.delete(tensor)) this.#outer?.adopt(tensor);
     return tensor;
   }
 
-  /** Makes this scope the owner of a tensor. */
+  /**
+   * Makes this scope the owner of a tensor, or the one around it where this one has ended. The scope it was made in
+   * stays its owner too: `disown` it there.
+   *
+   * @returns the tensor.
+   * @example
+   * const x = Tensor.zeros([8]); // outside any scope
+   * Scope.run((scope) => void scope.adopt(x));
+   * x.disposed; // true
+   */
   adopt<T extends Tensor>(tensor: T): T {
     if (this.#open) this.#owned.add(tensor);
     else this.#outer?.adopt(tensor);
     return tensor;
   }
 
-  /** Nobody owns the tensor then: it lives until it is disposed. */
+  /**
+   * Nobody owns the tensor then: it lives until it is disposed.
+   *
+   * @example
+   * const x = Scope.run((scope) => {
+   *   const made = Tensor.zeros([8]);
+   *   scope.disown(made);
+   *   return () => made;
+   * })();
+   * x.disposed; // false
+   */
   disown(tensor: Tensor): void {
     this.#owned.delete(tensor);
   }
 
-  /** Disposes what the scope owns. What is made later goes to the scope around it. */
+  /** Disposes what the scope owns. What is made later goes to the scope around it. Twice is harmless. */
   dispose(): void {
     if (!this.#open) return;
     this.#open = false;

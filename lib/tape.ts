@@ -6,6 +6,7 @@ import { alias, handleOf, Tensor } from "./tensor.ts";
 /** From the gradients of an operation's outputs to those of its inputs; null where an input has none. */
 export type VectorJacobianProduct = (gradients: Tensor[]) => (Tensor | null)[];
 
+/** @internal */
 interface Step {
   operation: string;
   inputs: readonly Tensor[];
@@ -18,8 +19,9 @@ interface Step {
 const tapes = new WeakMap<Tensor, Tape>();
 
 /**
- * Notes the operations on the tensors it watches, and what follows from those, so that gradients can be asked for.
- * What an operation saves for that is freed as soon as its product has run.
+ * Notes the operations on the tensors it watches, and what follows from those, so that gradients can be asked for
+ * (reverse-mode differentiation): attention, views, casts and copies. What an operation saves for that is freed as soon
+ * as its product has run.
  *
  * @example
  * using tape = new Tape();
@@ -31,6 +33,18 @@ const tapes = new WeakMap<Tensor, Tape>();
 export class Tape implements Disposable {
   #steps: Step[] = [];
 
+  /**
+   * Follows these tensors from here on. A tensor is on one tape at most: the last that watched it.
+   *
+   * @throws `ERR_DISPOSED`; `ERR_OPTION` for what is no Tensor.
+   * @example
+   * using tape = new Tape();
+   * const x = Tensor.from([1, 2, 3, 4], [4]);
+   * tape.watch(x);
+   * const y = x.slice(0, 1, 3);
+   * const [dx] = tape.backward(y, Tensor.from([5, 6], [2]), [x]);
+   * await dx?.data(); // [0, 5, 6, 0]
+   */
   watch(...tensors: readonly Tensor[]): void {
     for (const tensor of tensors) {
       handleOf(tensor, "watch: a tensor");
@@ -40,9 +54,20 @@ export class Tape implements Disposable {
 
   /**
    * The gradients of `sum(output * gradient)` in each of `wrt`, zeros where it does not depend on one. The steps are
-   * used up.
+   * used up: call it once, with all tensors that gradients are wanted of.
+   *
+   * @param output made of what this tape watches.
    * @param gradient of the output's shape and dtype.
-   * @throws `ERR_OPTION` where the output is not on this tape; `ERR_SHAPE`, `ERR_DTYPE` for another gradient.
+   * @returns new tensors in the order of `wrt`, each of that tensor's shape and dtype.
+   * @throws `ERR_OPTION` where the output is not on this tape; `ERR_SHAPE`, `ERR_DTYPE` for another gradient;
+   * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+   * @example
+   * using tape = new Tape();
+   * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
+   * tape.watch(q, k);
+   * const out = attention(q, k, k);
+   * const [dq, dk] = tape.backward(out, Tensor.normal(out.shape), [q, k]);
+   * dk?.shape; // [1, 256, 2, 64]
    */
   backward(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
     handleOf(gradient, "backward: gradient");
@@ -93,12 +118,16 @@ export class Tape implements Disposable {
     });
   }
 
-  /** Adds a step; `saved` belongs to the tape from here on. */
+  /**
+   * Adds a step; `saved` belongs to the tape from here on.
+   * @internal
+   */
   note(step: Step): void {
     for (const made of step.outputs) tapes.set(made, this);
     this.#steps.push(step);
   }
 
+  /** Forgets the steps and frees what they saved. Twice is harmless. */
   dispose(): void {
     for (const step of this.#steps) for (const tensor of step.saved) tensor.dispose();
     this.#steps = [];

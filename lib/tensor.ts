@@ -1,22 +1,12 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "./device.ts";
 import { checkOptions, failure, shown, wrongKind } from "./errors.ts";
-import {
-  checkedShape,
-  elements,
-  isRowMajor,
-  type Layout,
-  permuted,
-  reshaped,
-  rowMajor,
-  selected,
-  sliced,
-  type View,
-} from "./layout.ts";
+import * as layout from "./layout.ts";
 import { native, type TensorHandle } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { record } from "./tape.ts";
 import { type DType, dtypes, itemBytes, newArray, type TensorValues, typedValues } from "./values.ts";
 
+/** Of what type a new tensor's elements are, and where it is. */
 export interface TensorOptions {
   /** Default: float32, or for an Int32Array int32 and for a Uint8Array uint8. */
   dtype?: DType;
@@ -24,7 +14,7 @@ export interface TensorOptions {
   device?: Device;
 }
 
-interface Description extends Layout {
+interface Description extends layout.Layout {
   readonly dtype: DType;
   readonly device: Device;
 }
@@ -33,15 +23,19 @@ let wrap: (handle: TensorHandle, description: Description) => Tensor;
 let handleOf: (tensor: Tensor, what: string) => TensorHandle;
 
 /**
- * A view of memory of one device: shape, strides, element type. Made and changed by operations that are queued on its
- * device; read by `await data()`. It is freed by `dispose`, by `using`, by the `Scope` it was made in, or at last by
- * the garbage collector.
+ * A view of memory of one device: shape (up to 6 axes), strides, element type. Made and changed by operations that are
+ * queued on its device; read by `await data()`. It is freed by `dispose`, by `using`, by the `Scope` it was made in, or
+ * at last by the garbage collector. Views and copies are differentiable on a `Tape`.
+ *
+ * Whatever makes or uses a tensor throws `ERR_DISPOSED` where it or its device was disposed, `ERR_OUT_OF_MEMORY` where
+ * the memory does not suffice, and a TypeError, `ERR_OPTION`, for an argument of the wrong kind.
  *
  * @example
  * using x = Tensor.from([1, 2, 3, 4, 5, 6], [2, 3], { dtype: "bfloat16" });
  * console.log(x.shape, await x.data());
  */
 export class Tensor implements Disposable {
+  /** The size of each axis; [] holds one element. */
   readonly shape: readonly number[];
   /** In elements. */
   readonly strides: readonly number[];
@@ -68,8 +62,11 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * A tensor of the values, in row-major order, rounded to nearest even where the dtype is narrower.
-   * @throws `ERR_SHAPE` where the shape and the number of values differ; `ERR_DTYPE`; `ERR_OUT_OF_MEMORY`.
+   * A tensor of the values, in row-major order, rounded to nearest even where the dtype is narrower. Integers are
+   * made by cutting to whole numbers, and saturate. A Uint16Array holds the bits of a 16-bit dtype, which must be named.
+   * @throws `ERR_SHAPE` where the shape and the number of values differ; `ERR_DTYPE`.
+   * @example
+   * await Tensor.from([1, 2.7, 300], [3], { dtype: "uint8" }).data(); // [1, 2, 255]
    */
   static from(values: TensorValues, shape: readonly number[], options: TensorOptions = {}): Tensor {
     checkOptions("Tensor.from", options);
@@ -86,7 +83,12 @@ export class Tensor implements Disposable {
     return tensor;
   }
 
-  /** A tensor whose values are whatever the memory held. */
+  /**
+   * A tensor whose values are whatever the memory held.
+   * @throws `ERR_SHAPE`, also for more than 6 axes; `ERR_DTYPE`.
+   * @example
+   * Tensor.empty([2, 3], { dtype: "float16" }).bytes; // 12
+   */
   static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
     checkOptions("Tensor", options);
     const dtype = options.dtype ?? "float32";
@@ -94,18 +96,30 @@ export class Tensor implements Disposable {
     if (index < 0)
       throw failure("ERR_DTYPE", `Tensor: dtype is ${shown(dtype)}, expected ${dtypes.join(", ")}`);
     const device = deviceOrDefault("Tensor", options.device);
-    const sizes = checkedShape("Tensor", shape);
+    const sizes = layout.checkedShape("Tensor", shape);
     const handle = native.tensorEmpty(handleOfDevice(device), index, sizes);
-    return wrap(handle, { shape: sizes, strides: rowMajor(sizes), dtype, device });
+    return wrap(handle, { shape: sizes, strides: layout.rowMajor(sizes), dtype, device });
   }
 
+  /**
+   * A tensor of zeros; errors as `empty`.
+   * @example
+   * await Tensor.zeros([3]).data(); // [0, 0, 0]
+   */
   static zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
     const tensor = Tensor.empty(shape, options);
     native.fill(handleOf(tensor, "Tensor.zeros"), 0);
     return tensor;
   }
 
-  /** Independent normal numbers: a function of seed and index alone, on every device. */
+  /**
+   * Independent normal numbers (Philox 4x32-10, Salmon et al., 2011; Box and Muller): a function of seed and
+   * index alone.
+   * @param options seed: an integer of 0 or more (default 0); mean (0) and std, the standard deviation (1).
+   * @throws `ERR_OPTION` for another seed; the errors of `empty`.
+   * @example
+   * const weight = Tensor.normal([512, 64], { seed: 1, std: 0.02, dtype: "bfloat16" });
+   */
   static normal(
     shape: readonly number[],
     options: TensorOptions & { seed?: number; mean?: number; std?: number } = {},
@@ -122,55 +136,75 @@ export class Tensor implements Disposable {
 
   /** Elements. */
   get size(): number {
-    return elements(this.shape);
+    return layout.elements(this.shape);
   }
+  /** Bytes of its elements, whether or not views share them. */
   get bytes(): number {
     return this.size * itemBytes[this.dtype];
   }
+  /** Whether `dispose` was called. */
   get disposed(): boolean {
     return this.#handle === undefined;
   }
+  /** Whether the elements lie in row-major order without gaps. */
   get isContiguous(): boolean {
-    return isRowMajor(this);
+    return layout.isRowMajor(this);
   }
 
-  /** The elements [start, end) of an axis: a view. */
+  /**
+   * The elements [start, end) of an axis: a view.
+   * @throws `ERR_SHAPE` where the axis has no such elements.
+   * @example
+   * await Tensor.from([1, 2, 3, 4], [2, 2]).slice(1, 0, 1).data(); // [1, 3]
+   */
   slice(axis: number, start: number, end: number): Tensor {
-    const view = this.#view(sliced(this, axis, start, end));
-    return record(
-      "slice",
-      [view],
-      [this],
-      this.#putBack((dx) => dx.slice(axis, start, end)),
-    );
+    const view = this.#view(layout.sliced(this, axis, start, end));
+    const putBack = this.#putBack((dx) => dx.slice(axis, start, end));
+    return record("slice", [view], [this], putBack);
   }
 
-  /** One element of an axis, the axis gone: a view. */
+  /**
+   * One element of an axis, the axis gone: a view.
+   * @throws `ERR_SHAPE` where the axis has no such element.
+   * @example
+   * await Tensor.from([1, 2, 3, 4], [2, 2]).select(0, 1).data(); // [3, 4]
+   */
   select(axis: number, index: number): Tensor {
-    const view = this.#view(selected(this, axis, index));
-    return record(
-      "select",
-      [view],
-      [this],
-      this.#putBack((dx) => dx.select(axis, index)),
-    );
+    const view = this.#view(layout.selected(this, axis, index));
+    const putBack = this.#putBack((dx) => dx.select(axis, index));
+    return record("select", [view], [this], putBack);
   }
 
-  /** The axes in another order: a view. */
+  /**
+   * The axes in another order: a view.
+   * @throws `ERR_SHAPE` where the axes are not all named once.
+   * @example
+   * Tensor.zeros([1, 128, 4, 64]).permute(0, 2, 1, 3).shape; // [1, 4, 128, 64]
+   */
   permute(...axes: readonly number[]): Tensor {
-    const view = this.#view(permuted(this, axes));
+    const view = this.#view(layout.permuted(this, axes));
     const inverse = axes.map((_, axis) => axes.indexOf(axis));
     return record("permute", [view], [this], () => ([gradient]) => [gradient.permute(...inverse)]);
   }
 
-  /** The same elements in row-major order under another shape: a view, so the tensor must be contiguous. */
+  /**
+   * The same elements in row-major order under another shape: a view, so the tensor must be contiguous.
+   * @throws `ERR_SHAPE` where it is not, or the shape has another number of elements.
+   * @example
+   * Tensor.zeros([2, 6]).reshape([3, 4]).shape; // [3, 4]
+   */
   reshape(shape: readonly number[]): Tensor {
-    const view = this.#view(reshaped(this, shape));
+    const view = this.#view(layout.reshaped(this, shape));
     const { shape: whole } = this;
     return record("reshape", [view], [this], () => ([gradient]) => [gradient.contiguous().reshape(whole)]);
   }
 
-  /** A copy in another dtype. Integers saturate, NaN becomes 0 in them. */
+  /**
+   * A copy in another dtype, rounded to nearest even; to integers, cut to whole ones and saturated, NaN as 0.
+   * @throws `ERR_DTYPE`.
+   * @example
+   * await Tensor.from([1.7, -3], [2]).to("uint8").data(); // [1, 0]
+   */
   to(dtype: DType): Tensor {
     const { shape, dtype: from, device } = this;
     const source = handleOf(this, "the tensor");
@@ -179,20 +213,31 @@ export class Tensor implements Disposable {
     return record("to", [copy], [this], () => ([gradient]) => [gradient.to(from)]);
   }
 
-  /** A copy in row-major order. */
+  /**
+   * A copy in row-major order.
+   * @example
+   * Tensor.zeros([2, 3]).permute(1, 0).contiguous().strides; // [2, 1]
+   */
   contiguous(): Tensor {
     return this.to(this.dtype);
   }
 
   /**
-   * Replaces the values, once what is queued before has run. The array may be changed as soon as this returns.
-   * @throws `ERR_SHAPE` where the number of values is not the tensor's.
+   * Replaces the values, given as to `from`, in the queue's order. The array may be changed as soon as this returns.
+   * @throws `ERR_SHAPE` where the number of values is not the tensor's; `ERR_DTYPE`.
+   * @example
+   * Tensor.zeros([2]).write([1, 2]);
    */
   write(values: TensorValues): void {
     native.tensorWrite(handleOf(this, "write: the tensor"), typedValues("write", values, this.dtype));
   }
 
-  /** The values, in row-major order, once what is queued before has run. 16-bit floats come widened. */
+  /**
+   * The values, in row-major order, once what is queued before has run. 16-bit floats come widened.
+   * @throws (as a rejection) also the first error of what is queued.
+   * @example
+   * await Tensor.from([1, 2], [2], { dtype: "float16" }).data(); // [1, 2]
+   */
   async data(): Promise<Float32Array | Int32Array | Uint8Array> {
     const handle = handleOf(this, "data: the tensor");
     if (this.dtype === "int32") return native.tensorRead(handle, newArray(Int32Array, this.size));
@@ -200,7 +245,11 @@ export class Tensor implements Disposable {
     return native.tensorRead(handle, newArray(Float32Array, this.size));
   }
 
-  /** The stored bits, in row-major order: a Uint16Array for 16-bit floats, a Uint32Array for float32 and int32. */
+  /**
+   * As `data`, but the stored bits: a Uint16Array for 16-bit floats, a Uint32Array for float32 and int32.
+   * @example
+   * await Tensor.from([1], [1], { dtype: "bfloat16" }).bits(); // [16256]
+   */
   async bits(): Promise<Uint32Array | Uint16Array | Uint8Array> {
     const handle = handleOf(this, "bits: the tensor");
     const bytes = itemBytes[this.dtype];
@@ -219,7 +268,7 @@ export class Tensor implements Disposable {
     this.dispose();
   }
 
-  #view({ offset, shape, strides }: View): Tensor {
+  #view({ offset, shape, strides }: layout.View): Tensor {
     const handle = native.tensorView(handleOf(this, "the tensor"), offset, shape, strides);
     return wrap(handle, { shape, strides, dtype: this.dtype, device: this.device });
   }

@@ -25,11 +25,16 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
 });
 
 /**
- * Reads the records of a FASTA file. Gzip is recognised by its first bytes, line ends may be of any kind, and lower
- * case (which marks repeats) becomes upper case. A file that is no FASTA is an `ERR_FILE` error with the line.
+ * Reads the records of a FASTA file (Pearson and Lipman, 1988). Gzip is recognised by its first bytes, line ends may be
+ * of any kind, and lower case (which marks repeats) becomes upper case. Sequences hold letters, `-` and `*`.
  *
+ * @throws (as a rejection) `ERR_FILE` where the file cannot be read, or is no FASTA: with the line.
  * @example
- * const [genome] = await readFasta("lambda.fa.gz");
+ * import { writeFile } from "node:fs/promises";
+ * await writeFile("short.fa", ">one of two\nACG\nta\n>two\nNN\n");
+ * const [one] = await readFasta("short.fa");
+ * one?.description; // "of two"
+ * one?.sequence; // [65, 67, 71, 84, 65]
  */
 export async function readFasta(path: string): Promise<FastaRecord[]> {
   const parser = new FastaParser();

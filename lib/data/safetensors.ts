@@ -36,17 +36,24 @@ const fileTypes: Readonly<Record<DType, FileType>> = {
 
 /** What a safetensors file holds: its tensors by name, and the strings of its header. */
 export interface SafetensorsFile {
+  /** To be disposed by whoever loads them. */
   tensors: Record<string, Tensor>;
+  /** Empty where the header has none. */
   metadata: Record<string, string>;
 }
 
 /**
- * Reads all tensors of a safetensors file onto a device (default: `Device.default`). F32, BF16, F16, I32 and U8 keep
- * their type, BOOL becomes uint8, and I64 becomes int32 where every value fits. A file that is damaged, or holds
- * another type, is an `ERR_FILE` error that names it.
+ * Reads all tensors of a safetensors file (the format of huggingface/safetensors) onto a device (default:
+ * `Device.default`). F32, BF16, F16, I32 and U8 keep their type, BOOL becomes uint8, and I64 becomes int32 where every
+ * value fits. It takes the tensors' memory and 16 MiB.
  *
+ * @throws (as a rejection) `ERR_FILE`, with the path, where the file cannot be read, is damaged, or holds another type;
+ * `ERR_SHAPE` for more than 6 axes; `ERR_OUT_OF_MEMORY`.
  * @example
+ * await saveSafetensors("model.safetensors", { weight: Tensor.normal([4, 8]) }, { step: "100" });
  * const { tensors, metadata } = await loadSafetensors("model.safetensors");
+ * tensors.weight?.shape; // [4, 8]
+ * metadata.step; // "100"
  */
 export async function loadSafetensors(
   path: string,
@@ -131,9 +138,13 @@ async function read(
 }
 
 /**
- * Writes tensors to a safetensors file, with string `metadata` in its header. The file appears whole or not at all.
+ * Writes tensors, of any dtype and strides, to a safetensors file, with string `metadata` in its header. The file
+ * appears whole or not at all.
  *
+ * @throws (as a rejection) `ERR_OPTION` for a tensor named `__metadata__` or metadata that is no string; `ERR_FILE`
+ * where the file cannot be written; `ERR_DISPOSED`.
  * @example
+ * using weight = Tensor.normal([512, 64], { dtype: "bfloat16" });
  * await saveSafetensors("weights.safetensors", { weight }, { step: "100" });
  */
 export async function saveSafetensors(

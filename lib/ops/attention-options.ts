@@ -4,24 +4,30 @@ import { type AttentionMask, handleOfMask } from "../mask.ts";
 import type { NativeAttentionOptions } from "../native.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 
-/** Global positions that neighbouring rows of a shard stand at. */
+/** Global positions that neighbouring rows of a shard stand at: start, start + 1 and so on, `length` of them. */
 export interface Piece {
+  /** 0 or more. */
   start: number;
+  /** In rows. */
   length: number;
 }
 
+/**
+ * How attention's scores are made and which keys a query sees: those that all of the options allow. Each is checked
+ * when attention is called: `ERR_OPTION` for a value that cannot be, `ERR_SHAPE` for a mask or slopes of another size.
+ */
 export interface AttentionOptions {
-  /** Factor of the products; default 1/sqrt(D). */
+  /** Factor of the products, a finite number; default 1/sqrt(D). */
   scale?: number;
-  /** A query sees no later key. Aligned at the bottom right: query i stands at position i + Sk - Sq. */
+  /** A query sees no later key. Default: false. Aligned at the bottom right: query i stands at position i + Sk - Sq. */
   causal?: boolean;
-  /** A query at position p sees the keys p - left to p + right; -1 is unbounded. */
+  /** A query at position p sees the keys at p - left to p + right; -1, the default, is unbounded. */
   window?: readonly [left: number, right: number];
-  /** Scores become cap * tanh(score / cap). */
+  /** Scores become cap * tanh(score / cap) (as in Gemma 2); 0, the default, leaves them. */
   softcap?: number;
-  /** [Hq] float32: slope * distance is taken off the scores (Press et al., ALiBi). */
+  /** [Hq] float32: slope * distance in positions is taken off the scores (ALiBi; Press et al., 2022). No gradient. */
   alibiSlopes?: Tensor;
-  /** [Sq, Sk]; goes with all other options. */
+  /** [Sq, Sk], for all batches and heads. */
   mask?: AttentionMask;
   /**
    * Boundaries of documents that lie one behind the other, 0 first and the length last: a query sees its own document
@@ -30,10 +36,11 @@ export interface AttentionOptions {
   cuSeqlens?: Int32Array | readonly number[];
   /** The keys' own boundaries, where a document has other lengths in q and in k: each is then aligned at its end. */
   cuSeqlensKeys?: Int32Array | readonly number[];
-  /** Where q's and k's rows stand in the whole sequence, ascending: for shards and ring steps. Default: as `causal` says. */
+  /** Where q's rows stand in the whole sequence, ascending: for shards and ring steps. Default: as `causal` says. */
   queryPositions?: readonly Piece[];
+  /** The same of k's rows, where queryPositions is given. Default: from 0 on. */
   keyPositions?: readonly Piece[];
-  /** "reference" is the materialised definition; default: the best of the device. */
+  /** "reference" is the definition, in float64 and slow; "sm80" and "sm90" need a GPU. Default: the device's best. */
   implementation?: "reference" | "cpu" | "sm80" | "sm90";
   /** dtype of the result: float32 keeps partial results exact until `mergeAttention`. Default: that of q. */
   outDtype?: "float32";

@@ -16,14 +16,17 @@ export interface AttentionResult {
  * Softmax attention: each query's mean of the values, weighted by exp(score). Differentiable on a `Tape`. A query that
  * sees no key gives 0.
  *
- * Flash attention (Dao, 2023): memory grows with S, never with S x S.
+ *     s_ij = scale q_i . k_j      logSumExp_i = ln sum_j exp s_ij      out_i = sum_j exp(s_ij - logSumExp_i) v_j
+ *
+ * Tiled, as in FlashAttention-2 (Dao, 2023): memory grows with S, never with S x S.
  *
  * @param q [B, Sq, Hq, D], or [T, Hq, D] packed; float32, bfloat16 or float16; D a multiple of 8 up to 256. Any strides
  * on B, S and H, so q, k and v may be slices of one tensor.
  * @param k [B, Sk, Hkv, D]; Hq is a multiple of Hkv, and query head h reads head h / (Hq / Hkv).
  * @param v as k.
  * @returns of q's shape and dtype.
- * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+ * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE` (tensors of two devices), `ERR_OPTION`, `ERR_DISPOSED`,
+ * `ERR_OUT_OF_MEMORY`: at once, but for scratch, which the next `await` on the device reports.
  *
  * @example
  * const q = Tensor.normal([1, 4096, 8, 64], { dtype: "bfloat16" });
@@ -47,7 +50,7 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
 
 /**
  * The forward pass alone: the output and the log-sum-exp, for `attentionBackward` and `mergeAttention`. Arguments and
- * errors are those of `attention`.
+ * errors are those of `attention`. A tape does not note it.
  *
  * @example
  * const q = Tensor.normal([1, 128, 8, 64]);
@@ -78,10 +81,15 @@ export function attentionForward(
 
 /**
  * The gradients of sum(out * dout) + sum(logSumExp * dlogSumExp) in q, k and v. Deterministic: the same bits at any
- * thread count.
+ * thread count. Errors are those of `attention`.
+ *
+ *     P = exp(s - logSumExp)      dP = dout v^T      ds = P * (dP - rowsum(dout * out) + dlogSumExp)
+ *     dq = scale ds k             dk = scale ds^T q  dv = P^T dout
  *
  * @param tensors q, k, v, what `attentionForward` returned for them under the same options (of all keys, where they
- * were split), and the gradients of those results.
+ * were split), and the gradients of those results: dout of out's shape and dtype, dlogSumExp [B, Hq, Sq] float32.
+ * @param options those of the forward pass.
+ * @returns of the shapes and dtypes of q, k and v.
  *
  * @example
  * const q = Tensor.normal([1, 128, 8, 64]);
@@ -129,8 +137,15 @@ export function attentionBackward(
 }
 
 /**
- * Attention over all keys, from attention over each part of them: float32 sums weighted by exp(logSumExp), in the
- * parts' order.
+ * Attention over all keys, from attention over each part of them: float32 sums in the parts' order.
+ *
+ *     logSumExp = ln sum_p exp(logSumExp_p)      out = sum_p exp(logSumExp_p - logSumExp) out_p
+ *
+ * @param parts at least one, all of one shape; out [B, Sq, Hq, D] in float32, bfloat16 or float16, logSumExp
+ * [B, Hq, Sq] float32.
+ * @returns out in the first part's dtype.
+ * @throws `ERR_OPTION` where there are no parts; `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_DISPOSED`,
+ * `ERR_OUT_OF_MEMORY`.
  *
  * @example
  * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
