@@ -171,6 +171,7 @@ t.test("views keep the memory, which goes with the last of them", async (t) => {
   const whole = Tensor.from([1, 2, 3, 4], [4], { device });
   const view = whole.slice(0, 2, 4);
   const viewOfView = view.select(0, 1);
+  await device.synchronize();
   t.equal(device.memory().tensors, 1);
   whole.dispose();
   view.dispose();

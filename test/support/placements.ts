@@ -64,7 +64,11 @@ export function placements({ queries, keys }: Shape): fc.Arbitrary<Placement> {
       };
     });
   const ofShards = fc
-    .record({ own: shard(queries), others: fc.option(shard(keys)), cuts: fc.option(boundaries(700, 4)) })
+    .record({
+      own: shard(queries),
+      others: fc.option(shard(keys)),
+      cuts: fc.option(boundaries(Math.max(queries, keys) + 300, 4)),
+    })
     .map(({ own, others, cuts }): Placement => {
       const queryPositions = positionsOf(own);
       const keyPositions = others ? positionsOf(others) : aligned.keyPositions;

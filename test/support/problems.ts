@@ -27,12 +27,20 @@ const rows = fc.oneof(
   fc.integer({ min: 0, max: 200 }),
 );
 
+/** Long enough that the keys of a query are split over the threads. */
+const many = fc.integer({ min: 2040, max: 6000 });
+const few = fc.integer({ min: 1, max: 9 });
+const lengths = fc.oneof(
+  { weight: 8, arbitrary: fc.tuple(rows, rows) },
+  { weight: 2, arbitrary: rows.map((length): [number, number] => [length, length]) },
+  { weight: 1, arbitrary: fc.tuple(few, many) },
+  { weight: 1, arbitrary: fc.tuple(many, few) },
+);
+
 const shapes: fc.Arbitrary<Shape> = fc
   .record({
     batch: fc.oneof({ weight: 9, arbitrary: fc.integer({ min: 1, max: 3 }) }, fc.constant(0)),
-    queries: rows,
-    keys: rows,
-    square: fc.boolean(),
+    lengths,
     keyHeads: fc.integer({ min: 1, max: 3 }),
     group: fc.oneof({ weight: 9, arbitrary: fc.integer({ min: 1, max: 5 }) }, fc.constant(0)),
     headDim: fc.oneof(
@@ -40,11 +48,11 @@ const shapes: fc.Arbitrary<Shape> = fc
       fc.integer({ min: 1, max: 32 }).map((n) => 8 * n),
     ),
   })
-  .map(({ batch, queries, keys, square, keyHeads, group, headDim }) => {
+  .map(({ batch, lengths: [queries, keys], keyHeads, group, headDim }) => {
     const shape = {
       batch,
       queries,
-      keys: square ? queries : keys,
+      keys,
       heads: group * keyHeads,
       keyHeads,
       headDim,
@@ -52,7 +60,7 @@ const shapes: fc.Arbitrary<Shape> = fc
     if (workOf(shape) > mostWork) shape.batch = 1;
     if (workOf(shape) > mostWork) Object.assign(shape, { heads: group, keyHeads: 1 });
     if (workOf(shape) > mostWork) shape.heads = 1;
-    if (workOf(shape) > mostWork) shape.headDim = 8 * Math.ceil(mostWork / queries / shape.keys / 8);
+    if (workOf(shape) > mostWork) shape.headDim = 8 * Math.ceil(mostWork / queries / keys / 8);
     return shape;
   });
 
