@@ -16,9 +16,10 @@ const interrupted = 130;
 export const bench: Command = {
   usage: "[options]",
   description: `Measures the throughput of attention by sequence length, forward and backward, and prints a table.
-Floating-point operations count 4*B*H*S*S*D forward (half when causal, the visible share for masks and
-windows) and 2.5 times that backward. Times are medians; memory is the most that tensors and scratch
-held during a run, inputs included.`,
+Floating-point operations count 4 * batch * heads * tokens^2 * head size forward (half when causal,
+the visible share for masks and windows) and 2.5 times that backward. Times are medians; "of peak"
+is the share of what the processor reaches when it only multiplies and adds (measured at the start);
+memory is the most that tensors and scratch held during a run, inputs included.`,
   options: benchOptions,
   async run(given) {
     const settings = benchSettings(given);

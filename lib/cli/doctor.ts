@@ -20,7 +20,7 @@ export const doctor: Command = {
   usage: "[options]",
   description: `Shows what this machine has, what longseq will use, what is missing and how to get it.
 Exit code 0: longseq runs here; 1: its binary does not load.`,
-  options: { json: { value: "FILE", help: "write it as one line of JSON; - is standard output" } },
+  options: { json: { value: "FILE", help: "also write it as one line of JSON; - is standard output" } },
   async run(given) {
     const [extra] = given.positionals;
     if (extra !== undefined) throw new UsageError(`unexpected "${extra}": doctor takes options only`);
@@ -89,7 +89,7 @@ function sections(
         : {
             name: "binary",
             value: `does not load: ${binary.error}`,
-            hint: "npm rebuild longseq compiles it here (needs CMake 3.20 and a C++20 compiler)",
+            hint: "npm rebuild longseq compiles it here (needs CMake 3.22 or later and a C++20 compiler)",
           },
       { name: "Node.js", value: `${process.version} on ${os.type()} ${os.release()} ${os.arch()}` },
     ],
@@ -99,7 +99,12 @@ function sections(
       ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${info.cpu.threadsFrom})` }] : []),
       { name: "memory", value: memoryText(info?.cpu.memoryLimit) },
     ],
-    CUDA: cudaFacts(gpu),
+    CUDA: [
+      ...(info && !info.cuda.compiled
+        ? [{ name: "engine", value: "not in this binary: it computes on the CPU" }]
+        : []),
+      ...cudaFacts(gpu),
+    ],
     surroundings: [
       { name: "scheduler", value: schedulerText() },
       peer.torch

@@ -26,12 +26,15 @@ export const verify: Command = {
 result against its bound. Exit code 0: all hold; 1: one does not, or asks for what this version does
 not know; 2: a file is not what it should be.`,
   options: {
-    device: { value: "cpu|cuda|cuda:N", help: "where (default: the best there is)" },
-    dtype: { value: "T", help: `${floatTypes.join(", ")} (default: float32)` },
-    implementation: { value: "NAME", help: `${implementations.join(", ")} (default: the device's best)` },
+    device: { value: "cpu|cuda|cuda:N", help: "where to run (default: the best there is)" },
+    dtype: { value: "T", help: `what to compute in: ${floatTypes.join(", ")} (default: float32)` },
+    implementation: {
+      value: "NAME",
+      help: `which kernel: ${implementations.join(", ")} (default: the device's best)`,
+    },
     ranks: { value: "N", help: "ranks that share the sequence; this version has 1 (default)" },
     "sequence-parallel": { value: "TYPE", help: "how ranks share the sequence; comes in a later version" },
-    json: { value: "FILE", help: "write a JSON line a result; - is standard output" },
+    json: { value: "FILE", help: "also write each result as a line of JSON; - is standard output" },
   },
   async run(given) {
     if (given.positionals.length === 0)

@@ -157,7 +157,7 @@ class PythonProcess {
 
   #lastWords(): string {
     if (/No module named 'torch'/.test(this.#complaint)) {
-      return "it has no torch; LONGSEQ_PYTHON names a Python that has";
+      return "it has no torch; set LONGSEQ_PYTHON to a Python that has it";
     }
     return this.#complaint.trim().split("\n").at(-1) || "it ended without a word";
   }

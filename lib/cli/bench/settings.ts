@@ -18,8 +18,11 @@ export const benchOptions: OptionTable = {
     value: "attention|layer|gpt",
     help: "what to measure; attention is what this version has (default)",
   },
-  device: { value: "cpu|cuda|cuda:N", help: "where (default: the best there is)" },
-  implementation: { value: "NAME", help: `${implementations.join(", ")} (default: the device's best)` },
+  device: { value: "cpu|cuda|cuda:N", help: "where to run (default: the best there is)" },
+  implementation: {
+    value: "NAME",
+    help: `which kernel: ${implementations.join(", ")} (default: the device's best)`,
+  },
   dtype: {
     value: "T",
     help: "float32, bfloat16 or float16 (default: bfloat16 where the device multiplies it natively, else float32)",
@@ -30,19 +33,19 @@ export const benchOptions: OptionTable = {
   },
   batch: { value: "N", help: "sequences at once (default: 1)" },
   heads: { value: "N", help: "query heads (default: 8)" },
-  "kv-heads": { value: "N", help: "key and value heads, a divisor of --heads (default: as many)" },
+  "kv-heads": { value: "N", help: "key and value heads, a divisor of --heads (default: as many as --heads)" },
   "head-dim": { value: "N", help: "size of a head, a multiple of 8 up to 256 (default: 64)" },
   causal: { help: "no query sees a later key (default)" },
   "no-causal": { help: "every query sees every key" },
   window: {
     value: "N",
-    help: "each query sees the N keys before it, and with --no-causal the N after it",
+    help: "each query sees itself and the N keys before it, and with --no-causal the N after it",
   },
   mask: {
     value: "none|documents|blocks",
-    help: "documents: 16 packed documents of unequal length; blocks: a window of a sixteenth and global tokens, a thirty-second of the sequence, kept as a block mask (default: none)",
+    help: "documents: 16 packed documents of unequal length; blocks: a window of a sixteenth of the sequence to each side, and a thirty-second of the tokens that see all and are seen by all (default: none)",
   },
-  pass: { value: "forward|backward|both", help: "(default: both)" },
+  pass: { value: "forward|backward|both", help: "what to time (default: both, one row for each)" },
   seconds: {
     value: "N",
     help: "how long each measurement is repeated; 0 runs once after the warm-up (default: 1.5, or 0.5 without --seq-len)",
@@ -53,8 +56,11 @@ export const benchOptions: OptionTable = {
     value: "torch",
     help: "also run PyTorch's attention on the same shapes, turn by turn; LONGSEQ_PYTHON names a Python that has it (default: python3)",
   },
-  json: { value: "FILE", help: "write a JSON line a measurement; - is standard output" },
-  report: { value: "FILE", help: "write a page (.html), a chart (.svg) or text (.md)" },
+  json: { value: "FILE", help: "also write each measurement as a line of JSON; - is standard output" },
+  report: {
+    value: "FILE",
+    help: "also write a page (.html), a chart (.svg) or a table (.md), by the ending of its name",
+  },
 };
 
 export interface Settings {

@@ -12,8 +12,9 @@ export class VectorFileError extends Error {
 export async function vectorPaths(paths: readonly string[]): Promise<string[]> {
   const found: string[] = [];
   for (const path of paths) {
-    const status = await stat(path).catch((cause: Error) => {
-      throw new VectorFileError(`${path}: ${cause.message}`, { cause });
+    const status = await stat(path).catch((cause: NodeJS.ErrnoException) => {
+      const reason = cause.code === "ENOENT" ? "there is no such file or folder" : cause.message;
+      throw new VectorFileError(`${path}: ${reason}`, { cause });
     });
     if (!status.isDirectory()) {
       found.push(path);
