@@ -59,7 +59,7 @@ export class Tape implements Disposable {
    * @param output made of what this tape watches.
    * @param gradient of the output's shape and dtype.
    * @returns new tensors in the order of `wrt`, each of that tensor's shape and dtype.
-   * @throws `ERR_OPTION` where the output is not on this tape; `ERR_SHAPE`, `ERR_DTYPE` for another gradient;
+   * @throws `ERR_OPTION` where the output is not on this tape, or its steps are used up; `ERR_SHAPE`, `ERR_DTYPE` for another gradient;
    * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    * @example
    * using tape = new Tape();
@@ -91,30 +91,36 @@ export class Tape implements Disposable {
     }
     const steps = this.#steps;
     this.#steps = [];
-    return Scope.run(() => {
-      const gradients = new Map<Tensor, Tensor>([[output, gradient]]);
-      for (const step of steps.reverse()) {
-        if (step.outputs.some((made) => gradients.has(made))) {
-          const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
-          for (const [i, part] of step.product(given).entries()) {
-            const input = step.inputs[i];
-            if (part === null || input === undefined || tapes.get(input) !== this) continue;
-            const before = gradients.get(input);
-            gradients.set(input, before === undefined ? part : sum(before, part));
-          }
+    try {
+      return Scope.run(() => this.#gradients(steps, output, gradient, wrt));
+    } finally {
+      forget(steps);
+    }
+  }
+
+  #gradients(steps: readonly Step[], output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
+    const gradients = new Map<Tensor, Tensor>([[output, gradient]]);
+    for (const step of steps.toReversed()) {
+      if (step.outputs.some((made) => gradients.has(made))) {
+        const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
+        for (const [i, part] of step.product(given).entries()) {
+          const input = step.inputs[i];
+          if (part === null || input === undefined || tapes.get(input) !== this) continue;
+          const before = gradients.get(input);
+          gradients.set(input, before === undefined ? part : sum(before, part));
         }
-        for (const tensor of step.saved) tensor.dispose();
       }
-      // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
-      const seen = new Set<Tensor>([gradient]);
-      return wrt.map((tensor) => {
-        const found = gradients.get(tensor) ?? zerosLike(tensor);
-        if (!seen.has(found)) {
-          seen.add(found);
-          return found;
-        }
-        return found.contiguous();
-      });
+      for (const tensor of step.saved) tensor.dispose();
+    }
+    // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
+    const seen = new Set<Tensor>([gradient]);
+    return wrt.map((tensor) => {
+      const found = gradients.get(tensor) ?? zerosLike(tensor);
+      if (!seen.has(found)) {
+        seen.add(found);
+        return found;
+      }
+      return found.contiguous();
     });
   }
 
@@ -129,12 +135,20 @@ export class Tape implements Disposable {
 
   /** Forgets the steps and frees what they saved. Twice is harmless. */
   dispose(): void {
-    for (const step of this.#steps) for (const tensor of step.saved) tensor.dispose();
+    forget(this.#steps);
     this.#steps = [];
   }
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** Frees what steps saved. Their outputs are on no tape from here on, so asking for gradients again is refused. */
+function forget(steps: readonly Step[]): void {
+  for (const step of steps) {
+    for (const tensor of step.saved) tensor.dispose();
+    for (const made of step.outputs) tapes.delete(made);
   }
 }
 

@@ -1,4 +1,4 @@
-import { Tape, Tensor } from "longseq";
+import { attention, Tape, Tensor } from "longseq";
 import t from "tap";
 import { refuses } from "./support/refusals.ts";
 
@@ -22,4 +22,16 @@ t.test("bad input", async (t) => {
   ]);
   const [dx] = tape.backward(y, Tensor.zeros(shape, { dtype: "bfloat16" }), [x]) as [Tensor];
   t.equal(dx.dtype, "float32", "a refused call leaves the tape as it was");
+});
+
+t.test("steps are used up by backward and by dispose", async (t) => {
+  for (const use of ["backward", "dispose"]) {
+    const tape = new Tape();
+    const q = Tensor.normal([1, 8, 1, 8]);
+    tape.watch(q);
+    const out = attention(q, q, q);
+    if (use === "backward") tape.backward(out, out, [q]);
+    else tape.dispose();
+    t.throws(() => tape.backward(out, out, [q]), { code: "ERR_OPTION" }, use);
+  }
 });

@@ -159,7 +159,7 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
   check(std::isfinite(static_cast<float>(options.scale)), Code::Option,
         "attention: scale is not a finite float32");
   check(std::isfinite(static_cast<float>(options.softcap)) && options.softcap >= 0, Code::Option,
-        "attention: softcap is ", options.softcap, ", expected a finite number above 0");
+        "attention: softcap is ", options.softcap, ", expected a finite number of 0 or more");
   AttentionForward op{.q = std::move(q),
                       .k = std::move(k),
                       .v = std::move(v),
