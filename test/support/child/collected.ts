@@ -18,10 +18,10 @@ const collect = async () => {
 };
 
 const device = new Device();
-let held: unknown[] = Array.from({ length: 10 }, () => Tensor.zeros([1 << 20], { device }));
+const held: unknown[] = Array.from({ length: 10 }, () => Tensor.zeros([1 << 20], { device }));
 await device.synchronize();
-const tensors = device.memory().tensors + 0 * held.length;
-held = [];
+const tensors = device.memory().tensors;
+held.length = 0;
 await collect();
 await device.synchronize();
 const after = device.memory().tensors;
