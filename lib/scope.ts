@@ -6,7 +6,8 @@ const storage = new AsyncLocalStorage<Scope>();
 
 /**
  * Owns the tensors made in it and disposes them at its end. `Scope.run` is the usual way, for a function that may be
- * async; `using scope = new Scope()` does the same for a block.
+ * async; `using scope = new Scope()` does the same for a block. Functions that run in turns, as several ranks in one
+ * thread do, use `Scope.run`: a block's scope in an async function is also its caller's until the block ends.
  *
  * @example
  * {

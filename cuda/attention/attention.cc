@@ -33,25 +33,23 @@ void check_heads(const Tensor& tensor, const char* name, const Tensor& q) {
         "'s head dimension has stride ", tensor.stride(-1), ", expected 1");
 }
 
-void check_like(const Tensor& tensor, const char* name, const Tensor& like, const char* like_name) {
-  check(tensor.rank == like.rank && tensor.shape == like.shape, Code::Shape, "attention: ", name,
-        " has the shape ", shape_text(tensor), ", expected ", shape_text(like), " (that of ", like_name, ")");
-  check(tensor.device() == like.device(), Code::Device, "attention: ", name, " is on another device than ",
-        like_name);
-  check(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, Code::Shape, "attention: ", name,
-        "'s last axis has stride ", tensor.stride(-1), ", expected 1");
+void check_like(const Tensor& tensor, const char* what, const Tensor& like, const char* like_name) {
+  check(tensor.rank == like.rank && tensor.shape == like.shape, Code::Shape, what, " has the shape ",
+        shape_text(tensor), ", expected ", shape_text(like), " (that of ", like_name, ")");
+  check(tensor.device() == like.device(), Code::Device, what, " is on another device than ", like_name);
+  check(tensor.size(-1) <= 1 || tensor.stride(-1) == 1, Code::Shape, what, "'s last axis has stride ",
+        tensor.stride(-1), ", expected 1");
 }
 
-void check_log_sum_exp(const Tensor& tensor, const char* name, const Tensor& q) {
-  check(tensor.dtype == DType::Float32, Code::DType, "attention: ", name, " is ", name_of(tensor.dtype),
+void check_log_sum_exp(const Tensor& tensor, const char* what, const Tensor& q) {
+  check(tensor.dtype == DType::Float32, Code::DType, what, " is ", name_of(tensor.dtype),
         ", expected float32");
-  check(tensor.device() == q.device(), Code::Device, "attention: ", name, " is on another device than q");
+  check(tensor.device() == q.device(), Code::Device, what, " is on another device than q");
   check(tensor.rank == 3 && tensor.size(0) == q.size(0) && tensor.size(1) == q.size(2) &&
             tensor.size(2) == q.size(1),
-        Code::Shape, "attention: ", name, " has the shape ", shape_text(tensor), ", expected [B, Hq, Sq] = [",
-        q.size(0), ", ", q.size(2), ", ", q.size(1), "]");
-  check(tensor.size(2) <= 1 || tensor.stride(2) == 1, Code::Shape, "attention: ", name,
-        "'s rows must be contiguous");
+        Code::Shape, what, " has the shape ", shape_text(tensor), ", expected [B, Hq, Sq] = [", q.size(0),
+        ", ", q.size(2), ", ", q.size(1), "]");
+  check(tensor.size(2) <= 1 || tensor.stride(2) == 1, Code::Shape, what, "'s rows must be contiguous");
 }
 
 void check_boundaries(const std::vector<int64_t>& boundaries, const char* name, int64_t last,
@@ -181,10 +179,10 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
     op.score.alibi_slopes = slopes;
   }
   op.visibility = visibility_of(options, op.q.size(1), op.k.size(1));
-  check_like(op.out, "out", op.q, "q");
+  check_like(op.out, "attention: out", op.q, "q");
   check(op.out.dtype == op.q.dtype || op.out.dtype == DType::Float32, Code::DType, "attention: out is ",
         name_of(op.out.dtype), ", expected ", name_of(op.q.dtype), " or float32");
-  check_log_sum_exp(op.log_sum_exp, "logSumExp", op.q);
+  check_log_sum_exp(op.log_sum_exp, "attention: logSumExp", op.q);
   return op;
 }
 
@@ -224,22 +222,22 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                        .dk = with_batch(std::move(dk), 4),
                        .dv = with_batch(std::move(dv), 4)};
   const AttentionForward& forward = op.forward;
-  check_like(op.dout, "dout", forward.out, "out");
+  check_like(op.dout, "attention: dout", forward.out, "out");
   check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(op.dout.dtype),
         ", expected ", name_of(forward.out.dtype), " (that of out)");
   if (dlog_sum_exp) {
     op.dlog_sum_exp = with_batch(std::move(*dlog_sum_exp), 3);
-    check_log_sum_exp(op.dlog_sum_exp, "dlogSumExp", forward.q);
+    check_log_sum_exp(op.dlog_sum_exp, "attention: dlogSumExp", forward.q);
   }
-  const auto check_gradient = [&](const Tensor& gradient, const char* name, const Tensor& like,
+  const auto check_gradient = [&](const Tensor& gradient, const char* what, const Tensor& like,
                                   const char* like_name) {
-    check_like(gradient, name, like, like_name);
-    check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, "attention: ", name,
-          " is ", name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
+    check_like(gradient, what, like, like_name);
+    check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, what, " is ",
+          name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
   };
-  check_gradient(op.dq, "dq", forward.q, "q");
-  check_gradient(op.dk, "dk", forward.k, "k");
-  check_gradient(op.dv, "dv", forward.v, "v");
+  check_gradient(op.dq, "attention: dq", forward.q, "q");
+  check_gradient(op.dk, "attention: dk", forward.k, "k");
+  check_gradient(op.dv, "attention: dv", forward.v, "v");
   queue<ReferenceBackward>(std::move(op), device, options.implementation);
 }
 
@@ -251,14 +249,14 @@ void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps,
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
   AttentionMerge op{
       .outs = {}, .log_sum_exps = {}, .out = with_batch(out, 4), .log_sum_exp = with_batch(log_sum_exp, 3)};
-  check_log_sum_exp(op.log_sum_exp, "logSumExp", op.out);
+  check_log_sum_exp(op.log_sum_exp, "mergeAttention: logSumExp", op.out);
   for (size_t i = 0; i < outs.size(); i++) {
     check(is_float(outs[i].dtype), Code::DType, "mergeAttention: a part's out is ", name_of(outs[i].dtype),
           ", expected float32, bfloat16 or float16");
     op.outs.push_back(with_batch(outs[i], 4));
     op.log_sum_exps.push_back(with_batch(log_sum_exps[i], 3));
-    check_like(op.outs.back(), "a part's out", op.out, "the first part's");
-    check_log_sum_exp(op.log_sum_exps.back(), "a part's logSumExp", op.out);
+    check_like(op.outs.back(), "mergeAttention: a part's out", op.out, "the first part's");
+    check_log_sum_exp(op.log_sum_exps.back(), "mergeAttention: a part's logSumExp", op.out);
   }
   const auto device = out.device();
   device->submit(std::move(op));

@@ -23,7 +23,7 @@ export interface AttentionResult {
  * @param q [B, Sq, Hq, D], or [T, Hq, D] packed; float32, bfloat16 or float16; D a multiple of 8 up to 256. Any strides
  * on B, S and H, so q, k and v may be slices of one tensor.
  * @param k [B, Sk, Hkv, D]; Hq is a multiple of Hkv, and query head h reads head h / (Hq / Hkv).
- * @param v as k.
+ * @param v as k. A value that is not finite may also reach queries that do not see it (0 times NaN is NaN).
  * @returns of q's shape and dtype.
  * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE` (tensors of two devices), `ERR_OPTION`, `ERR_DISPOSED`,
  * `ERR_OUT_OF_MEMORY`: at once, but for scratch, which the next `await` on the device reports.

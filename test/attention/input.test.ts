@@ -148,11 +148,15 @@ t.test("merging", async (t) => {
     [() => mergeAttention([]), "ERR_OPTION", "mergeAttention: there are no parts"],
     [() => mergeAttention(null as never), "ERR_OPTION", /^mergeAttention: parts is null, expected an array/],
     [() => mergeAttention([null as never]), "ERR_OPTION", /^mergeAttention: a part's out is undefined/],
-    [() => mergeAttention([{ out, logSumExp: zeros([1, 4, 3]) }]), "ERR_SHAPE", /logSumExp has the shape/],
+    [
+      () => mergeAttention([{ out, logSumExp: zeros([1, 4, 3]) }]),
+      "ERR_SHAPE",
+      /^mergeAttention: logSumExp has/,
+    ],
     [
       () => mergeAttention([given, { out: zeros([1, 3, 4, 16]), logSumExp }]),
       "ERR_SHAPE",
-      /a part's out has the shape \[1, 3, 4, 16\], expected \[1, 4, 4, 16\]/,
+      /^mergeAttention: a part's out has the shape \[1, 3, 4, 16\], expected \[1, 4, 4, 16\]/,
     ],
     [
       () => mergeAttention([{ out: zeros([1, 4, 4, 16], "int32"), logSumExp }]),
