@@ -1,5 +1,17 @@
-import { wrongKind } from "./errors.ts";
-import { type DeviceHandle, native } from "./native.ts";
+import { failure, wrongKind } from "./errors.ts";
+import { type DeviceHandle, type MarkHandle, native } from "./native.ts";
+
+/** A point of a device's work: `device.mark()`. */
+export interface Mark {
+  /**
+   * Resolves, once this point is reached, with the milliseconds that the device took from an earlier one of its own.
+   *
+   * @throws (as a rejection) the first error of the operations before it.
+   */
+  since(earlier: Mark): Promise<number>;
+}
+
+const markHandles = new WeakMap<Mark, { device: Device; handle: MarkHandle }>();
 
 let shared: Device | undefined;
 /** Also where `instanceof` would be deceived by a prototype. */
@@ -28,11 +40,12 @@ export class Device implements Disposable {
   }
 
   /**
-   * @param name "cpu", "cuda" (the first GPU) or "cuda:N".
+   * @param name "cpu", "cuda" (the first GPU) or "cuda:N". Default: "cuda" where this build and this machine have a GPU,
+   * else "cpu"; the environment's `LONGSEQ_DEVICE` goes before that.
    * @throws `ERR_DEVICE` for another name; `ERR_NO_CUDA` where this build or this machine has no such GPU; `ERR_OPTION`
    * where it is no string.
    */
-  constructor(name = "cpu") {
+  constructor(name = native.defaultDevice()) {
     if (typeof name !== "string") throw wrongKind("Device: name", "a string", name);
     this.#handle = native.deviceOpen(name);
     this.name = name;
@@ -48,9 +61,13 @@ export class Device implements Disposable {
     return shared;
   }
 
-  /** What it is, for people: "AMD EPYC, avx512bf16, 2 threads". */
+  /** What it is, for people: "AMD EPYC, avx512bf16, 2 threads", "NVIDIA H100 80GB HBM3 (cuda:0)". */
   get description(): string {
-    const { cpu } = native.info();
+    const { cpu, gpus } = native.info();
+    if (this.kind === "cuda") {
+      const ordinal = Number(this.name.split(":")[1] ?? 0);
+      return `${gpus?.[ordinal]?.name} (cuda:${ordinal})`;
+    }
     return `${cpu.model}, ${cpu.instructionSet}, ${cpu.threads} ${cpu.threads === 1 ? "thread" : "threads"}`;
   }
 
@@ -81,6 +98,29 @@ export class Device implements Disposable {
    */
   memory(): { liveBytes: number; peakBytes: number; tensors: number } {
     return native.deviceMemory(this.#handle);
+  }
+
+  /**
+   * Marks this point of the queue, to time what is between two of them: on a GPU by its own clock.
+   *
+   * @example
+   * const q = Tensor.normal([1, 1024, 8, 64]);
+   * const start = q.device.mark();
+   * attention(q, q, q);
+   * console.log(await q.device.mark().since(start), "ms");
+   */
+  mark(): Mark {
+    const own = { device: this, handle: native.deviceMark(this.#handle) };
+    const mark: Mark = {
+      since: async (earlier) => {
+        const other = markHandles.get(earlier);
+        if (other === undefined) throw wrongKind("Mark.since: earlier", "a Mark", earlier);
+        if (other.device !== this) throw failure("ERR_DEVICE", "Mark.since: earlier is of another device");
+        return native.markSince(this.#handle, own.handle, other.handle);
+      },
+    };
+    markHandles.set(mark, own);
+    return mark;
   }
 
   /**

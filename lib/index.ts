@@ -5,9 +5,9 @@
 
 export { type FastaRecord, readFasta } from "./data/fasta.ts";
 export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/safetensors.ts";
-export { Device } from "./device.ts";
+export { Device, type Mark } from "./device.ts";
 export type { ErrorCode } from "./errors.ts";
-export { type Info, info } from "./info.ts";
+export { type Gpu, type Info, info } from "./info.ts";
 export { AttentionMask } from "./mask.ts";
 export {
   type AttentionResult,

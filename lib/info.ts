@@ -1,6 +1,16 @@
 import { createRequire } from "node:module";
 import { native } from "./native.ts";
 
+/** A GPU of this machine. */
+export interface Gpu {
+  /** "NVIDIA H100 80GB HBM3" */
+  name: string;
+  /** 8.0 for an A100, 9.0 for an H100. */
+  computeCapability: number;
+  multiprocessors: number;
+  memoryBytes: number;
+}
+
 /** What runs here: the package, its binary, and the processor as it is used. */
 export interface Info {
   /** The package's. */
@@ -10,6 +20,8 @@ export interface Info {
   cuda: {
     /** Whether the binary holds a CUDA engine. */
     compiled: boolean;
+    /** The GPUs that it can use, in the order of "cuda:0", "cuda:1". */
+    gpus: Gpu[];
   };
   cpu: {
     /** The processor's own name: "AMD EPYC". */
@@ -33,7 +45,7 @@ export interface Info {
  */
 export function info(): Info {
   const { version } = createRequire(import.meta.url)("../package.json") as { version: string };
-  const { cpu, cuda, compiler } = native.info();
-  const build = `compiled by ${compiler}, ${cuda ? "CPU and CUDA" : "CPU only"}`;
-  return { version, build, cuda: { compiled: cuda }, cpu };
+  const { cpu, gpus, compiler } = native.info();
+  const build = `compiled by ${compiler}, ${gpus ? "CPU and CUDA" : "CPU only"}`;
+  return { version, build, cuda: { compiled: gpus !== null, gpus: gpus ?? [] }, cpu };
 }

@@ -10,11 +10,13 @@ interface Handle<Name extends string> {
 export type DeviceHandle = Handle<"device">;
 export type TensorHandle = Handle<"tensor">;
 export type MaskHandle = Handle<"mask">;
+export type MarkHandle = Handle<"mark">;
 type MaskBuilderHandle = Handle<"mask builder">;
 
 export interface NativeInfo {
   cpu: { model: string; instructionSet: string; threads: number; threadsFrom: string; memoryLimit: number };
-  cuda: boolean;
+  /** Null where the binary holds no CUDA engine. */
+  gpus: { name: string; computeCapability: number; multiprocessors: number; memoryBytes: number }[] | null;
   compiler: string;
 }
 
@@ -46,11 +48,14 @@ export type NativeAttentionOptions = readonly [
 export interface Native {
   info(): NativeInfo;
 
+  defaultDevice(): string;
   deviceOpen(name: string): DeviceHandle;
   deviceClose(device: DeviceHandle): void;
   deviceSynchronize(device: DeviceHandle): Promise<void>;
   deviceMemory(device: DeviceHandle): { liveBytes: number; peakBytes: number; tensors: number };
   deviceResetPeak(device: DeviceHandle): void;
+  deviceMark(device: DeviceHandle): MarkHandle;
+  markSince(device: DeviceHandle, mark: MarkHandle, earlier: MarkHandle): Promise<number>;
 
   tensorEmpty(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
   tensorView(

@@ -5,6 +5,7 @@
 #include "addon/bindings.h"
 #include "addon/completions.h"
 #include "core/cpu.h"
+#include "core/gpu_info.h"
 #include "core/thread_pool.h"
 
 namespace longseq {
@@ -20,9 +21,19 @@ Napi::Value info(Napi::Env env) {
   auto out = Napi::Object::New(env);
   out.Set("cpu", cpu);
 #ifdef LONGSEQ_HAVE_CUDA
-  out.Set("cuda", true);
+  const std::vector<GpuInfo> gpus = gpu_infos();
+  auto list = Napi::Array::New(env, gpus.size());
+  for (uint32_t i = 0; i < gpus.size(); i++) {
+    auto gpu = Napi::Object::New(env);
+    gpu.Set("name", gpus[i].name);
+    gpu.Set("computeCapability", gpus[i].compute_capability / 10.0);
+    gpu.Set("multiprocessors", gpus[i].multiprocessors);
+    gpu.Set("memoryBytes", static_cast<double>(gpus[i].memory_bytes));
+    list.Set(i, gpu);
+  }
+  out.Set("gpus", list);
 #else
-  out.Set("cuda", false);
+  out.Set("gpus", env.Null());
 #endif
 #ifdef __clang__
   out.Set("compiler", __VERSION__);

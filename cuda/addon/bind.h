@@ -172,6 +172,7 @@ inline Napi::Value to_value(Napi::Env env, double value) { return Napi::Number::
 inline Napi::Value to_value(Napi::Env env, bool value) { return Napi::Boolean::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, const std::string& value) { return Napi::String::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, DeviceHandle device) { return wrap(env, std::move(device)); }
+inline Napi::Value to_value(Napi::Env env, MarkHandle mark) { return wrap(env, std::move(mark)); }
 inline Napi::Value to_value(Napi::Env env, Tensor tensor) { return wrap(env, std::move(tensor)); }
 
 template <auto function, class Signature = decltype(function)>

@@ -15,6 +15,7 @@ namespace longseq {
 
 using DeviceHandle = std::shared_ptr<Device>;
 using MaskHandle = std::shared_ptr<const Mask>;
+using MarkHandle = std::shared_ptr<Mark>;
 
 template <class T>
 struct HandleType;
@@ -32,6 +33,12 @@ template <>
 struct HandleType<MaskHandle> {
   static constexpr const char* name = "a mask";
   static constexpr napi_type_tag tag = {0x6c6f6e6773657103, 0x1b5e8a4f0c3d4e03};
+};
+
+template <>
+struct HandleType<MarkHandle> {
+  static constexpr const char* name = "a mark";
+  static constexpr napi_type_tag tag = {0x6c6f6e6773657105, 0x1b5e8a4f0c3d4e05};
 };
 
 /** What an external points to. An empty value means that it was disposed. */

@@ -9,6 +9,8 @@
 namespace longseq {
 namespace {
 
+std::string default_device() { return Device::default_name(); }
+
 DeviceHandle device_open(std::string name) { return Device::open(name); }
 
 void device_close(DeviceHandle device) { device->close(); }
@@ -24,6 +26,14 @@ Napi::Value device_memory(Napi::Env env, DeviceHandle device) {
   out.Set("peakBytes", Napi::Number::New(env, static_cast<double>(use.peak.load())));
   out.Set("tensors", Napi::Number::New(env, static_cast<double>(use.tensors.load())));
   return out;
+}
+
+MarkHandle device_mark(DeviceHandle device) { return device->mark(); }
+
+Napi::Value mark_since(Napi::Env env, DeviceHandle device, MarkHandle mark, MarkHandle earlier) {
+  return Completions::when_done(env, *device, [mark, earlier](Napi::Env env) -> Napi::Value {
+    return Napi::Number::New(env, mark->since(*earlier));
+  });
 }
 
 void device_reset_peak(DeviceHandle device) {
@@ -56,7 +66,7 @@ Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, st
               !__builtin_add_overflow(last, span, &last),
           Code::Shape, "tensor: a view reaches past its storage");
   }
-  const auto capacity = static_cast<int64_t>(tensor.storage->block.bytes()) / size_of(tensor.dtype);
+  const auto capacity = static_cast<int64_t>(tensor.storage->memory.bytes) / size_of(tensor.dtype);
   check(tensor.offset >= 0 && (empty || last < capacity), Code::Shape,
         "tensor: a view reaches past its storage");
   return tensor;
@@ -83,19 +93,17 @@ DType dtype_of(const ArrayView& array, DType wanted) {
   }
 }
 
-/** Host memory as a tensor of the device, so that the copy operation converts and scatters in one way
- * everywhere. */
-Tensor staged(const Tensor& like, DType dtype) {
-  return Tensor::empty(like.device(), dtype, std::span(like.shape.data(), static_cast<size_t>(like.rank)));
+std::span<const int64_t> shape_of(const Tensor& tensor) {
+  return {tensor.shape.data(), static_cast<size_t>(tensor.rank)};
 }
 
 void tensor_write(Tensor tensor, ArrayView values) {
   check(static_cast<int64_t>(values.length) == tensor.elements(), Code::Shape, "tensor: got ", values.length,
         " values, expected ", tensor.elements(), " (shape ", shape_text(tensor), ")");
   // The caller may change its array as soon as this returns.
-  Tensor staging = staged(tensor, dtype_of(values, tensor.dtype));
+  Tensor staging = Tensor::staging(tensor.device(), dtype_of(values, tensor.dtype), shape_of(tensor));
   if (values.bytes) std::memcpy(staging.data<char>(), values.data, values.bytes);
-  copy(staging, tensor);
+  write(std::move(staging), std::move(tensor));
 }
 
 /** Resolves with `out`, filled; floats are widened where `out` is a Float32Array. */
@@ -105,7 +113,7 @@ Napi::Value tensor_read(Napi::Env env, Tensor tensor, ArrayView out) {
         "tensor: the array has ", out.length, " elements, expected ", tensor.elements());
   Tensor source = tensor;
   if (dtype != tensor.dtype || !tensor.contiguous()) {
-    source = staged(tensor, dtype);
+    source = Tensor::empty(tensor.device(), dtype, shape_of(tensor));
     copy(tensor, source);
   }
   // The array stays referenced, so its memory stays where it is, until the promise settles.
@@ -122,11 +130,14 @@ Napi::Value tensor_read(Napi::Env env, Tensor tensor, ArrayView out) {
 }  // namespace
 
 void bind_tensors(Napi::Object exports) {
+  bind<default_device>(exports, "defaultDevice");
   bind<device_open>(exports, "deviceOpen");
   bind<device_close>(exports, "deviceClose");
   bind<device_synchronize>(exports, "deviceSynchronize");
   bind<device_memory>(exports, "deviceMemory");
   bind<device_reset_peak>(exports, "deviceResetPeak");
+  bind<device_mark>(exports, "deviceMark");
+  bind<mark_since>(exports, "markSince");
   bind<tensor_empty>(exports, "tensorEmpty");
   bind<tensor_view>(exports, "tensorView");
   bind<tensor_dispose>(exports, "tensorDispose");

@@ -194,9 +194,10 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
     device->submit(Reference{std::move(op)});
     return;
   }
-  check(!implementation || implementation == "cpu", Code::Option, "attention: implementation \"",
-        implementation.value_or(""), "\" is not there on ", device->name(),
-        ", expected \"reference\" or \"cpu\"");
+  const char* const own = device->is_cpu() ? "cpu" : "sm80";
+  check(!implementation || implementation == own, Code::Option, "attention: implementation \"",
+        implementation.value_or(""), "\" is not there on ", device->name(), ", expected \"reference\" or \"",
+        own, "\"");
   device->submit(std::move(op));
 }
 

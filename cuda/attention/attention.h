@@ -72,5 +72,10 @@ void run(const Cpu&, const AttentionBackward&);
 void run(const Cpu&, const AttentionMerge&);
 void run(const Cpu&, const ReferenceForward&);
 void run(const Cpu&, const ReferenceBackward&);
+void run(const Cuda&, const AttentionForward&);
+void run(const Cuda&, const AttentionBackward&);
+void run(const Cuda&, const AttentionMerge&);
+void run(const Cuda&, const ReferenceForward&);
+void run(const Cuda&, const ReferenceBackward&);
 
 }  // namespace longseq

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "core/host_device.h"
+
 namespace longseq {
 
 enum class DType : uint8_t { Float32, BFloat16, Float16, Int32, UInt8 };
@@ -19,12 +21,12 @@ inline int64_t size_of(DType dtype) {
 }
 inline bool is_float(DType dtype) { return dtype <= DType::Float16; }
 
-inline float bits_to_float(uint32_t bits) {
+LONGSEQ_HOST_DEVICE inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline uint32_t float_to_bits(float value) {
+LONGSEQ_HOST_DEVICE inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
@@ -32,17 +34,17 @@ inline uint32_t float_to_bits(float value) {
 
 struct BFloat16 {
   uint16_t bits;
-  static BFloat16 from(float value) {
+  LONGSEQ_HOST_DEVICE static BFloat16 from(float value) {
     const uint32_t u = float_to_bits(value);
     if ((u & 0x7fffffff) > 0x7f800000) return {static_cast<uint16_t>(u >> 16 | 0x40)};  // NaN stays NaN
     return {static_cast<uint16_t>((u + 0x7fff + (u >> 16 & 1)) >> 16)};
   }
-  operator float() const { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
+  LONGSEQ_HOST_DEVICE operator float() const { return bits_to_float(static_cast<uint32_t>(bits) << 16); }
 };
 
 struct Float16 {
   uint16_t bits;
-  static Float16 from(float value) {
+  LONGSEQ_HOST_DEVICE static Float16 from(float value) {
     const uint32_t u = float_to_bits(value), sign = u >> 16 & 0x8000, magnitude = u & 0x7fffffff;
     if (magnitude > 0x7f800000) return {static_cast<uint16_t>(sign | 0x7e00)};
     if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};  // rounds to 65536 or above
@@ -54,7 +56,7 @@ struct Float16 {
     const uint32_t rebased = magnitude - 0x38000000;
     return {static_cast<uint16_t>(sign | (rebased + 0xfff + (rebased >> 13 & 1)) >> 13)};
   }
-  operator float() const {
+  LONGSEQ_HOST_DEVICE operator float() const {
     const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
     if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
     if (magnitude >= 0x400) return bits_to_float(sign | ((magnitude << 13) + 0x38000000));
@@ -76,7 +78,7 @@ void visit_float(DType dtype, F&& f) {
 }
 
 template <class T>
-T from_float(float value) {
+LONGSEQ_HOST_DEVICE T from_float(float value) {
   if constexpr (std::is_same_v<T, float>)
     return value;
   else

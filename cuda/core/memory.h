@@ -36,6 +36,14 @@ class HostBlock {
   std::shared_ptr<MemoryUse> use_;
 };
 
+/** Memory of any engine: it is given back when the last copy of this is gone, on a GPU in the stream's order.
+ */
+struct Memory {
+  void* data = nullptr;
+  size_t bytes = 0;
+  std::shared_ptr<void> owner;
+};
+
 /** The most that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the machine's or
  * the cgroup's memory. */
 int64_t memory_limit();

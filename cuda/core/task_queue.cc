@@ -7,11 +7,15 @@
 #include <utility>
 
 namespace longseq {
+namespace {
+thread_local const TaskQueue* current = nullptr;
+}
 
-std::shared_ptr<TaskQueue> TaskQueue::start() {
+std::shared_ptr<TaskQueue> TaskQueue::start(const char* name) {
   std::shared_ptr<TaskQueue> queue(new TaskQueue);
-  std::thread([queue] {
-    pthread_setname_np(pthread_self(), "longseq-queue");
+  std::thread([queue, name] {
+    pthread_setname_np(pthread_self(), name);
+    current = queue.get();
     queue->work();
   }).detach();
   return queue;
@@ -41,6 +45,8 @@ void TaskQueue::close() {
   closed_ = true;
   wake_.notify_one();
 }
+
+bool TaskQueue::is_current_thread() const { return current == this; }
 
 void TaskQueue::work() {
   using Clock = std::chrono::steady_clock;

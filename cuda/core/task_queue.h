@@ -13,12 +13,14 @@ namespace longseq {
 class TaskQueue {
  public:
   /** The thread shares ownership: it drains the queue after close(), then ends. It is never joined. */
-  static std::shared_ptr<TaskQueue> start();
+  static std::shared_ptr<TaskQueue> start(const char* name);
 
   void push(std::function<void()> task);
   /** `done` gets the first exception of the tasks before it; that error then counts as reported. */
   void push_completion(std::function<void(std::exception_ptr)> done);
   void close();
+  /** Whether the caller is the queue's thread, which must not wait for itself. */
+  bool is_current_thread() const;
 
  private:
   struct Entry {

@@ -17,7 +17,10 @@ bool Tensor::contiguous() const {
   return true;
 }
 
-Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
+namespace {
+
+/** Contiguous, with no storage yet. */
+Tensor described(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
   check(shape.size() <= kMaxRank, Code::Shape, "tensor: the shape has ", shape.size(), " axes, at most ",
         kMaxRank, " are supported");
   check(!device->closed(), Code::Disposed, "tensor: the device was disposed");
@@ -32,7 +35,21 @@ Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::sp
     check(!__builtin_mul_overflow(count, shape[at], &count) && count <= INT64_MAX / 8, Code::OutOfMemory,
           "out of memory: a tensor of this shape has more than 2^60 elements");
   }
-  tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(count * size_of(dtype)));
+  return tensor;
+}
+
+}  // namespace
+
+Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
+  Tensor tensor = described(device, dtype, shape);
+  tensor.storage = std::make_shared<Storage>(device, device->allocate(static_cast<size_t>(tensor.bytes())));
+  return tensor;
+}
+
+Tensor Tensor::staging(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
+  Tensor tensor = described(device, dtype, shape);
+  tensor.storage =
+      std::make_shared<Storage>(device, device->allocate_staging(static_cast<size_t>(tensor.bytes())));
   return tensor;
 }
 

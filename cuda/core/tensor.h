@@ -14,16 +14,15 @@ namespace longseq {
 inline constexpr int kMaxRank = 6;
 
 struct Storage {
-  Storage(std::shared_ptr<Device> owner, size_t bytes)
-      : device(std::move(owner)), block(bytes, device->memory()) {
+  Storage(std::shared_ptr<Device> owner, Memory block) : device(std::move(owner)), memory(std::move(block)) {
     device->memory()->tensors++;
   }
   ~Storage() { device->memory()->tensors--; }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  std::shared_ptr<Device> device;
-  HostBlock block;
+  std::shared_ptr<Device> device;  // before its memory, which needs it to the last
+  Memory memory;
 };
 
 struct Tensor {
@@ -34,6 +33,8 @@ struct Tensor {
   int64_t offset = 0;                                // in elements
 
   static Tensor empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape);
+  /** In memory of the host, contiguous: what WriteFrom copies to a tensor of the device. */
+  static Tensor staging(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape);
 
   explicit operator bool() const { return storage != nullptr; }
   const std::shared_ptr<Device>& device() const { return storage->device; }
@@ -46,7 +47,7 @@ struct Tensor {
 
   template <class T>
   T* data() const {
-    return reinterpret_cast<T*>(static_cast<char*>(storage->block.data()) + offset * size_of(dtype));
+    return reinterpret_cast<T*>(static_cast<char*>(storage->memory.data) + offset * size_of(dtype));
   }
 };
 

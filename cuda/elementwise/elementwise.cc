@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/thread_pool.h"
+#include "elementwise/elements.h"
 
 namespace longseq {
 namespace {
@@ -38,62 +39,6 @@ void for_rows(const std::array<const Tensor*, N>& tensors, Row row) {
   });
 }
 
-template <class F>
-void visit(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::Int32:
-      return f(int32_t{});
-    case DType::UInt8:
-      return f(uint8_t{});
-    default:
-      return visit_float(dtype, f);
-  }
-}
-
-/** Conversions saturate, and NaN becomes 0 in an integer, where C++ would leave the result undefined. */
-template <class To, class From>
-To convert(From value) {
-  if constexpr (std::is_same_v<To, From>) {
-    return value;
-  } else if constexpr (std::is_integral_v<To> && std::is_integral_v<From>) {
-    return static_cast<To>(
-        std::clamp<int64_t>(value, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
-  } else if constexpr (std::is_integral_v<To>) {
-    const double number = static_cast<float>(value);
-    if (std::isnan(number)) return 0;
-    return static_cast<To>(
-        std::clamp<double>(number, std::numeric_limits<To>::min(), std::numeric_limits<To>::max()));
-  } else {
-    return from_float<To>(static_cast<float>(value));
-  }
-}
-
-/** Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"): four words of a 128-bit
- * counter. */
-std::array<uint32_t, 4> philox(uint64_t counter, uint64_t seed) {
-  uint32_t c[4] = {static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), 0, 0};
-  uint32_t k[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-  for (int round = 0; round < 10; round++) {
-    const uint64_t a = uint64_t{0xD2511F53} * c[0], b = uint64_t{0xCD9E8D57} * c[2];
-    const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ c[1] ^ k[0], static_cast<uint32_t>(b),
-                              static_cast<uint32_t>(a >> 32) ^ c[3] ^ k[1], static_cast<uint32_t>(a)};
-    std::memcpy(c, next, sizeof c);
-    k[0] += 0x9E3779B9;
-    k[1] += 0xBB67AE85;
-  }
-  return {c[0], c[1], c[2], c[3]};
-}
-
-/** Box and Muller: words 2h and 2h+1 of a counter's four give the normals 2h (cosine) and 2h+1 (sine). */
-float normal(uint64_t index, uint64_t seed) {
-  const auto words = philox(index / 4, seed);
-  const size_t half = index % 4 / 2;
-  const float u = (static_cast<float>(words[2 * half] >> 8) + 0.5f) * 0x1p-24f;
-  const float v = static_cast<float>(words[2 * half + 1] >> 8) * 0x1p-24f;
-  const float radius = std::sqrt(-2.0f * std::log(u)), angle = 6.2831853f * v;
-  return radius * (index % 2 ? std::sin(angle) : std::cos(angle));
-}
-
 void check_same_shape(const Tensor& x, const Tensor& y, const char* what) {
   check(x.device() == y.device(), Code::Device, what, " are on two devices");
   check(x.rank == y.rank && std::equal(x.shape.begin(), x.shape.begin() + x.rank, y.shape.begin()),
@@ -124,12 +69,7 @@ void run(const Cpu&, const Add& op) {
       const T *const a = op.a.data<T>() + offsets[0], *const b = op.b.data<T>() + offsets[1];
       T* const y = op.y.data<T>() + offsets[2];
       for (int64_t i = 0; i < count; i++) {
-        if constexpr (std::is_integral_v<T>) {
-          y[i * strides[2]] = convert<T>(int64_t{a[i * strides[0]]} + b[i * strides[1]]);
-        } else {
-          y[i * strides[2]] =
-              from_float<T>(static_cast<float>(a[i * strides[0]]) + static_cast<float>(b[i * strides[1]]));
-        }
+        y[i * strides[2]] = sum(a[i * strides[0]], b[i * strides[1]]);
       }
     });
   });
@@ -157,6 +97,8 @@ void run(const Cpu&, const FillNormal& op) {
   });
 }
 
+void run(const Cpu& cpu, const WriteFrom& op) { run(cpu, Copy{op.x, op.y}); }
+
 void run(const Cpu&, const ReadInto& op) {
   const std::shared_lock lock(op.lease->mutex);
   if (op.lease->revoked) return;
@@ -172,6 +114,11 @@ void copy(Tensor x, Tensor y) {
   check_same_shape(x, y, "copy: source and destination");
   const auto device = y.device();
   device->submit(Copy{std::move(x), std::move(y)});
+}
+
+void write(Tensor x, Tensor y) {
+  const auto device = y.device();
+  device->submit(WriteFrom{std::move(x), std::move(y)});
 }
 
 void add(Tensor a, Tensor b, Tensor y) {

@@ -17,8 +17,8 @@ struct Fill {
   Tensor y;
   float value;
 };
-/** Element i (row-major) is a function of the seed and i alone, so every device and thread count gives the
- * same. */
+/** Element i (row-major) is a function of the seed and i alone: the same at every thread count, and on every
+ * engine up to the last bits of its log and sine. */
 struct FillNormal {
   Tensor y;
   uint64_t seed;
@@ -32,6 +32,10 @@ struct Lease {
   std::shared_mutex mutex;
   bool revoked = false;
 };
+/** y = x (converted), where x is Tensor::staging. */
+struct WriteFrom {
+  Tensor x, y;
+};
 /** Copies a contiguous tensor to host memory, under its owner's lease. */
 struct ReadInto {
   Tensor x;
@@ -43,10 +47,18 @@ void run(const Cpu&, const Copy&);
 void run(const Cpu&, const Add&);
 void run(const Cpu&, const Fill&);
 void run(const Cpu&, const FillNormal&);
+void run(const Cpu&, const WriteFrom&);
 void run(const Cpu&, const ReadInto&);
+void run(const Cuda&, const Copy&);
+void run(const Cuda&, const Add&);
+void run(const Cuda&, const Fill&);
+void run(const Cuda&, const FillNormal&);
+void run(const Cuda&, const WriteFrom&);
+void run(const Cuda&, const ReadInto&);
 
 /** Checks and queues. */
 void copy(Tensor x, Tensor y);
+void write(Tensor x, Tensor y);
 void add(Tensor a, Tensor b, Tensor y);
 void fill(Tensor y, double value);
 void fill_normal(Tensor y, double seed, double mean, double deviation);

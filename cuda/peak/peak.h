@@ -12,6 +12,7 @@ struct MeasurePeak {
   DType dtype;
 };
 void run(const Cpu&, const MeasurePeak&);
+void run(const Cuda&, const MeasurePeak&);
 
 /** Multiply-adds from register to register. */
 struct MultiplyAddLoop {
