@@ -37,9 +37,11 @@ struct GpuMask {
 };
 
 struct GpuScore {
-  float scale, softcap;
-  float exponent;                                  // what a final score is multiplied by, to be a power of 2
-  const float* slopes;                             // ALiBi's, or null
+  bool has_softcap;
+  float before_cap;     // what a product is multiplied by before its hyperbolic tangent is taken
+  float exponent;       // what turns a final score, or a product where that is the same, into a power of 2
+  float slope_unit;     // of ALiBi's slopes, beside those scores
+  const float* slopes;  // ALiBi's, or null
   const int32_t *query_positions, *key_positions;  // or null: row i + shift, row j
 };
 
@@ -55,5 +57,20 @@ struct ForwardSm80 {
   int32_t heads_together;  // of which keys and values stay in the cache
   bool out_float32;
 };
+
+struct BackwardSm80 {
+  ForwardSm80 forward;  // its out and log_sum_exp are read; packed and splits are 1
+  GpuRows dout, dq, dk, dv;
+  GpuStatistics delta;   // rowsum(dout * out) - dlogSumExp
+  GpuMask mask_columns;  // the mask seen along the keys: rows and columns exchanged, its tiles transposed
+  bool gradients_float32;
+};
+
+/** Of bfloat16 or float16. */
+void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op);
+void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+/** Of float32, as accurate as the CPU's. */
+void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);
+void launch_backward_float32(const Cuda& cuda, const BackwardSm80& op);
 
 }  // namespace longseq

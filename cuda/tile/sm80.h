@@ -22,6 +22,9 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool inside) {
                "r"(inside ? 16 : 0)
                : "memory");
 }
+__device__ inline void copy_async(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /** All but the `left` groups committed last have arrived. */
 template <int left>
@@ -79,6 +82,18 @@ __device__ inline uint32_t pack<Half>(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+/** Relative error 2^-20 or so; tanh.approx has 2^-11. */
+__device__ inline float tanh_accurate(float x) {
+  const float magnitude = fabsf(x);
+  if (magnitude < 0.25f) {  // x - x^3/3 + 2 x^5/15 - 17 x^7/315 + 62 x^9/2835
+    const float square = x * x;
+    return x + x * square * fmaf(square, fmaf(square, fmaf(square, 62.f / 2835, -17.f / 315), 2.f / 15), -1.f / 3);
+  }
+  float exponential;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(-2.885390081777927f * magnitude));
+  return copysignf(__fdividef(1 - exponential, 1 + exponential), x);
 }
 
 /** 2^x, 0 for -inf; relative error 2^-22. */
