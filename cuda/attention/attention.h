@@ -10,16 +10,12 @@
 #include <memory>
 #include <vector>
 
+#include "attention/visible_keys.h"
 #include "core/cpu.h"
 #include "core/tensor.h"
 #include "mask/mask.h"
 
 namespace longseq {
-
-/** A run of global positions that neighbouring rows stand at. */
-struct Piece {
-  int64_t start, length;
-};
 
 /** Which keys a query may look at, by position, document and mask; all must allow it. */
 struct VisibilityRule {

@@ -33,6 +33,14 @@ int64_t document_holding(const std::vector<int64_t>& boundaries, int64_t positio
   return std::upper_bound(boundaries.begin(), boundaries.end(), position) - boundaries.begin();
 }
 
+int64_t position_of(const std::vector<Piece>& pieces, int64_t index) {
+  for (const Piece& piece : pieces) {
+    if (index < piece.length) return piece.start + index;
+    index -= piece.length;
+  }
+  return index;
+}
+
 int64_t position_of_query(const VisibilityRule& rule, int64_t i) {
   if (rule.key_documents.empty()) return position_of(rule.query_positions, i);
   // Aligned at the document's end: its last query stands at its last key.

@@ -1,5 +1,7 @@
 #pragma once
 // What the driver (attention_cuda.cu) hands to the kernels for compute capability 8.0 and later.
+#include <vector_types.h>
+
 #include <cstdint>
 
 #include "core/device.h"
@@ -33,7 +35,8 @@ struct GpuBlockRun {
 struct GpuMask {
   const int32_t* first_run;  // of each block row, and one behind the last; null: no mask
   const GpuBlockRun* runs;
-  const uint32_t* tiles;  // 128 rows of 4 words each
+  const uint32_t* tiles;      // 128 rows of 4 words each
+  const int32_t* tile_index;  // runs along the keys: where a run's tiles are among these
 };
 
 struct GpuScore {
@@ -59,15 +62,22 @@ struct ForwardSm80 {
 };
 
 struct BackwardSm80 {
-  ForwardSm80 forward;  // its out and log_sum_exp are read; packed and splits are 1
+  ForwardSm80 forward;  // its packed and splits are 1
   GpuRows dout, dq, dk, dv;
-  GpuStatistics delta;   // rowsum(dout * out) - dlogSumExp
-  GpuMask mask_columns;  // the mask seen along the keys: rows and columns exchanged, its tiles transposed
-  bool gradients_float32;
+  // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
+  // behind the last query), and rowsum(dout * out) - dlogSumExp.
+  const float2* statistics;
+  float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
+  int64_t padded_queries;
+  GpuMask mask_columns;  // the mask's blocks along the keys, of its own tiles
+  float scale;
+  bool dk_float32, dv_float32;
 };
 
 /** Of bfloat16 or float16. */
 void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op);
+/** Columns of dq_sum. */
+int backward_columns_sm80(int head_dim);
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** Of float32, as accurate as the CPU's. */
 void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);

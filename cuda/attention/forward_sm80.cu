@@ -665,7 +665,7 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   } else if (op.head_dim <= 96) {
     launch_shape<Shape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, false>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 128) {
-    launch_shape<Shape<T, 128, 4, 2, kHasMask ? 64 : 48, 2, false>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 128, 4, 2, kHasMask ? 32 : 48, 2, false>, kHasMask>(cuda, op);
   } else {
     launch_shape<Shape<T, 256, 8, 1, 32, 1, false>, kHasMask>(cuda, op);
   }

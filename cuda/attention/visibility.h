@@ -3,16 +3,13 @@
 // windows, documents and shards all keep the intervals moving forward from row to row, so a tile's hull is
 // that of its first and last row. What is no interval is left to the mask.
 #include "attention/attention.h"
+#include "attention/visible_keys.h"
 #include "core/memory.h"
 
 namespace longseq {
 
-/** Position of the row `index` among `pieces`, and the first row at or behind a position. */
-int64_t position_of(const std::vector<Piece>& pieces, int64_t index);
-int64_t row_from(const std::vector<Piece>& pieces, int64_t position);
-/** Position of a row of the queries, which with boundaries of their own are aligned at each document's end.
- */
-int64_t query_position(const VisibilityRule& rule, int64_t row);
+/** Valid as long as the rule is. */
+RuleView view_of(const VisibilityRule& rule);
 
 class Visibility {
  public:

@@ -4,7 +4,9 @@
 // (block_row.h). Immutable once made, and shared between threads. rules.cc makes masks, combine.cc joins
 // them, kernels ask mask.cc.
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -66,6 +68,16 @@ class Mask {
   [[gnu::always_inline]] Interval interval(int64_t row) const {
     return {intervals_.begin[row], intervals_.end[row]};
   }
+  /** What an engine keeps with the mask, such as a GPU's copy, by a key of its own: made when first asked
+   * for. */
+  template <class Make>
+  std::shared_ptr<void> kept(const void* key, Make make) const {
+    std::lock_guard lock(kept_mutex_);
+    std::shared_ptr<void>& item = kept_[key];
+    if (!item) item = make();
+    return item;
+  }
+
   /** Of kind Blocks: the rows 128 index .. 128 index + 127. */
   [[gnu::always_inline]] const BlockRow& block_row(int64_t index) const { return blocks_[index]; }
   /** Keys 64 panel .. 64 panel + 63 of a row as bits. Those behind the last key are undefined. */
@@ -106,6 +118,8 @@ class Mask {
   IntervalRows intervals_;
   std::vector<BlockRow> block_storage_;
   const BlockRow* blocks_ = nullptr;  // null: of kind Intervals
+  mutable std::mutex kept_mutex_;
+  mutable std::map<const void*, std::shared_ptr<void>> kept_;
 };
 
 /** Makes a mask from 128 rows of bytes at a time, so that an array of queries x keys never exists. */

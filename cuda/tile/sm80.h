@@ -84,12 +84,21 @@ __device__ inline uint32_t pack<Half>(float low, float high) {
   return packed;
 }
 
+/** threadIdx.x, read once: the compiler would read it again wherever registers are short, which takes long.
+ */
+__device__ inline int thread_index() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+
 /** Relative error 2^-20 or so; tanh.approx has 2^-11. */
 __device__ inline float tanh_accurate(float x) {
   const float magnitude = fabsf(x);
   if (magnitude < 0.25f) {  // x - x^3/3 + 2 x^5/15 - 17 x^7/315 + 62 x^9/2835
     const float square = x * x;
-    return x + x * square * fmaf(square, fmaf(square, fmaf(square, 62.f / 2835, -17.f / 315), 2.f / 15), -1.f / 3);
+    return x + x * square *
+                   fmaf(square, fmaf(square, fmaf(square, 62.f / 2835, -17.f / 315), 2.f / 15), -1.f / 3);
   }
   float exponential;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exponential) : "f"(-2.885390081777927f * magnitude));
