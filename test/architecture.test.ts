@@ -2,8 +2,9 @@
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import t from "tap";
+import { root, skipFileOnGpu } from "./support/devices.ts";
 
-const root = join(import.meta.dirname, "..");
+skipFileOnGpu("it reads the sources");
 
 interface Source {
   path: string;

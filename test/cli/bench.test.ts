@@ -13,7 +13,9 @@ import {
 import { benchOptions, benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
+import { implementations, kind } from "../support/devices.ts";
 
+const [own] = implementations;
 const folder = t.testdir({});
 const tiny = ["--heads", "2", "--head-dim", "16", "--seconds", "0"];
 
@@ -49,8 +51,8 @@ t.test("a line a pass and length, with the contract's fields", async (t) => {
   for (const line of lines) {
     t.match(line, {
       what: "attention",
-      implementation: "cpu",
-      device: "cpu",
+      implementation: own,
+      device: kind,
       deviceName: /./,
       dtype: "bfloat16",
       batch: 2,
@@ -140,7 +142,7 @@ t.test("table, JSON file and report", async (t) => {
     ];
     const { code, stdout, stderr } = await longseq(args);
     t.equal(code, 0, stderr);
-    t.match(stdout, /tokens +pass +ms +GFLOP\/s +of peak +tokens\/s +memory\n +64 +forward +\d/);
+    t.match(stdout, /tokens +pass +ms +[GT]FLOP\/s +of peak +tokens\/s +memory\n +64 +forward +\d/);
     t.equal(jsonLines(await readFile(json, "utf8")).length, 1);
     t.match(
       await readFile(report, "utf8"),
@@ -173,7 +175,7 @@ t.test("what is asked wrongly, or comes later, is refused", async (t) => {
 
 t.test("what this machine lacks is an error, before anything is measured", async (t) => {
   const lacking: [args: string[], code: number, message: RegExp][] = [
-    [["--device", "cuda"], 1, /longseq bench: .*CUDA/],
+    [["--device", "cuda:99"], 1, /longseq bench: .*(CUDA|cuda:99)/],
     [["--implementation", "sm90"], 1, /longseq bench: .*sm90/],
     [["--json", "no/such/folder/x"], 2, /cannot be written/],
   ];
@@ -207,7 +209,7 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
   // Stands for Python with PyTorch: speaks peer_torch.py's protocol, and writes down what it was asked.
   const log = join(folder, "asked.jsonl");
-  const python = join(folder, "python");
+  const python = join(folder, "python.cjs");
   await writeFile(
     python,
     `#!${process.execPath}
@@ -232,15 +234,15 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
   t.same(
     lines.map(({ seqLen, implementation, oom = false }) => [seqLen, implementation, oom]),
     [
-      [64, "cpu", false],
+      [64, own, false],
       [64, "torch-cpu", false],
-      [128, "cpu", false],
+      [128, own, false],
       [128, "torch-cpu", true],
     ],
   );
   t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
   const asked = jsonLines(await readFile(log, "utf8"));
-  t.match(asked[0], { op: "hello", device: "cpu", threads: 1, masked: false });
+  t.match(asked[0], { op: "hello", device: kind, threads: 1, masked: false });
   t.match(asked[1], { op: "prepare", seqLen: 64, pass: "forward", causal: true, maskFile: null });
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],

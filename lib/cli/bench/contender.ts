@@ -36,7 +36,7 @@ export class OwnAttention implements Contender {
   #saved: { out: Tensor; logSumExp: Tensor; dout: Tensor } | undefined;
 
   constructor(device: Device, problem: Problem, pass: Pass, chosen: Implementation | undefined) {
-    this.implementation = chosen ?? device.kind;
+    this.implementation = chosen ?? (device.kind === "cuda" ? "sm80" : "cpu");
     this.#device = device;
     this.#problem = problem;
     this.#pass = pass;

@@ -177,7 +177,7 @@ const native = createRequire(import.meta.url)("node-gyp-build")(root) as Record<
   ((...args: unknown[]) => unknown) & { arity: number }
 >;
 const call = (name: string, ...args: unknown[]) => native[name]?.(...args);
-const ofDevice = call("deviceOpen", "cpu");
+const ofDevice = call("deviceOpen", call("defaultDevice"));
 const tensors = [[1, 4, 2, 8], [1, 2, 4], [4], []].map((shape) => call("tensorEmpty", ofDevice, 0, shape));
 const handles = [
   ofDevice,
