@@ -1,13 +1,18 @@
-"""PyTorch's attention, one run at a time, for `longseq bench --peer torch`.
+"""PyTorch's attention and other operations, one run at a time, for `longseq bench --peer torch`.
 
 Reads one JSON request a line on standard input and answers each with one JSON line on standard output:
-  {"op": "hello", "threads": N, "device": "cpu" | "cuda:N", "masked": bool}
+  {"op": "hello", "threads": N, "device": "cpu" | "cuda:N", "what": "attention" | ..., "dtype", "masked": bool}
       -> {"torch": version, "device": name, "implementations": [...]}
-  {"op": "prepare", "implementation", "pass", "dtype", "batch", "heads", "kvHeads", "headDim", "seqLen",
-   "causal", "maskFile": path of S*S bytes or null}   -> {}
-  {"op": "run"} -> {"ms": milliseconds}     {"op": "resetPeak"} -> {}     {"op": "peak"} -> {"bytes": N or null}
-  {"op": "dispose"} -> {}
-A request that fails is answered {"error": text}, with "oom": true where memory ran out. Ends with its input.
+  {"op": "prepare", "implementation", "pass", "dtype", "batch", "heads", "kvHeads", "headDim", "seqLen", "causal",
+   "window": N or absent, "mask", "boundaries": of documents or null, "maskFile": path of S*S bytes or null}   -> {}
+  {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width"}   -> {}
+  {"op": "run"} -> {"ms": milliseconds by the host's clock, waiting included}
+  {"op": "runMany", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
+  {"op": "resetPeak"} -> {}     {"op": "peak"} -> {"bytes": N or null}     {"op": "dispose"} -> {}
+A request that fails is answered {"error": text}, with "oom": true where memory ran out, "unsupported": true where this
+implementation has no kernel for it. Ends with its input.
+
+On a GPU tensors are [B, S, H, D] in memory, as a projection makes them and as ours are, seen as [B, H, S, D].
 """
 
 import json
@@ -20,10 +25,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = {
-    "torch-cpu": [SDPBackend.FLASH_ATTENTION],
-    "torch-flash": [SDPBackend.FLASH_ATTENTION],
-    "torch-cudnn": [SDPBackend.CUDNN_ATTENTION],
-    "torch-efficient": [SDPBackend.EFFICIENT_ATTENTION],
+    "torch-cpu": "FLASH_ATTENTION",
+    "torch-flash": "FLASH_ATTENTION",
+    "torch-cudnn": "CUDNN_ATTENTION",
+    "torch-efficient": "EFFICIENT_ATTENTION",
+}
+
+# What is written before each run on a GPU, so that its inputs are not in the cache: as in ours.
+COLD_BYTES = 2**28
+# From this length on a block mask is made without the dense one.
+LONG = 2**15
+
+
+class Unsupported(Exception):
+    """This implementation has no kernel for the problem."""
+
+
+# An operation's inputs, of [rows, width] but where it says "row", and what it computes of them.
+OPERATIONS = {
+    "copy": (["x"], lambda x: x.clone()),
+    "cast": (["x"], lambda x: x.to(torch.float32 if x.dtype != torch.float32 else torch.bfloat16)),
 }
 
 
@@ -36,62 +57,144 @@ def resident_bytes(field):
         return None
 
 
+def flex_attention_call(request, inputs, device):
+    """FlexAttention, compiled, with the mask as a rule that it makes blocks of."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    length, window, causal = request["seqLen"], request.get("window"), request["causal"]
+    if request["mask"] == "blocks":
+        raise Unsupported("FlexAttention has no rule for this mask here")
+    document = None
+    if request["boundaries"]:
+        ends = torch.tensor(request["boundaries"][1:], device=device)
+        document = torch.bucketize(torch.arange(length, device=device), ends, right=True)
+
+    def sees(b, h, q, k):
+        visible = (q >= k) if causal else (q >= 0)
+        if window is not None:
+            visible = visible & (q - k <= window) & (k - q <= window)
+        if document is not None:
+            visible = visible & (document[q] == document[k])
+        return visible
+
+    mask = create_block_mask(sees, None, None, length, length, device=device, _compile=length > LONG)
+    compiled = torch.compile(flex_attention)
+    return lambda: compiled(*inputs, block_mask=mask)
+
+
 class Peer:
     def hello(self, request):
         torch.set_num_threads(request["threads"])
         self.device = torch.device(request["device"])
         self.is_cuda = self.device.type == "cuda"
+        self.call = self.inputs = self.out = self.dout = self.cold = None
+        is_attention = request["what"] == "attention"
         # The allocator of the CPU keeps no count: what the process grows by from here on stands for it.
         self.base_bytes = resident_bytes("VmRSS")
         if not self.is_cuda:
             return {"torch": torch.__version__, "device": "cpu", "implementations": ["torch-cpu"]}
-        # Neither flash nor cuDNN takes a mask of one's own.
-        names = ["torch-efficient"] if request["masked"] else ["torch-flash", "torch-cudnn"]
+        torch.cuda.set_device(self.device)
+        self.cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=self.device)
+        if not is_attention:
+            names = ["torch-eager", "torch-compiled"]
+        elif request["masked"]:
+            # Neither flash nor cuDNN takes a mask of one's own.
+            names = ["torch-flex", "torch-efficient"]
+        elif request["dtype"] == "float32":
+            names = ["torch-efficient"]
+        else:
+            names = ["torch-flash", "torch-cudnn"]
         name = torch.cuda.get_device_name(self.device)
         return {"torch": torch.__version__, "device": name, "implementations": names}
 
     def prepare(self, request):
-        batch, length, dim = request["batch"], request["seqLen"], request["headDim"]
-        dtype = getattr(torch, request["dtype"])
-
-        def normal(heads):
-            generator = torch.Generator(self.device).manual_seed(heads)
-            shape = (batch, heads, length, dim)
-            return torch.randn(shape, dtype=dtype, device=self.device, generator=generator)
-
-        heads, groups = request["heads"], request["heads"] // request["kvHeads"]
         self.is_backward = request["pass"] == "backward"
-        q, k, v = (normal(n) for n in (heads, request["kvHeads"], request["kvHeads"]))
-        if groups > 1:
-            # Not every kernel takes grouped heads: repeated before the clock starts, which favours PyTorch.
-            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        self.inputs = [x.requires_grad_(self.is_backward) for x in (q, k, v)]
-        self.options = {"is_causal": request["causal"]}
-        if request["maskFile"]:
-            size = length * length
-            flat = torch.from_file(request["maskFile"], shared=False, size=size, dtype=torch.uint8)
-            self.options = {"attn_mask": flat.view(1, 1, length, length).bool().to(self.device)}
-        self.backends = BACKENDS[request["implementation"]]
+        if "what" in request:
+            self.prepare_operation(request)
+        else:
+            self.prepare_attention(request)
         if self.is_backward:
-            self.dout = normal(heads)
-            self.out = self.forward()
+            self.out = self.call()
+            # Of its layout in memory too, as the operation behind it would give it.
+            self.dout = torch.empty_like(self.out).normal_()
+        if self.is_cuda:
+            # Here and not at the first run: what is compiled at run time fails in many ways, and takes long.
+            self.once()
         self.synchronize()
         return {}
 
-    def forward(self):
-        with sdpa_kernel(self.backends):
-            return scaled_dot_product_attention(*self.inputs, **self.options)
+    def prepare_operation(self, request):
+        names, function = OPERATIONS[request["what"]]
+        dtype = getattr(torch, request["dtype"])
+        rows, width = request["rows"], request["width"]
+        self.inputs = [
+            torch.randn((width,) if name in ("weight", "bias") else (rows, width), dtype=dtype, device=self.device)
+            .requires_grad_(self.is_backward)
+            for name in names
+        ]
+        if request["implementation"] == "torch-compiled":
+            function = torch.compile(function)
+        self.call = lambda: function(*self.inputs)
+
+    def prepare_attention(self, request):
+        batch, length, dim = request["batch"], request["seqLen"], request["headDim"]
+        dtype = getattr(torch, request["dtype"])
+
+        def normal(heads, seed):
+            generator = torch.Generator(self.device).manual_seed(seed)
+            options = {"dtype": dtype, "device": self.device, "generator": generator}
+            if self.is_cuda:
+                return torch.randn((batch, length, heads, dim), **options).transpose(1, 2)
+            return torch.randn((batch, heads, length, dim), **options)
+
+        heads, groups = request["heads"], request["heads"] // request["kvHeads"]
+        q, k, v = (normal(n, seed) for seed, n in enumerate((heads, request["kvHeads"], request["kvHeads"])))
+        if groups > 1:
+            # Not every kernel takes grouped heads: repeated before the clock starts, which favours PyTorch.
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+        self.inputs = [x.detach().requires_grad_(self.is_backward) for x in (q, k, v)]
+        if request["implementation"] == "torch-flex":
+            self.call = flex_attention_call(request, self.inputs, self.device)
+            return
+        options = {"is_causal": request["causal"]}
+        if request["maskFile"]:
+            size = length * length
+            flat = torch.from_file(request["maskFile"], shared=False, size=size, dtype=torch.uint8)
+            options = {"attn_mask": flat.view(1, 1, length, length).bool().to(self.device)}
+        backend = getattr(SDPBackend, BACKENDS[request["implementation"]], None)
+        if backend is None:
+            raise Unsupported(f"this PyTorch has no {BACKENDS[request['implementation']]}")
+
+        def attend():
+            with sdpa_kernel([backend]):
+                return scaled_dot_product_attention(*self.inputs, **options)
+
+        self.call = attend
+
+    def once(self):
+        if self.is_backward:
+            return torch.autograd.grad(self.out, self.inputs, self.dout, retain_graph=True)
+        with torch.no_grad():
+            return self.call()
 
     def run(self, request):
         self.synchronize()
         start = time.perf_counter()
-        if self.is_backward:
-            torch.autograd.grad(self.out, self.inputs, self.dout, retain_graph=True)
-        else:
-            with torch.no_grad():
-                self.forward()
+        self.once()
         self.synchronize()
         return {"ms": 1000 * (time.perf_counter() - start)}
+
+    def runMany(self, request):
+        pairs = []
+        for _ in range(request["count"]):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.cold.zero_()
+            start.record()
+            self.once()
+            end.record()
+            pairs.append((start, end))
+        self.synchronize()
+        return {"ms": [start.elapsed_time(end) for start, end in pairs]}
 
     def resetPeak(self, request):
         if self.is_cuda:
@@ -106,12 +209,12 @@ class Peer:
 
     def peak(self, request):
         if self.is_cuda:
-            return {"bytes": torch.cuda.max_memory_allocated(self.device)}
+            return {"bytes": torch.cuda.max_memory_allocated(self.device) - COLD_BYTES}
         most = resident_bytes("VmHWM")
         return {"bytes": None if most is None or self.base_bytes is None else most - self.base_bytes}
 
     def dispose(self, request):
-        self.inputs = self.options = self.out = self.dout = None
+        self.call = self.inputs = self.out = self.dout = None
         if self.is_cuda:
             torch.cuda.empty_cache()
         return {}
@@ -136,7 +239,11 @@ def main():
         try:
             answer = getattr(peer, request["op"])(request)
         except Exception as error:  # noqa: BLE001 - any failure of PyTorch's is the answer
-            answer = {"error": f"{type(error).__name__}: {error}", "oom": is_out_of_memory(error)}
+            answer = {
+                "error": f"{type(error).__name__}: {error}",
+                "oom": is_out_of_memory(error),
+                "unsupported": request["op"] == "prepare" and peer.is_cuda and not is_out_of_memory(error),
+            }
         print(json.dumps(answer), flush=True)
 
 

@@ -7,7 +7,8 @@
  * - `ERR_SHAPE`: a size, an axis, or a number of values (RangeError)
  * - `ERR_DTYPE`: an element type (TypeError)
  * - `ERR_OPTION`: another argument; a RangeError for its value, a TypeError where it is of the wrong kind
- * - `ERR_DEVICE`: an unknown device, or tensors of two devices
+ * - `ERR_DEVICE`: an unknown device, tensors of two devices, or a GPU's own error; after some of those, as the message
+ *   says, the process can no longer use the GPU
  * - `ERR_DISPOSED`: a tensor, mask or device that was disposed
  * - `ERR_OUT_OF_MEMORY`: more memory than there is, or than `LONGSEQ_MEMORY_LIMIT` allows
  * - `ERR_FILE`: a file that cannot be read or written, or is damaged

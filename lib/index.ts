@@ -1,5 +1,5 @@
 /**
- * Attention over long sequences: tiled kernels for the CPU (and later for NVIDIA GPUs) behind a typed API.
+ * Attention over long sequences: tiled kernels for the CPU and for NVIDIA GPUs behind a typed API.
  * @packageDocumentation
  */
 

@@ -58,6 +58,7 @@ export interface Native {
   markSince(device: DeviceHandle, mark: MarkHandle, earlier: MarkHandle): Promise<number>;
 
   tensorEmpty(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
+  tensorTransfer(tensor: TensorHandle, device: DeviceHandle): TensorHandle;
   tensorView(
     tensor: TensorHandle,
     offset: number,

@@ -214,6 +214,28 @@ export class Tensor implements Disposable {
   }
 
   /**
+   * A copy on another device, in row-major order; it is queued there behind the values' way, so this returns at once.
+   * What is queued on either device keeps its order, and the tensor may be written or disposed right after the call.
+   * @throws (from the next await on `device`) also the first error of what is queued on the tensor's own device.
+   * @example
+   * using other = new Device("cpu");
+   * await Tensor.from([1, 2], [2]).toDevice(other).data(); // [1, 2]
+   */
+  toDevice(device: Device): Tensor {
+    const { shape, dtype, device: from } = this;
+    const there = deviceOrDefault("toDevice", device);
+    const source = handleOf(this, "toDevice: the tensor");
+    using whole = Tensor.empty(this.isContiguous ? [0] : shape, { dtype, device: from });
+    if (!this.isContiguous) native.copy(source, handleOf(whole, "copy"));
+    const handle = native.tensorTransfer(
+      this.isContiguous ? source : handleOf(whole, "copy"),
+      handleOfDevice(there),
+    );
+    const copy = wrap(handle, { shape, strides: layout.rowMajor(shape), dtype, device: there });
+    return record("toDevice", [copy], [this], () => ([gradient]) => [gradient.toDevice(from)]);
+  }
+
+  /**
    * A copy in row-major order.
    * @example
    * Tensor.zeros([2, 3]).permute(1, 0).contiguous().strides; // [2, 1]

@@ -5,11 +5,14 @@ import * as longseq from "longseq";
 import t from "tap";
 import type { Outcome } from "./support/child/examples.ts";
 import { run } from "./support/child.ts";
-import { compile, documentation, readmeExamples, withChecks } from "./support/examples.ts";
+import { root, skipFileOnGpu } from "./support/devices.ts";
+
+skipFileOnGpu("it compiles the sources' examples");
+const { compile, documentation, readmeExamples, withChecks } = await import("./support/examples.ts");
 
 const exported = Object.keys(longseq);
 const { declared, examples, written } = documentation();
-const parent = join(import.meta.dirname, "../.tap");
+const parent = join(root, ".tap");
 mkdirSync(parent, { recursive: true });
 const folder = mkdtempSync(join(parent, "examples-"));
 t.teardown(() => rmSync(folder, { recursive: true }));

@@ -1,15 +1,15 @@
 // Nothing in a call may end the process, whatever it is given.
-import { join } from "node:path";
 import t from "tap";
 import type { FuzzReport } from "./support/child/fuzz.ts";
 import { answer } from "./support/child.ts";
+import { root } from "./support/devices.ts";
 
 t.test("garbage in every argument and option", async (t) => {
   const seed = Math.floor(Math.random() * 2 ** 31);
   const runs = 4000;
   t.comment(`seed ${seed}`);
   const { calls, refused, uncoded, stillWorks } = await answer<FuzzReport>("fuzz.ts", {
-    args: [join(import.meta.dirname, ".."), String(seed), String(runs)],
+    args: [root, String(seed), String(runs)],
     environment: { LONGSEQ_MEMORY_LIMIT: "64m" },
   });
   t.strictSame(uncoded.slice(0, 5), [], "what is refused is refused with a code");

@@ -3,9 +3,10 @@ import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import t from "tap";
-import ts from "typescript";
+import { root, skipFileOnGpu } from "./support/devices.ts";
 
-const root = join(import.meta.dirname, "..");
+skipFileOnGpu("it reads the sources");
+const { default: ts } = await import("typescript");
 
 /** The methods of `interface Native`, by name, with how many parameters each has. */
 function declared(): Record<string, number> {

@@ -5,6 +5,7 @@
 #include "addon/bindings.h"
 #include "addon/completions.h"
 #include "elementwise/elementwise.h"
+#include "transfer/transfer.h"
 
 namespace longseq {
 namespace {
@@ -31,6 +32,7 @@ Napi::Value device_memory(Napi::Env env, DeviceHandle device) {
 MarkHandle device_mark(DeviceHandle device) { return device->mark(); }
 
 Napi::Value mark_since(Napi::Env env, DeviceHandle device, MarkHandle mark, MarkHandle earlier) {
+  check(device->owns(*mark) && device->owns(*earlier), Code::Device, "mark: the marks are of another device");
   return Completions::when_done(env, *device, [mark, earlier](Napi::Env env) -> Napi::Value {
     return Napi::Number::New(env, mark->since(*earlier));
   });
@@ -45,6 +47,13 @@ Napi::Value tensor_empty(Napi::Env env, DeviceHandle device, DType dtype, std::v
   Tensor tensor = Tensor::empty(device, dtype, shape);
   const int64_t bytes = tensor.bytes();
   return wrap(env, std::move(tensor), bytes);
+}
+
+/** Its values on another device. */
+Napi::Value tensor_transfer(Napi::Env env, Tensor tensor, DeviceHandle device) {
+  Tensor there = transfer(std::move(tensor), device);
+  const int64_t bytes = there.bytes();
+  return wrap(env, std::move(there), bytes);
 }
 
 /** A view of other shape and strides, which must lie within the storage. */
@@ -116,10 +125,10 @@ Napi::Value tensor_read(Napi::Env env, Tensor tensor, ArrayView out) {
     source = Tensor::empty(tensor.device(), dtype, shape_of(tensor));
     copy(tensor, source);
   }
+  source.device()->submit(ReadInto{source, out.data, Completions::lease(env)});
   // The array stays referenced, so its memory stays where it is, until the promise settles.
   auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(out.array.As<Napi::Object>()));
   kept->SuppressDestruct();
-  source.device()->submit(ReadInto{source, out.data, Completions::lease(env)});
   return Completions::when_done(env, *source.device(), [kept](Napi::Env) -> Napi::Value {
     const Napi::Value value = kept->Value();
     kept->Reset();
@@ -139,6 +148,7 @@ void bind_tensors(Napi::Object exports) {
   bind<device_mark>(exports, "deviceMark");
   bind<mark_since>(exports, "markSince");
   bind<tensor_empty>(exports, "tensorEmpty");
+  bind<tensor_transfer>(exports, "tensorTransfer");
   bind<tensor_view>(exports, "tensorView");
   bind<tensor_dispose>(exports, "tensorDispose");
   bind<tensor_write>(exports, "tensorWrite");

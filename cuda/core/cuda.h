@@ -19,6 +19,7 @@ struct Gpu {
   int shared_bytes;  // at most, of a block
   int64_t memory_bytes, cache_bytes;
   cudaMemPool_t pool;
+  std::shared_ptr<MemoryUse> use;  // of all its queues
 };
 
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */
@@ -26,15 +27,31 @@ void cuda_check(cudaError_t status, const char* what);
 
 using Event = std::shared_ptr<CUevent_st>;
 /** Of everything launched so far. */
-Event record(const Cuda& cuda, unsigned flags = cudaEventDisableTiming);
+Event record(const Cuda& cuda, unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync);
+/** Waits on the caller's thread, which must not be one that JavaScript runs on. Throws the work's error. */
+void wait_for(const Event& event);
 /** Keeps `owner` until everything launched so far has run. */
 void keep(const Cuda& cuda, std::shared_ptr<void> owner);
 
-/** Host memory to the GPU's and back; `host` may be any memory. */
+/** Pinned memory of the host, which the GPU copies from and to by itself; it counts as the host's. */
+Memory pinned_memory(size_t bytes);
+
+/** Host memory to the GPU's; `host` may be any memory. What is not pinned may be changed once this returns.
+ */
 void upload(const Cuda& cuda, void* device, const Memory& host, size_t bytes);
-/** Calls deliver(at, data, bytes) on a native thread with one part after the other, in order. */
+/** The GPU's to the host: calls deliver(at, data, bytes) on a native thread, one part after the other. */
 void download(const Cuda& cuda, const void* device, size_t bytes,
               std::function<void(size_t at, const void* data, size_t bytes)> deliver);
+
+/** Grants a kernel all the shared memory that a block can have beside what it declares. */
+template <auto kernel>
+void grant_shared_memory(const Gpu& gpu) {
+  cudaFuncAttributes attributes;
+  cuda_check(cudaFuncGetAttributes(&attributes, kernel), "a kernel's attributes");
+  const int most = gpu.shared_bytes - static_cast<int>(attributes.sharedSizeBytes);
+  cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most),
+             "shared memory");
+}
 
 /** Launches `kernel` on the queue's stream. Where it needs much shared memory it is granted that first. */
 template <auto kernel, class... Args>
@@ -43,9 +60,7 @@ void launch(const Cuda& cuda, dim3 grid, unsigned threads, size_t shared_bytes, 
   static std::atomic<uint64_t> granted{0};  // a bit for each GPU
   const uint64_t bit = uint64_t{1} << (cuda.gpu->ordinal & 63);
   if (shared_bytes > 48 << 10 && !(granted.load(std::memory_order_relaxed) & bit)) {
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(cuda.gpu->shared_bytes)),
-               "shared memory");
+    grant_shared_memory<kernel>(*cuda.gpu);
     granted.fetch_or(bit, std::memory_order_relaxed);
   }
   kernel<<<grid, threads, shared_bytes, cuda.stream.get()>>>(args...);

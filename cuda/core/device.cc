@@ -35,7 +35,8 @@ AnyEngine open_gpu(const std::string& name, const std::shared_ptr<MemoryUse>& us
 template <class AnyEngine>
 bool any_gpu() {
   if constexpr (std::is_constructible_v<AnyEngine, Cuda>) {
-    return !gpu_infos().empty();
+    const auto gpus = gpu_infos();
+    return !gpus.empty() && gpus.front().compute_capability >= kOldestGpu;
   } else {
     return false;
   }
@@ -43,6 +44,7 @@ bool any_gpu() {
 
 class CpuMark : public Mark {
  public:
+  using Mark::Mark;
   double since(const Mark& earlier) const override {
     const auto& other = static_cast<const CpuMark&>(earlier);
     return std::chrono::duration<double, std::milli>(reached - other.reached).count();
@@ -68,7 +70,7 @@ void push(const Cpu& cpu, std::function<void()> task) { cpu.queue->push(std::mov
 void when_done(const Cpu& cpu, Completion done) { cpu.queue->push_completion(std::move(done)); }
 
 std::shared_ptr<Mark> mark(const Cpu& cpu) {
-  const auto mark = std::make_shared<CpuMark>();
+  const auto mark = std::make_shared<CpuMark>(cpu.queue);
   cpu.queue->push([mark] { mark->reached = std::chrono::steady_clock::now(); });
   return mark;
 }
@@ -105,6 +107,10 @@ Memory Device::allocate_staging(size_t bytes) const {
 
 void Device::when_done(Completion done) const {
   std::visit([&](const auto& engine) { longseq::when_done(engine, std::move(done)); }, engine_);
+}
+
+bool Device::owns(const Mark& mark) const {
+  return std::visit([&](const auto& engine) { return engine.queue == mark.queue; }, engine_);
 }
 
 std::shared_ptr<Mark> Device::mark() const {

@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <variant>
 
 #include "core/error.h"
@@ -74,6 +75,7 @@ class Device : public std::enable_shared_from_this<Device> {
   const std::shared_ptr<MemoryUse>& memory() const { return memory_; }
   const Engine& engine() const { return engine_; }
   bool is_cpu() const { return std::holds_alternative<Cpu>(engine_); }
+  bool owns(const Mark& mark) const;
 
   /** Its contents are undefined. Throws Error(OutOfMemory). */
   Memory allocate(size_t bytes) const;
@@ -112,8 +114,10 @@ class Device : public std::enable_shared_from_this<Device> {
 /** A point of a queue's work. */
 class Mark {
  public:
+  explicit Mark(std::shared_ptr<TaskQueue> owner) : queue(std::move(owner)) {}
   virtual ~Mark() = default;
-  /** Milliseconds from `earlier`, of the same device, to this. Both have been reached. */
+  const std::shared_ptr<TaskQueue> queue;
+  /** Milliseconds from `earlier`, of the same queue, to this. Both have been reached. */
   virtual double since(const Mark& earlier) const = 0;
 };
 

@@ -1,10 +1,11 @@
-// The CUDA engine: queues as streams, memory in their order, copies through pinned memory.
+// The CUDA engine: queues as streams, memory in their order, waiting on threads of our own.
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
-#include <cstring>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "core/cuda.h"
@@ -14,10 +15,9 @@
 namespace longseq {
 namespace {
 
-constexpr size_t kMebibyte = size_t{1} << 20;
-constexpr size_t kChunk = 16 * kMebibyte;  // of a copy that goes through pinned memory
-constexpr size_t kPinnedCache =
-    256 * kMebibyte;  // of freed pinned memory that is kept: pinning takes milliseconds
+constexpr int64_t kMebibyte = int64_t{1} << 20;
+/** Work that takes no longer is waited for awake: a thread that sleeps is woken 20 us late, and more. */
+constexpr auto kAwake = std::chrono::microseconds(100);
 
 /** LONGSEQ_CUDA_DEBUG: every call waits for its work, and throws that work's error. */
 bool waits_for_each_call() {
@@ -41,8 +41,9 @@ Gpu open_gpu(int ordinal) {
           .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin),
           .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
           .cache_bytes = properties.l2CacheSize,
-          .pool = nullptr};
-  check(gpu.compute_capability >= 80, Code::NoCuda, "device: cuda:", ordinal, " (", gpu.name,
+          .pool = nullptr,
+          .use = std::make_shared<MemoryUse>()};
+  check(gpu.compute_capability >= kOldestGpu, Code::NoCuda, "device: cuda:", ordinal, " (", gpu.name,
         ") has compute capability ", properties.major, ".", properties.minor, ", expected 8.0 or later");
   cudaMemPoolProps pool{};
   pool.allocType = cudaMemAllocationTypePinned;
@@ -54,10 +55,22 @@ Gpu open_gpu(int ordinal) {
   return gpu;
 }
 
+/** The driver is taken down by what its library has registered for the process's end; this comes before that.
+ */
+struct AtExit {
+  ExitGate& gate;
+  ~AtExit() { gate.close(); }
+};
+
+ExitGate& exit_gate() {
+  static auto* const gate = new ExitGate;  // never destroyed: threads stand in it
+  return *gate;
+}
+
 const Gpu& gpu_of(int ordinal) {
   static std::mutex mutex;
   static auto* const gpus = new std::map<int, Gpu>;  // never destroyed: threads may outlive main
-  std::lock_guard lock(mutex);
+  const std::lock_guard lock(mutex);
   const auto found = gpus->find(ordinal);
   if (found != gpus->end()) return found->second;
   int count = 0;
@@ -66,86 +79,76 @@ const Gpu& gpu_of(int ordinal) {
         ". It needs NVIDIA's driver 580 or later; use \"cpu\" otherwise");
   check(ordinal < count, Code::NoCuda, "device: there is no cuda:", ordinal, ", this machine has ", count,
         count == 1 ? " GPU" : " GPUs");
-  return gpus->emplace(ordinal, open_gpu(ordinal)).first->second;
+  const Gpu& gpu = gpus->emplace(ordinal, open_gpu(ordinal)).first->second;
+  static const AtExit at_exit{exit_gate()};
+  return gpu;
 }
 
-/** Pinned host memory in sizes of powers of two; what is freed is kept for the next copy. */
-class PinnedMemory {
+/** Something that one thread does and another waits for. */
+class Reached {
  public:
-  static Memory take(size_t bytes) {
-    size_t size = 4096;
-    while (size < bytes) size *= 2;
-    if (void* const cached = instance().reuse(size)) return owned(cached, size);
-    void* data = nullptr;
-    cuda_check(cudaHostAlloc(&data, size, cudaHostAllocPortable), "pinned memory");
-    return owned(data, size);
+  void set(std::exception_ptr error) {
+    const std::lock_guard lock(mutex_);
+    error_ = std::move(error);
+    done_ = true;
+    reached_.notify_one();
+  }
+  std::exception_ptr wait() {
+    std::unique_lock lock(mutex_);
+    reached_.wait(lock, [&] { return done_; });
+    return error_;
   }
 
  private:
-  static PinnedMemory& instance() {
-    static auto* const instance = new PinnedMemory;
-    return *instance;
-  }
-  static Memory owned(void* data, size_t size) {
-    return {data, size, std::shared_ptr<void>(data, [size](void* freed) { instance().give(freed, size); })};
-  }
-  void* reuse(size_t size) {
-    std::lock_guard lock(mutex_);
-    std::vector<void*>& blocks = blocks_[size];
-    if (blocks.empty()) return nullptr;
-    void* const data = blocks.back();
-    blocks.pop_back();
-    held_ -= size;
-    return data;
-  }
-  void give(void* data, size_t size) {
-    {
-      std::lock_guard lock(mutex_);
-      if (held_ + size <= kPinnedCache) {
-        blocks_[size].push_back(data);
-        held_ += size;
-        return;
-      }
-    }
-    cudaFreeHost(data);
-  }
-
   std::mutex mutex_;
-  std::map<size_t, std::vector<void*>> blocks_;
-  size_t held_ = 0;
+  std::condition_variable reached_;
+  bool done_ = false;
+  std::exception_ptr error_;
 };
 
-/** Waits, on the caller's thread, until all that is queued has run. Returns the queue's error. */
-std::exception_ptr drain(const Cuda& cuda) {
-  struct {
-    std::mutex mutex;
-    std::condition_variable reached;
-    bool done = false;
-    std::exception_ptr error;
-  } state;
-  when_done(cuda, [&state](std::exception_ptr error) {
-    std::lock_guard lock(state.mutex);
-    state.error = error;
-    state.done = true;
-    state.reached.notify_one();
-  });
-  std::unique_lock lock(state.mutex);
-  state.reached.wait(lock, [&] { return state.done; });
-  return state.error;
+/** Bytes that may still be allocated on the GPU, and in all. */
+std::pair<int64_t, int64_t> memory_left(const Gpu& gpu) {
+  size_t left = 0, all = 0;
+  cudaMemGetInfo(&left, &all);
+  uint64_t reserved = 0, used = 0;
+  cudaMemPoolGetAttribute(gpu.pool, cudaMemPoolAttrReservedMemCurrent, &reserved);
+  cudaMemPoolGetAttribute(gpu.pool, cudaMemPoolAttrUsedMemCurrent, &used);
+  const int64_t physical = static_cast<int64_t>(left + reserved - used), limit = wanted_memory_limit();
+  return {std::clamp<int64_t>(limit - gpu.use->live, 0, physical),
+          std::min(limit, static_cast<int64_t>(all))};
 }
 
 [[noreturn]] void refuse(const Cuda& cuda, size_t bytes) {
-  size_t left = 0, all = 0;
-  cudaMemGetInfo(&left, &all);
+  const auto [left, all] = memory_left(*cuda.gpu);
   throw Error(Code::OutOfMemory,
-              text("out of memory: asked for ", bytes / kMebibyte, " MiB on cuda:", cuda.gpu->ordinal, ", ",
-                   left / kMebibyte, " of its ", all / kMebibyte, " MiB are free, ",
-                   cuda.use->live.load() / static_cast<int64_t>(kMebibyte),
-                   " MiB are held by this device's tensors and scratch"));
+              text("out of memory: asked for ", static_cast<int64_t>(bytes) / kMebibyte, " MiB on cuda:",
+                   cuda.gpu->ordinal, ", ", left / kMebibyte, " MiB are left of ", all / kMebibyte, ", ",
+                   cuda.use->live / kMebibyte, " MiB are held by tensors and scratch of this device, ",
+                   (cuda.gpu->use->live - cuda.use->live) / kMebibyte, " MiB by its other queues"));
+}
+
+/** Whether the driver refuses all further work of this process after such an error. */
+bool is_final(cudaError_t status) {
+  switch (status) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorECCUncorrectable:
+      return true;
+    default:
+      return false;
+  }
 }
 
 class CudaMark : public Mark {
  public:
+  using Mark::Mark;
   double since(const Mark& earlier) const override {
     float milliseconds = 0;
     const cudaError_t status =
@@ -161,14 +164,21 @@ class CudaMark : public Mark {
 void cuda_check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // one that can be recovered from is not reported again
-  throw Error(status == cudaErrorMemoryAllocation ? Code::OutOfMemory : Code::Device,
-              text("cuda: ", what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")"));
+  throw Error(
+      status == cudaErrorMemoryAllocation ? Code::OutOfMemory : Code::Device,
+      text("cuda: ", what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")",
+           is_final(status) ? "; the GPU is lost to this process. With LONGSEQ_CUDA_DEBUG=1 the call that "
+                              "caused it throws"
+                            : ""));
 }
 
 std::vector<GpuInfo> gpu_infos() {
   int count = 0;
   std::vector<GpuInfo> out;
-  if (cudaGetDeviceCount(&count) != cudaSuccess) return out;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return out;
+  }
   for (int ordinal = 0; ordinal < count; ordinal++) {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, ordinal) != cudaSuccess) continue;
@@ -186,42 +196,21 @@ Event record(const Cuda& cuda, unsigned flags) {
   return owned;
 }
 
+void wait_for(const Event& event) {
+  cudaError_t status;
+  const auto until = std::chrono::steady_clock::now() + kAwake;
+  while ((status = cudaEventQuery(event.get())) == cudaErrorNotReady) {
+    if (std::chrono::steady_clock::now() > until) {
+      status = cudaEventSynchronize(event.get());
+      break;
+    }
+    std::this_thread::yield();
+  }
+  cuda_check(status, "work on the GPU");
+}
+
 void keep(const Cuda& cuda, std::shared_ptr<void> owner) {
-  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] { cudaEventSynchronize(event.get()); });
-}
-
-void upload(const Cuda& cuda, void* device, const Memory& host, size_t bytes) {
-  cudaPointerAttributes attributes{};
-  const bool pinned = cudaPointerGetAttributes(&attributes, host.data) == cudaSuccess &&
-                      attributes.type == cudaMemoryTypeHost;
-  if (pinned) {
-    cuda_check(cudaMemcpyAsync(device, host.data, bytes, cudaMemcpyHostToDevice, cuda.stream.get()),
-               "a copy to the GPU");
-    return keep(cuda, host.owner);
-  }
-  for (size_t at = 0; at < bytes; at += kChunk) {
-    const size_t count = std::min(kChunk, bytes - at);
-    const Memory chunk = PinnedMemory::take(count);
-    std::memcpy(chunk.data, static_cast<const char*>(host.data) + at, count);
-    cuda_check(cudaMemcpyAsync(static_cast<char*>(device) + at, chunk.data, count, cudaMemcpyHostToDevice,
-                               cuda.stream.get()),
-               "a copy to the GPU");
-    keep(cuda, chunk.owner);
-  }
-}
-
-void download(const Cuda& cuda, const void* device, size_t bytes,
-              std::function<void(size_t at, const void* data, size_t bytes)> deliver) {
-  for (size_t at = 0; at < bytes; at += kChunk) {
-    const size_t count = std::min(kChunk, bytes - at);
-    const Memory chunk = PinnedMemory::take(count);
-    cuda_check(cudaMemcpyAsync(chunk.data, static_cast<const char*>(device) + at, count,
-                               cudaMemcpyDeviceToHost, cuda.stream.get()),
-               "a copy from the GPU");
-    cuda.waiter->push([event = record(cuda), chunk, deliver, at, count] {
-      if (cudaEventSynchronize(event.get()) == cudaSuccess) deliver(at, chunk.data, count);
-    });
-  }
+  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] { wait_for(event); });
 }
 
 Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
@@ -229,8 +218,8 @@ Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
   use_gpu(gpu);
   cudaStream_t stream;
   cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
-  Cuda cuda{.queue = TaskQueue::start("longseq-launch"),
-            .waiter = TaskQueue::start("longseq-wait"),
+  Cuda cuda{.queue = TaskQueue::start("longseq-launch", &exit_gate()),
+            .waiter = TaskQueue::start("longseq-wait", &exit_gate()),
             .stream = {stream, [](cudaStream_t freed) { cudaStreamDestroy(freed); }},
             .use = use,
             .gpu = &gpu};
@@ -245,48 +234,54 @@ void close(const Cuda& cuda) {
 }
 
 Memory allocate(const Cuda& cuda, size_t bytes) {
-  use_gpu(*cuda.gpu);
-  const size_t size = std::max<size_t>(256, (bytes + 255) / 256 * 256);
-  if (size > static_cast<size_t>(INT64_MAX)) refuse(cuda, bytes);
-  const auto take = [&](void** data) {
-    return cudaMallocFromPoolAsync(data, size, cuda.gpu->pool, cuda.stream.get());
-  };
+  const Gpu& gpu = *cuda.gpu;
+  use_gpu(gpu);
+  const auto [left, all] = std::pair(wanted_memory_limit(), gpu.memory_bytes);
+  if (bytes > static_cast<size_t>(std::min(left, all))) refuse(cuda, bytes);
+  const int64_t size = std::max<int64_t>(256, (static_cast<int64_t>(bytes) + 255) / 256 * 256);
   void* data = nullptr;
-  cudaError_t status = take(&data);
+  const auto take = [&] {
+    gpu.use->add(size);
+    const cudaError_t status =
+        gpu.use->live > wanted_memory_limit()
+            ? cudaErrorMemoryAllocation
+            : cudaMallocFromPoolAsync(&data, static_cast<size_t>(size), gpu.pool, cuda.stream.get());
+    if (status != cudaSuccess) gpu.use->add(-size);
+    return status;
+  };
+  cudaError_t status = take();
   if (status == cudaErrorMemoryAllocation) {
     // What is about to be freed, here or on another queue, may suffice.
     cudaGetLastError();
-    std::exception_ptr error;
-    if (!cuda.queue->is_current_thread()) error = drain(cuda);
+    if (!cuda.queue->is_current_thread()) {
+      Reached here;
+      cuda.queue->push_watcher([&here](std::exception_ptr) { here.set(nullptr); });
+      here.wait();
+    }
     cudaDeviceSynchronize();
-    cudaMemPoolTrimTo(cuda.gpu->pool, 0);
-    status = take(&data);
-    if (error) cuda.queue->push([error] { std::rethrow_exception(error); });  // still to be reported
+    cudaMemPoolTrimTo(gpu.pool, 0);
+    status = take();
     if (status == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       refuse(cuda, bytes);
     }
   }
   cuda_check(status, "memory");
-  cuda.use->add(static_cast<int64_t>(size));
-  const auto release = [stream = cuda.stream, use = cuda.use, size](void* freed) {
+  cuda.use->add(size);
+  const auto release = [stream = cuda.stream, use = cuda.use, &gpu, size](void* freed) {
     cudaFreeAsync(freed, stream.get());
-    use->add(-static_cast<int64_t>(size));
+    use->add(-size);
+    gpu.use->add(-size);
   };
-  return {data, size, std::shared_ptr<void>(data, release)};
-}
-
-Memory allocate_staging(const Cuda& cuda, size_t bytes) {
-  use_gpu(*cuda.gpu);
-  if (bytes <= 2 * kChunk) return PinnedMemory::take(bytes);
-  auto block = std::make_shared<HostBlock>(bytes, nullptr);
-  return {block->data(), block->bytes(), block};
+  return {data, static_cast<size_t>(size), std::shared_ptr<void>(data, release)};
 }
 
 void push(const Cuda& cuda, std::function<void()> task) {
   cuda.queue->push(std::move(task));
   if (!waits_for_each_call() || cuda.queue->is_current_thread()) return;
-  if (const std::exception_ptr error = drain(cuda)) std::rethrow_exception(error);
+  Reached end;
+  when_done(cuda, [&end](std::exception_ptr error) { end.set(std::move(error)); });
+  if (const std::exception_ptr error = end.wait()) std::rethrow_exception(error);
 }
 
 void when_done(const Cuda& cuda, Completion done) {
@@ -299,7 +294,7 @@ void when_done(const Cuda& cuda, Completion done) {
     }
     cuda.waiter->push([event, error, done]() mutable {
       try {
-        if (event) cuda_check(cudaEventSynchronize(event.get()), "work on the GPU");
+        if (event) wait_for(event);
       } catch (...) {
         if (!error) error = std::current_exception();
       }
@@ -309,7 +304,7 @@ void when_done(const Cuda& cuda, Completion done) {
 }
 
 std::shared_ptr<Mark> mark(const Cuda& cuda) {
-  const auto mark = std::make_shared<CudaMark>();
+  const auto mark = std::make_shared<CudaMark>(cuda.queue);
   cuda.queue->push([mark, cuda] { mark->event = record(cuda, cudaEventDefault); });
   return mark;
 }

@@ -13,6 +13,9 @@ struct GpuInfo {
   int64_t memory_bytes;
 };
 
+/** The compute capability that the kernels need: Ampere's. */
+inline constexpr int kOldestGpu = 80;
+
 /** None where there is no driver. */
 std::vector<GpuInfo> gpu_infos();
 

@@ -137,9 +137,7 @@ int64_t meminfo(const char* field) {
 }
 
 int64_t find_limit() {
-  if (const char* wanted = std::getenv("LONGSEQ_MEMORY_LIMIT")) {
-    if (const int64_t bytes = parse_size(wanted); bytes > 0) return bytes;
-  }
+  if (wanted_memory_limit() < INT64_MAX) return wanted_memory_limit();
   int64_t limit = meminfo("MemTotal:");
   for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
     if (const int64_t bytes = read_number(path); bytes > 0 && (limit == 0 || bytes < limit)) limit = bytes;
@@ -158,6 +156,15 @@ int64_t find_limit() {
 
 }  // namespace
 
+int64_t wanted_memory_limit() {
+  static const int64_t wanted = [] {
+    const char* const text = std::getenv("LONGSEQ_MEMORY_LIMIT");
+    const int64_t bytes = text ? parse_size(text) : 0;
+    return bytes > 0 ? bytes : INT64_MAX;
+  }();
+  return wanted;
+}
+
 int64_t memory_limit() {
   static const int64_t limit = find_limit();
   return limit;
@@ -170,17 +177,27 @@ void MemoryUse::add(int64_t bytes) {
   }
 }
 
-HostBlock::HostBlock(size_t bytes, std::shared_ptr<MemoryUse> use) : use_(std::move(use)) {
+void reserve_host_memory(size_t bytes) {
   if (bytes > static_cast<size_t>(INT64_MAX) - kHugePage) refuse(bytes, memory_limit() - allocated.load());
-  const size_t size = granted_size(bytes);
-  const int64_t left = memory_limit() - allocated.fetch_add(static_cast<int64_t>(size));
+  const int64_t left = memory_limit() - allocated.fetch_add(static_cast<int64_t>(bytes));
   // What other processes use is looked up only for blocks whose size could matter: it reads a file.
-  const bool large = size >= size_t{64} << 20;
+  const bool large = bytes >= size_t{64} << 20;
   const int64_t machine = large ? meminfo("MemAvailable:") : 0;
   const int64_t available = machine > 0 ? std::min(left, machine) : left;
-  if (static_cast<int64_t>(size) > available || (data_ = allocate(size)) == nullptr) {
-    allocated.fetch_sub(static_cast<int64_t>(size));
+  if (static_cast<int64_t>(bytes) > available) {
+    unreserve_host_memory(bytes);
     refuse(bytes, available);
+  }
+}
+
+void unreserve_host_memory(size_t bytes) { allocated.fetch_sub(static_cast<int64_t>(bytes)); }
+
+HostBlock::HostBlock(size_t bytes, std::shared_ptr<MemoryUse> use) : use_(std::move(use)) {
+  const size_t size = bytes > static_cast<size_t>(INT64_MAX) - kHugePage ? bytes : granted_size(bytes);
+  reserve_host_memory(size);
+  if ((data_ = allocate(size)) == nullptr) {
+    unreserve_host_memory(size);
+    refuse(bytes, memory_limit() - allocated.load());
   }
   bytes_ = size;
   if (use_) use_->add(static_cast<int64_t>(bytes_));
@@ -189,7 +206,7 @@ HostBlock::HostBlock(size_t bytes, std::shared_ptr<MemoryUse> use) : use_(std::m
 HostBlock::~HostBlock() {
   if (data_ == nullptr) return;
   release(data_, bytes_);
-  allocated.fetch_sub(static_cast<int64_t>(bytes_));
+  unreserve_host_memory(bytes_);
   if (use_) use_->add(-static_cast<int64_t>(bytes_));
 }
 

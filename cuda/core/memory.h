@@ -36,6 +36,13 @@ class HostBlock {
   std::shared_ptr<MemoryUse> use_;
 };
 
+/**
+ * Counts `bytes` of host memory as taken, before they are. Throws Error(OutOfMemory) as HostBlock does, whose
+ * blocks are counted by this too.
+ */
+void reserve_host_memory(size_t bytes);
+void unreserve_host_memory(size_t bytes);
+
 /** Memory of any engine: it is given back when the last copy of this is gone, on a GPU in the stream's order.
  */
 struct Memory {
@@ -44,8 +51,10 @@ struct Memory {
   std::shared_ptr<void> owner;
 };
 
-/** The most that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the machine's or
- * the cgroup's memory. */
+/** LONGSEQ_MEMORY_LIMIT, on a GPU too; INT64_MAX where there is none. */
+int64_t wanted_memory_limit();
+/** The most of the host's that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the
+ * machine's or the cgroup's memory. */
 int64_t memory_limit();
 
 }  // namespace longseq

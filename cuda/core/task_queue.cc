@@ -1,6 +1,7 @@
 #include "core/task_queue.h"
 
 #include <pthread.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <thread>
@@ -11,8 +12,22 @@ namespace {
 thread_local const TaskQueue* current = nullptr;
 }
 
-std::shared_ptr<TaskQueue> TaskQueue::start(const char* name) {
-  std::shared_ptr<TaskQueue> queue(new TaskQueue);
+void ExitGate::enter() {
+  inside_++;
+  if (!closed_) return;
+  inside_--;
+  for (;;) pause();
+}
+
+void ExitGate::close() {
+  closed_ = true;
+  for (int tries = 0; tries < 300 && inside_ > 0; tries++) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+}
+
+std::shared_ptr<TaskQueue> TaskQueue::start(const char* name, ExitGate* gate) {
+  std::shared_ptr<TaskQueue> queue(new TaskQueue(gate));
   std::thread([queue, name] {
     pthread_setname_np(pthread_self(), name);
     current = queue.get();
@@ -22,11 +37,15 @@ std::shared_ptr<TaskQueue> TaskQueue::start(const char* name) {
 }
 
 void TaskQueue::push(std::function<void()> task) {
-  enqueue({.task = std::move(task), .completion = nullptr});
+  enqueue({.task = std::move(task), .completion = nullptr, .watcher = nullptr});
 }
 
 void TaskQueue::push_completion(std::function<void(std::exception_ptr)> done) {
-  enqueue({.task = nullptr, .completion = std::move(done)});
+  enqueue({.task = nullptr, .completion = std::move(done), .watcher = nullptr});
+}
+
+void TaskQueue::push_watcher(std::function<void(std::exception_ptr)> look) {
+  enqueue({.task = nullptr, .completion = nullptr, .watcher = std::move(look)});
 }
 
 void TaskQueue::enqueue(Entry entry) {
@@ -72,8 +91,11 @@ void TaskQueue::work() {
     Entry entry = std::move(entries_.front());
     entries_.pop_front();
     lock.unlock();
+    if (gate_) gate_->enter();
     if (entry.completion) {
       entry.completion(std::exchange(error, nullptr));
+    } else if (entry.watcher) {
+      entry.watcher(error);
     } else {
       try {
         entry.task();
@@ -82,6 +104,7 @@ void TaskQueue::work() {
       }
     }
     entry = {};  // its tensors' storage is let go outside the lock
+    if (gate_) gate_->leave();
     lock.lock();
   }
 }

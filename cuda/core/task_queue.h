@@ -10,14 +10,32 @@
 
 namespace longseq {
 
+/** Where threads stop for good once the process ends, for what they call may be gone by then. */
+class ExitGate {
+ public:
+  void enter();
+  void leave() { inside_--; }
+  /** Nobody comes in from here on; waits for those who are inside, though not for ever. */
+  void close();
+
+ private:
+  std::atomic<bool> closed_{false};
+  std::atomic<int> inside_{0};
+};
+
 class TaskQueue {
  public:
-  /** The thread shares ownership: it drains the queue after close(), then ends. It is never joined. */
-  static std::shared_ptr<TaskQueue> start(const char* name);
+  /**
+   * The thread shares ownership: it drains the queue after close(), then ends. It is never joined. Each task
+   * runs within `gate`, where there is one.
+   */
+  static std::shared_ptr<TaskQueue> start(const char* name, ExitGate* gate = nullptr);
 
   void push(std::function<void()> task);
   /** `done` gets the first exception of the tasks before it; that error then counts as reported. */
   void push_completion(std::function<void(std::exception_ptr)> done);
+  /** `look` gets that exception too, which stays to be reported. */
+  void push_watcher(std::function<void(std::exception_ptr)> look);
   void close();
   /** Whether the caller is the queue's thread, which must not wait for itself. */
   bool is_current_thread() const;
@@ -25,12 +43,13 @@ class TaskQueue {
  private:
   struct Entry {
     std::function<void()> task;
-    std::function<void(std::exception_ptr)> completion;
+    std::function<void(std::exception_ptr)> completion, watcher;
   };
-  TaskQueue() = default;
+  explicit TaskQueue(ExitGate* gate) : gate_(gate) {}
   void enqueue(Entry entry);
   void work();
 
+  ExitGate* const gate_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Entry> entries_;

@@ -15,7 +15,9 @@ constexpr int kThreads = 256, kBlocksEach = 4, kAccumulators = 8, kRounds = 4096
 
 template <class T>
 __global__ void tensor_core_kernel(float* sum, uint32_t operand) {
-  float c[kAccumulators][4] = {};
+  float c[kAccumulators][4];
+  // All different, or one would do for all.
+  for (int i = 0; i < 4 * kAccumulators; i++) c[i / 4][i % 4] = static_cast<float>(threadIdx.x + i);
   const uint32_t a[4] = {operand, operand, operand, operand};
   for (int round = 0; round < kRounds; round++) {
 #pragma unroll
@@ -27,7 +29,8 @@ __global__ void tensor_core_kernel(float* sum, uint32_t operand) {
 }
 
 __global__ void multiply_add_kernel(float* sum, float operand) {
-  float c[2 * kAccumulators] = {};
+  float c[2 * kAccumulators];
+  for (int i = 0; i < 2 * kAccumulators; i++) c[i] = static_cast<float>(threadIdx.x + i);
   for (int round = 0; round < kRounds; round++) {
 #pragma unroll
     for (float& value : c) value = fmaf(value, operand, operand);

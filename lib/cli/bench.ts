@@ -1,8 +1,9 @@
 // `longseq bench`: throughput by sequence length.
 import { writeFile } from "node:fs/promises";
-import { Device, info } from "../index.ts";
+import { Device, type DType, info } from "../index.ts";
 import { measurePeak } from "../peak.ts";
 import type { Command } from "./arguments.ts";
+import { benchOperation } from "./bench/operation-sweep.ts";
 import { PeerError, TorchPeer } from "./bench/peer.ts";
 import { benchOptions, benchSettings, type Settings } from "./bench/settings.ts";
 import { type Measurement, sweep } from "./bench/sweep.ts";
@@ -19,7 +20,10 @@ export const bench: Command = {
 Floating-point operations count 4 * batch * heads * tokens^2 * head size forward (half when causal,
 the visible share for masks and windows) and 2.5 times that backward. Times are medians; "of peak"
 is the share of what the processor reaches when it only multiplies and adds (measured at the start);
-memory is the most that tensors and scratch held during a run, inputs included.`,
+memory is the most that tensors and scratch held during a run, inputs included. A GPU is timed by its
+own clock, and finds each run's inputs out of its cache. Other operations than attention have rows of
+heads * head size, one for each token of each sequence; for those that memory bounds the rate is bytes
+read and written, "of copy" its share of what a copy of 256 MiB reaches.`,
   options: benchOptions,
   async run(given) {
     const settings = benchSettings(given);
@@ -47,10 +51,13 @@ async function measureAll(
     settings.device === undefined ? new Device(Device.default.name) : new Device(settings.device);
   const { version, cpu } = info();
   const dtype = settings.dtype ?? (hasNativeBfloat16(device) ? "bfloat16" : "float32");
-  using peer = settings.hasPeer ? await startPeer(settings, device, cpu.threads) : undefined;
+  using peer = settings.hasPeer ? await startPeer(settings, device, dtype, cpu.threads) : undefined;
+  if (settings.what !== "attention") {
+    const onProgress = (text: string) => progress.show(text);
+    return await benchOperation({ settings, device, dtype, peer, signal, stream, json, onProgress });
+  }
 
-  // A GPU's is not measured yet; its data sheet's would be another machine's.
-  const peakTeraflops = device.kind === "cpu" ? await measurePeak(device, dtype) : undefined;
+  const peakTeraflops = await measurePeak(device, dtype);
   const measurements: Measurement[] = [];
   const table = new MeasurementTable(stream, device, peer?.implementations ?? []);
   stream.write(`longseq ${version} on ${device.description}\n${titleOf({ ...settings, dtype })}\n\n`);
@@ -93,11 +100,12 @@ function hasNativeBfloat16(device: Device): boolean {
 async function startPeer(
   settings: Settings,
   device: Device,
+  dtype: DType,
   threads: number,
 ): Promise<TorchPeer | undefined> {
-  const isMasked = settings.mask !== "none" || settings.window !== undefined;
+  const masked = settings.mask !== "none" || settings.window !== undefined;
   try {
-    return await TorchPeer.start(device.name, threads, isMasked);
+    return await TorchPeer.start(device.name, threads, { what: settings.what, dtype, masked });
   } catch (error) {
     if (!(error instanceof PeerError)) throw error;
     process.stderr.write(`longseq bench: no peer: ${error.message}\n`);

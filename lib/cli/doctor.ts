@@ -9,6 +9,10 @@ import { bold, JsonLines, textStream } from "./output.ts";
 import { formatBytes } from "./quantity.ts";
 import { packageVersion } from "./version.ts";
 
+/** The first driver of CUDA 13, whose runtime is in the binary. */
+const oldestDriver = 580;
+const oldestGpu = 8;
+
 interface Fact {
   readonly name: string;
   readonly value: string;
@@ -99,12 +103,7 @@ function sections(
       ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${info.cpu.threadsFrom})` }] : []),
       { name: "memory", value: memoryText(info?.cpu.memoryLimit) },
     ],
-    CUDA: [
-      ...(info && !info.cuda.compiled
-        ? [{ name: "engine", value: "not in this binary: it computes on the CPU" }]
-        : []),
-      ...cudaFacts(gpu),
-    ],
+    CUDA: [...engineFacts(info?.cuda, gpu), ...cudaFacts(gpu)],
     surroundings: [
       { name: "scheduler", value: schedulerText() },
       peer.torch
@@ -123,17 +122,59 @@ function memoryText(limit: number | undefined): string {
   return limit === undefined ? machine : `${machine}, longseq uses up to ${formatBytes(limit)}`;
 }
 
-function cudaFacts({ driver, gpus, links, cublasLt, nccl }: Accelerator): Fact[] {
+/** What our own binary makes of the GPUs, which is what counts. */
+function engineFacts(cuda: Info["cuda"] | undefined, system: Accelerator): Fact[] {
+  if (cuda === undefined) return system.gpus.map(systemGpu);
+  if (!cuda.compiled) {
+    return [
+      { name: "engine", value: "not in this binary: it computes on the CPU" },
+      ...system.gpus.map(systemGpu),
+    ];
+  }
+  if (cuda.gpus.length === 0) {
+    const found = system.gpus.map(systemGpu);
+    const hint = `it needs NVIDIA's driver ${oldestDriver} or later; CUDA_VISIBLE_DEVICES may hide a GPU`;
+    return [
+      {
+        name: "engine",
+        value: "in this binary, finds no GPU: it computes on the CPU",
+        ...(driverMatters(system) && { hint }),
+      },
+      ...found,
+    ];
+  }
+  return [
+    { name: "engine", value: "in this binary" },
+    ...cuda.gpus.map(({ name, memoryBytes, computeCapability, multiprocessors }, i): Fact => {
+      const capability = computeCapability.toFixed(1);
+      const value = `${name}, ${formatBytes(memoryBytes)}, ${multiprocessors} multiprocessors, compute capability ${capability}`;
+      const fact = { name: `cuda:${i}`, value };
+      return computeCapability >= oldestGpu
+        ? fact
+        : { ...fact, hint: "too old: the kernels need 8.0 (Ampere)" };
+    }),
+  ];
+}
+
+/** Where there is neither driver nor GPU, nothing is wrong. */
+const driverMatters = ({ driver, gpus }: Accelerator) => driver !== null || gpus.length > 0;
+
+const systemGpu = ({ index, name, memoryBytes, computeCapability }: Accelerator["gpus"][number]): Fact => ({
+  name: `GPU ${index}`,
+  value: `${name}, ${formatBytes(memoryBytes)}, compute capability ${computeCapability}`,
+});
+
+function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator): Fact[] {
   const absent = (name: string, hint: string): Fact => ({ name, value: "absent", hint });
   return [
     driver
-      ? { name: "driver", value: driver }
-      : absent("driver", "install the NVIDIA driver (580 or later) where there is a GPU; the CPU needs none"),
-    ...gpus.map(({ index, name, memoryBytes, computeCapability }) => ({
-      name: `GPU ${index}`,
-      value: `${name}, ${formatBytes(memoryBytes)}, compute capability ${computeCapability}`,
-    })),
-    ...(gpus.length === 0 ? [{ name: "GPUs", value: "none" }] : []),
+      ? Number.parseInt(driver, 10) >= oldestDriver
+        ? { name: "driver", value: driver }
+        : { name: "driver", value: driver, hint: `too old: install ${oldestDriver} or later` }
+      : absent(
+          "driver",
+          `install NVIDIA's driver (${oldestDriver} or later) where there is a GPU; the CPU needs none`,
+        ),
     ...(links ? [{ name: "links", value: links.replaceAll("\n", `\n  ${"".padEnd(16)} `) }] : []),
     cublasLt
       ? { name: "cuBLASLt", value: cublasLt }

@@ -1,9 +1,10 @@
-// Random shapes and mixes of all options against the plain definition, both directions, `cpu` and `reference`.
+// Random shapes and mixes of all options against the plain definition, both directions, by the device's own and by `reference`.
 import fc from "fast-check";
 import { Scope } from "longseq";
 import t from "tap";
 import { bounds, distance, norm, unitRoundoff } from "../support/compare.ts";
 import { attend } from "../support/definition.ts";
+import { implementations } from "../support/devices.ts";
 import { describe, inputsOf, type Problem, problems, solve, tensorsOf } from "../support/problems.ts";
 
 /**
@@ -14,7 +15,7 @@ const roundings = 4;
 async function check(problem: Problem): Promise<void> {
   const tensors = tensorsOf(problem);
   const expected = attend(problem.shape, problem.rule, await inputsOf(tensors));
-  for (const implementation of ["cpu", "reference"] as const) {
+  for (const implementation of implementations) {
     const results = solve({ ...tensors, options: { ...tensors.options, implementation } });
     for (const name of ["out", "logSumExp", "dq", "dk", "dv"] as const) {
       const { values, sizes } = expected[name];

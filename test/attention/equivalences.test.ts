@@ -3,6 +3,7 @@ import { AttentionMask, type AttentionOptions, Tensor } from "longseq";
 import t from "tap";
 import { differing } from "../support/bits.ts";
 import { bounds, relativeError } from "../support/compare.ts";
+import { implementations } from "../support/devices.ts";
 import { solve } from "../support/problems.ts";
 
 const [Sq, Sk] = [90, 150];
@@ -54,7 +55,7 @@ const same: [name: string, inputs: typeof tensors, a: AttentionOptions, b: Atten
 
 for (const [name, inputs, a, b] of same) {
   t.test(name, async (t) => {
-    for (const implementation of ["cpu", "reference"] as const) {
+    for (const implementation of implementations) {
       const expected = solve({ ...inputs, options: { ...a, implementation } });
       const actual = solve({ ...inputs, options: { ...b, implementation } });
       t.strictSame(await differing(actual, expected), [], implementation);

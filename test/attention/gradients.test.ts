@@ -4,6 +4,7 @@ import { type AttentionOptions, attentionForward, Tensor } from "longseq";
 import t from "tap";
 import { at, relativeError } from "../support/compare.ts";
 import { attend, type Rule, type Shape } from "../support/definition.ts";
+import { implementations } from "../support/devices.ts";
 import { inputsOf, solve } from "../support/problems.ts";
 
 const shape: Shape = { batch: 1, queries: 3, keys: 5, heads: 4, keyHeads: 2, headDim: 8 };
@@ -80,7 +81,7 @@ for (const name of names) {
       const { out, logSumExp } = attentionForward(q as Tensor, k as Tensor, v as Tensor, options);
       return objective(await out.data(), await logSumExp.data());
     });
-    for (const implementation of ["cpu", "reference"] as const) {
+    for (const implementation of implementations) {
       const actual = solve({ ...tensors, options: { ...options, implementation } })[`d${name}`];
       t.ok(relativeError(await actual.data(), expected) < 5e-4, implementation);
     }

@@ -3,6 +3,7 @@ import fc from "fast-check";
 import { attentionBackward, attentionForward, Scope, Tensor } from "longseq";
 import t from "tap";
 import { differing } from "../support/bits.ts";
+import { implementations } from "../support/devices.ts";
 import { headsFirst, inside, packed } from "../support/layouts.ts";
 import { describe, type ProblemTensors, problems, solve, tensorsOf } from "../support/problems.ts";
 
@@ -32,11 +33,11 @@ for (const [name, relayout] of Object.entries(layouts)) {
   t.test(name, async (t) => {
     const property = fc.asyncProperty(
       problems,
-      fc.constantFrom("cpu", "reference"),
+      fc.constantFrom(...implementations),
       (problem, implementation) =>
         Scope.run(async () => {
           const tensors = tensorsOf(problem);
-          tensors.options.implementation = implementation as "cpu" | "reference";
+          tensors.options.implementation = implementation;
           const expected = solve(tensors);
           const found = await differing(solve({ ...tensors, ...(await relayout(tensors)) }), expected);
           if (found.length > 0) throw new Error(`${implementation}: ${found} differ: ${describe(problem)}`);

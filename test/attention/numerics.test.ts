@@ -3,9 +3,9 @@ import { AttentionMask, type AttentionOptions, attentionForward, Tensor } from "
 import t from "tap";
 import { at, type FloatType, floatTypes, relativeError } from "../support/compare.ts";
 import { attend } from "../support/definition.ts";
+import { implementations } from "../support/devices.ts";
 import { inputsOf, solve } from "../support/problems.ts";
 
-const implementations = ["cpu", "reference"] as const;
 const normal = (shape: readonly number[], seed: number, dtype: FloatType = "float32") =>
   Tensor.normal(shape, { seed, dtype });
 const { POSITIVE_INFINITY: infinity, NaN: nan } = Number;

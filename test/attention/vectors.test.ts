@@ -1,28 +1,30 @@
-// Every vector, in every dtype, on every instruction set that this machine has.
+// Every vector, in every dtype, on every instruction set that this machine has, or on the GPU.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
 import type { VectorReport } from "../support/child/vector-errors.ts";
 import { answer } from "../support/child.ts";
+import { implementations, kind, root } from "../support/devices.ts";
 
 const flags = new Set(/^flags\s*: (.*)$/m.exec(readFileSync("/proc/cpuinfo", "utf8"))?.[1]?.split(" "));
-const sets = [
+const ofCpu = [
   { name: "base", needs: [] },
   { name: "avx2", needs: ["avx2", "fma"] },
   { name: "avx512", needs: ["avx512f", "avx512bw", "avx512vl", "avx512dq"] },
   { name: "avx512bf16", needs: ["avx512_bf16"] },
 ];
 
-for (const { name, needs } of sets) {
+for (const { name, needs } of kind === "cuda" ? [{ name: "cuda", needs: [] }] : ofCpu) {
   const missing = needs.filter((flag) => !flags.has(flag));
   t.test(name, { skip: missing.length > 0 && `no ${missing.join(", ")} here` }, async (t) => {
-    const implementations = name === "base" ? ["cpu", "reference"] : ["cpu"];
+    const [own] = implementations;
+    const checked = name === "base" || name === "cuda" ? implementations : [own];
     const report = await answer<VectorReport>("vector-errors.ts", {
-      environment: { LONGSEQ_ISA: name },
-      args: [join(import.meta.dirname, "../vectors"), ...implementations],
+      environment: kind === "cuda" ? {} : { LONGSEQ_ISA: name },
+      args: [join(root, "test/vectors"), ...checked],
     });
-    t.equal(report.instructionSet, name);
-    t.equal(report.rows.length, 12 * 3 * 5 * implementations.length, "cases, dtypes, results");
+    if (kind === "cpu") t.equal(report.instructionSet, name);
+    t.equal(report.rows.length, 12 * 3 * 5 * checked.length, "cases, dtypes, results");
     for (const run of new Set(report.rows.map((row) => row.run))) {
       const rows = report.rows.filter((row) => row.run === run);
       // NaN comes as null.

@@ -3,6 +3,9 @@ import { chmod, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
 import { parseArguments } from "../../lib/cli/arguments.ts";
+import type { Contender } from "../../lib/cli/bench/contender.ts";
+import { measure, unsupported } from "../../lib/cli/bench/measure.ts";
+import type { OperationMeasurement } from "../../lib/cli/bench/operation-sweep.ts";
 import {
   documentBoundaries,
   floatingPointOperations,
@@ -13,7 +16,9 @@ import {
 import { benchOptions, benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
+import { implementations, kind } from "../support/devices.ts";
 
+const [own] = implementations;
 const folder = t.testdir({});
 const tiny = ["--heads", "2", "--head-dim", "16", "--seconds", "0"];
 
@@ -49,8 +54,8 @@ t.test("a line a pass and length, with the contract's fields", async (t) => {
   for (const line of lines) {
     t.match(line, {
       what: "attention",
-      implementation: "cpu",
-      device: "cpu",
+      implementation: own,
+      device: kind,
       deviceName: /./,
       dtype: "bfloat16",
       batch: 2,
@@ -107,6 +112,80 @@ t.test("documents in a batch, and every type and implementation", async (t) => {
   }
 });
 
+t.test("operations by rows: bytes over time, and the share of a copy's", async (t) => {
+  for (const [what, bytes] of [
+    ["copy", 4],
+    ["cast", 6],
+  ] as const) {
+    const args = [
+      "bench",
+      ...tiny,
+      "--what",
+      what,
+      "--dtype",
+      "bfloat16",
+      "--seq-len",
+      "64,256",
+      "--batch",
+      "2",
+    ];
+    const { code, stdout, stderr } = await longseq([...args, "--json", "-"]);
+    t.equal(code, 0, stderr);
+    const lines = jsonLines<OperationMeasurement>(stdout);
+    t.same(
+      lines.map(({ rows, width, pass }) => [rows, width, pass]),
+      [
+        [128, 32, "forward"],
+        [512, 32, "forward"],
+      ],
+    );
+    for (const { rows, ms = 0, gigabytesPerSecond = 0, peakShare = 0, peakBytes = 0 } of lines) {
+      t.ok(Math.abs((gigabytesPerSecond * ms) / ((rows * 32 * bytes) / 1e6) - 1) < 1e-9);
+      t.ok(peakShare > 0 && peakBytes >= rows * 32 * bytes);
+    }
+    t.match(stderr, /rows +pass +ms +GB\/s +of copy +memory\n +128 +forward +\d/);
+  }
+});
+
+t.test("runs that are timed together, and contenders that cannot", async (t) => {
+  const calls: number[] = [];
+  const contender = (implementation: string, more: Partial<Contender>): Contender => ({
+    implementation,
+    prepare: async () => {},
+    run: async () => 5,
+    runMany: undefined,
+    resetPeak: async () => {},
+    peakBytes: async () => undefined,
+    dispose: async () => {},
+    ...more,
+  });
+  const fails = (code: string) => async () => {
+    throw Object.assign(new Error(code), { code });
+  };
+  const timings = await measure(
+    [
+      contender("together", {
+        runMany: async (count) => {
+          calls.push(count);
+          return Array.from({ length: count }, () => 2);
+        },
+      }),
+      contender("alone", {}),
+      contender("too large", { run: fails("ERR_OUT_OF_MEMORY") }),
+      contender("unable", { prepare: fails(unsupported) }),
+    ],
+    { seconds: 60, mostRuns: 20 },
+    new AbortController().signal,
+    () => {},
+  );
+  t.same(calls, [4, 10, 10], "20 ms together: of 5 ms each at first, of 2 ms as measured then");
+  t.same(timings, [
+    { implementation: "together", figures: { ms: 2, msMin: 2, runs: 24 } },
+    { implementation: "alone", figures: { ms: 5, msMin: 5, runs: 3 } },
+    { implementation: "too large" },
+  ]);
+});
+
 t.test("out of memory is a line, and the sweep goes on", async (t) => {
   const lines = await measured(["--seq-len", "64,64k,128", "--pass", "forward"], {
     LONGSEQ_MEMORY_LIMIT: "4m",
@@ -140,7 +219,7 @@ t.test("table, JSON file and report", async (t) => {
     ];
     const { code, stdout, stderr } = await longseq(args);
     t.equal(code, 0, stderr);
-    t.match(stdout, /tokens +pass +ms +GFLOP\/s +of peak +tokens\/s +memory\n +64 +forward +\d/);
+    t.match(stdout, /tokens +pass +ms +[GT]FLOP\/s +of peak +tokens\/s +memory\n +64 +forward +\d/);
     t.equal(jsonLines(await readFile(json, "utf8")).length, 1);
     t.match(
       await readFile(report, "utf8"),
@@ -173,7 +252,7 @@ t.test("what is asked wrongly, or comes later, is refused", async (t) => {
 
 t.test("what this machine lacks is an error, before anything is measured", async (t) => {
   const lacking: [args: string[], code: number, message: RegExp][] = [
-    [["--device", "cuda"], 1, /longseq bench: .*CUDA/],
+    [["--device", "cuda:99"], 1, /longseq bench: .*(CUDA|cuda:99)/],
     [["--implementation", "sm90"], 1, /longseq bench: .*sm90/],
     [["--json", "no/such/folder/x"], 2, /cannot be written/],
   ];
@@ -207,7 +286,7 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
   // Stands for Python with PyTorch: speaks peer_torch.py's protocol, and writes down what it was asked.
   const log = join(folder, "asked.jsonl");
-  const python = join(folder, "python");
+  const python = join(folder, "python.cjs");
   await writeFile(
     python,
     `#!${process.execPath}
@@ -218,6 +297,7 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
   appendFileSync(${JSON.stringify(log)}, line + "\\n");
   size = request.seqLen ?? size;
   const answers = {
+    runMany: { ms: [1, 1] },
     hello: { torch: "9.9", implementations: ["torch-cpu"] },
     run: size > 100 ? { error: "too much", oom: true } : { ms: 1 },
     peak: { bytes: 4096 },
@@ -232,15 +312,15 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
   t.same(
     lines.map(({ seqLen, implementation, oom = false }) => [seqLen, implementation, oom]),
     [
-      [64, "cpu", false],
+      [64, own, false],
       [64, "torch-cpu", false],
-      [128, "cpu", false],
+      [128, own, false],
       [128, "torch-cpu", true],
     ],
   );
   t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
   const asked = jsonLines(await readFile(log, "utf8"));
-  t.match(asked[0], { op: "hello", device: "cpu", threads: 1, masked: false });
+  t.match(asked[0], { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
   t.match(asked[1], { op: "prepare", seqLen: 64, pass: "forward", causal: true, maskFile: null });
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],

@@ -4,6 +4,7 @@ import { loadSafetensors, saveSafetensors, type Tensor } from "longseq";
 import t from "tap";
 import { relativeError } from "../../lib/cli/verify/operation.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
+import { implementations } from "../support/devices.ts";
 
 interface Check {
   case: string;
@@ -32,7 +33,7 @@ async function changed(
 }
 
 for (const dtype of ["float32", "bfloat16", "float16"]) {
-  for (const implementation of ["reference", "cpu"]) {
+  for (const implementation of implementations) {
     t.test(`all vectors hold: ${dtype}, ${implementation}`, async (t) => {
       const args = ["verify", vectors, "--dtype", dtype, "--implementation", implementation, "--json", "-"];
       const { code, stdout, stderr } = await longseq(args);

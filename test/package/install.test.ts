@@ -2,7 +2,10 @@
 import { existsSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
-import { install, pack, pathWithoutCompilers, root, run } from "./npm.ts";
+import { root, skipFileOnGpu } from "../support/devices.ts";
+import { install, pack, pathWithoutCompilers, run } from "./npm.ts";
+
+skipFileOnGpu("it needs npm and compilers");
 
 // The source build compiles every file, while another test may have the second core.
 t.setTimeout(600_000);

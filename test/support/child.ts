@@ -2,9 +2,9 @@
 // and for what might end the process. They are JavaScript by then: a compiler in each would take most of its time.
 import { spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { Worker } from "node:worker_threads";
-import ts from "typescript";
 
 export interface Ended {
   code: number | null;
@@ -25,7 +25,11 @@ let built: string | undefined;
 
 /** A file of this folder as JavaScript, beside all others. It lies in the package, so that it can import `longseq`. */
 function compiled(file: string): string {
+  const name = file.replace(/\.ts$/, ".js");
+  // Where the tests were compiled beforehand, so were these.
+  if (import.meta.filename.endsWith(".js")) return join(sources, "child", name);
   if (built === undefined) {
+    const ts = createRequire(import.meta.url)("typescript") as typeof import("typescript");
     const parent = join(sources, "../../.tap");
     mkdirSync(parent, { recursive: true });
     const folder = mkdtempSync(join(parent, "support-"));
@@ -46,7 +50,7 @@ function compiled(file: string): string {
     }
     built = folder;
   }
-  return join(built, "child", file.replace(/\.ts$/, ".js"));
+  return join(built, "child", name);
 }
 
 /** Runs test/support/child/`file`. */

@@ -2,8 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import ts from "typescript";
-
-const root = join(import.meta.dirname, "../..");
+import { root } from "./devices.ts";
 
 export interface Example {
   /** What it is an example of: "attention", "Tensor.from". */

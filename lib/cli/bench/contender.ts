@@ -4,8 +4,7 @@ import {
   attentionBackward,
   attentionForward,
   type Device,
-  type Tensor,
-  Tensor as Tensors,
+  Tensor,
 } from "../../index.ts";
 import { attentionOptions, type Pass, type Problem } from "./problem.ts";
 
@@ -15,6 +14,8 @@ export interface Contender {
   prepare(): Promise<void>;
   /** Runs once; resolves to the milliseconds from the call until the results are there. */
   run(): Promise<number>;
+  /** On a GPU: the milliseconds of each of `count` runs by its own clock, none with its inputs in the cache. */
+  readonly runMany: ((count: number) => Promise<readonly number[]>) | undefined;
   /** From now on the peak is counted anew. */
   resetPeak(): Promise<void>;
   /** The most memory held since, inputs included; undefined where it cannot be told. */
@@ -22,12 +23,61 @@ export interface Contender {
   dispose(): Promise<void>;
 }
 
-type Implementation = NonNullable<AttentionOptions["implementation"]>;
+/** What is written before each run, so that the run finds its inputs in memory: twice the largest cache of any GPU. */
+const coldBytes = 2 ** 28;
 
 /** Ours, through the public API. */
-export class OwnAttention implements Contender {
+export abstract class Own implements Contender {
   readonly implementation: string;
-  readonly #device: Device;
+  readonly runMany: Contender["runMany"];
+  protected readonly device: Device;
+
+  constructor(device: Device, implementation: string) {
+    this.device = device;
+    this.implementation = implementation;
+    if (device.kind === "cuda") this.runMany = (count) => this.#timeMany(count);
+  }
+
+  abstract prepare(): Promise<void>;
+  /** What is timed; the results are disposed. */
+  protected abstract call(): readonly Tensor[];
+  abstract dispose(): Promise<void>;
+
+  async run(): Promise<number> {
+    const start = performance.now();
+    const results = this.call();
+    try {
+      await this.device.synchronize();
+      return performance.now() - start;
+    } finally {
+      for (const tensor of results) tensor.dispose();
+    }
+  }
+
+  async #timeMany(count: number): Promise<number[]> {
+    const times = Array.from({ length: count }, () => {
+      Tensor.zeros([coldBytes], { dtype: "uint8", device: this.device }).dispose();
+      const start = this.device.mark();
+      const results = this.call();
+      const time = this.device.mark().since(start);
+      for (const tensor of results) tensor.dispose();
+      return time;
+    });
+    return Promise.all(times);
+  }
+
+  async resetPeak(): Promise<void> {
+    this.device.resetPeak();
+  }
+
+  async peakBytes(): Promise<number> {
+    return this.device.memory().peakBytes;
+  }
+}
+
+type Implementation = NonNullable<AttentionOptions["implementation"]>;
+
+export class OwnAttention extends Own {
   readonly #problem: Problem;
   readonly #pass: Pass;
   readonly #chosen: Implementation | undefined;
@@ -36,8 +86,7 @@ export class OwnAttention implements Contender {
   #saved: { out: Tensor; logSumExp: Tensor; dout: Tensor } | undefined;
 
   constructor(device: Device, problem: Problem, pass: Pass, chosen: Implementation | undefined) {
-    this.implementation = chosen ?? device.kind;
-    this.#device = device;
+    super(device, chosen ?? (device.kind === "cuda" ? "sm80" : "cpu"));
     this.#problem = problem;
     this.#pass = pass;
     this.#chosen = chosen;
@@ -54,37 +103,23 @@ export class OwnAttention implements Contender {
     if (this.#pass === "backward") {
       this.#saved = { ...attentionForward(q, k, v, this.#options), dout: this.#normal(heads, 4) };
     }
-    await this.#device.synchronize();
+    await this.device.synchronize();
   }
 
   #normal(heads: number, seed: number): Tensor {
     const { mask, batch, seqLen, headDim, dtype } = this.#problem;
     // Documents are packed: [T, H, D].
     const leading = mask === "documents" ? [batch * seqLen] : [batch, seqLen];
-    return Tensors.normal([...leading, heads, headDim], { dtype, device: this.#device, seed });
+    return Tensor.normal([...leading, heads, headDim], { dtype, device: this.device, seed });
   }
 
-  async run(): Promise<number> {
+  protected call(): readonly Tensor[] {
     if (!this.#inputs) throw new Error("run before prepare");
     const [q, k, v] = this.#inputs;
-    const start = performance.now();
     const results = this.#saved
       ? attentionBackward({ q, k, v, ...this.#saved }, this.#options)
       : attentionForward(q, k, v, this.#options);
-    try {
-      await this.#device.synchronize();
-      return performance.now() - start;
-    } finally {
-      for (const tensor of Object.values(results)) tensor.dispose();
-    }
-  }
-
-  async resetPeak(): Promise<void> {
-    this.#device.resetPeak();
-  }
-
-  async peakBytes(): Promise<number> {
-    return this.#device.memory().peakBytes;
+    return Object.values(results);
   }
 
   async dispose(): Promise<void> {

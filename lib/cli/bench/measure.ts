@@ -18,6 +18,9 @@ export interface Effort {
 }
 
 const fewestRuns = 3;
+/** Runs that are timed together fill this, so that their waiting counts for little: */
+const togetherMs = 20;
+const mostTogether = 50;
 /** Runs that take this many times the effort's seconds are not repeated up to the fewest. */
 const patience = 4;
 
@@ -43,14 +46,17 @@ export async function measure(
   const samples = new Map<Contender, number[]>();
   const peaks = new Map<Contender, number>();
   const outOfMemory = new Set<Contender>();
-  /** False once it has run out of memory, which is a result and not an error. */
+  const unable = new Set<Contender>();
+  const isOut = (contender: Contender) => outOfMemory.has(contender) || unable.has(contender);
+  /** Having no memory, or no kernel for the problem, is a result and not an error. */
   const attempt = async (contender: Contender, step: () => Promise<void>) => {
-    if (outOfMemory.has(contender)) return;
+    if (isOut(contender)) return;
     try {
       await unlessAborted(step(), signal);
     } catch (error) {
-      if ((error as { code?: unknown }).code !== "ERR_OUT_OF_MEMORY") throw error;
-      outOfMemory.add(contender);
+      const { code } = error as { code?: unknown };
+      if (code !== "ERR_OUT_OF_MEMORY" && code !== unsupported) throw error;
+      (code === unsupported ? unable : outOfMemory).add(contender);
       await contender.dispose();
     }
   };
@@ -64,31 +70,40 @@ export async function measure(
     }
     onRound(0);
     const start = performance.now();
-    for (let round = 1; outOfMemory.size < contenders.length && !signal.aborted; round++) {
+    for (let round = 1; !contenders.every(isOut) && !signal.aborted; round++) {
       for (const contender of contenders) {
         await attempt(contender, async () => {
+          const before = samples.get(contender) ?? [];
+          if (round > 1 && contender.runMany) {
+            samples.set(contender, [...before, ...(await contender.runMany(together(before)))]);
+            return;
+          }
           if (round === 1) await contender.resetPeak();
           const ms = await contender.run();
-          samples.set(contender, [...(samples.get(contender) ?? []), ms]);
-          if (round > 1) return;
-          const bytes = await contender.peakBytes();
-          if (bytes !== undefined) peaks.set(contender, bytes);
+          if (round === 1) {
+            const bytes = await contender.peakBytes();
+            if (bytes !== undefined) peaks.set(contender, bytes);
+          }
+          const timed = contender.runMany ? await contender.runMany(together([ms])) : [ms];
+          samples.set(contender, [...before, ...timed]);
         });
       }
       onRound(round);
       const elapsed = (performance.now() - start) / 1000;
       const isLong = round >= fewestRuns ? elapsed >= effort.seconds : elapsed >= patience * effort.seconds;
-      if (isLong || round >= effort.mostRuns) break;
+      const most = Math.max(...[...samples.values()].map((times) => times.length));
+      if (isLong || most >= effort.mostRuns) break;
     }
   } catch (error) {
     if (!(error instanceof Aborted)) throw error;
   }
   // After an abort a run is still under way, and the process about to end: nothing to wait for.
   for (const contender of contenders) {
-    if (!outOfMemory.has(contender) && !signal.aborted) await contender.dispose();
+    if (!isOut(contender) && !signal.aborted) await contender.dispose();
   }
   return contenders.flatMap((contender) => {
     const { implementation } = contender;
+    if (unable.has(contender)) return [];
     if (outOfMemory.has(contender)) return [{ implementation }];
     const ms = samples.get(contender);
     if (!ms) return [];
@@ -96,6 +111,14 @@ export async function measure(
     const figures = { ms: median(ms), msMin: Math.min(...ms), runs: ms.length };
     return [{ implementation, figures, ...(peakBytes === undefined ? {} : { peakBytes }) }];
   });
+}
+
+/** The code of an error that says that a contender has no kernel for the problem. */
+export const unsupported = "unsupported";
+
+/** How many runs of such times are timed together. */
+function together(times: readonly number[]): number {
+  return Math.min(mostTogether, Math.max(1, Math.round(togetherMs / median(times))));
 }
 
 class Aborted extends Error {}

@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import type { Contender } from "./contender.ts";
-import { type Pass, type Problem, wholeMask } from "./problem.ts";
+import { unsupported } from "./measure.ts";
+import { documentBoundaries, type Pass, type Problem, wholeMask } from "./problem.ts";
 
 const script = fileURLToPath(new URL("../../../bench/peer_torch.py", import.meta.url));
 /** PyTorch wants a mask as an array; one of more than 2 GiB is no sensible comparison. */
@@ -25,19 +26,25 @@ export class TorchPeer implements Disposable {
   readonly version: string;
   readonly implementations: readonly string[];
   readonly #process: PythonProcess;
+  readonly #isGpu: boolean;
 
-  private constructor(process: PythonProcess, greeting: Greeting) {
+  private constructor(process: PythonProcess, isGpu: boolean, greeting: Greeting) {
     this.#process = process;
+    this.#isGpu = isGpu;
     this.version = greeting.torch;
     this.implementations = greeting.implementations;
   }
 
   /** Starts `LONGSEQ_PYTHON`, or `python3`; throws a PeerError where it has no torch. */
-  static async start(device: string, threads: number, isMasked: boolean): Promise<TorchPeer> {
+  static async start(
+    device: string,
+    threads: number,
+    problem: { what: string; dtype: string; masked: boolean },
+  ): Promise<TorchPeer> {
     const process = new PythonProcess(globalThis.process.env.LONGSEQ_PYTHON || "python3");
     try {
-      const greeting = await process.ask<Greeting>({ op: "hello", device, threads, masked: isMasked });
-      return new TorchPeer(process, greeting);
+      const greeting = await process.ask<Greeting>({ op: "hello", device, threads, ...problem });
+      return new TorchPeer(process, device !== "cpu", greeting);
     } catch (error) {
       process.end();
       throw error;
@@ -45,7 +52,16 @@ export class TorchPeer implements Disposable {
   }
 
   contenders(problem: Problem, pass: Pass): Contender[] {
-    return this.implementations.map((name) => new TorchAttention(this.#process, name, problem, pass));
+    return this.implementations.map(
+      (name) => new TorchAttention(this.#process, this.#isGpu, name, problem, pass),
+    );
+  }
+
+  /** Of an operation by rows (operations.ts). */
+  operationContenders(problem: object): Contender[] {
+    return this.implementations.map(
+      (name) => new TorchContender(this.#process, this.#isGpu, name, async () => problem),
+    );
   }
 
   [Symbol.dispose](): void {
@@ -53,44 +69,32 @@ export class TorchPeer implements Disposable {
   }
 }
 
-class TorchAttention implements Contender {
+class TorchContender implements Contender {
   readonly implementation: string;
+  readonly runMany: Contender["runMany"];
   readonly #process: PythonProcess;
-  readonly #problem: Problem;
-  readonly #pass: Pass;
+  readonly #request: () => Promise<object>;
 
-  constructor(process: PythonProcess, implementation: string, problem: Problem, pass: Pass) {
+  /** `request` resolves to what peer_torch.py is to prepare. */
+  constructor(
+    process: PythonProcess,
+    isGpu: boolean,
+    implementation: string,
+    request: () => Promise<object>,
+  ) {
     this.#process = process;
     this.implementation = implementation;
-    this.#problem = problem;
-    this.#pass = pass;
+    this.#request = request;
+    if (isGpu) {
+      this.runMany = async (count) => {
+        return (await process.ask<{ ms: number[] }>({ op: "runMany", count })).ms;
+      };
+    }
   }
 
   async prepare(): Promise<void> {
-    const maskFile = await this.#writeMask();
-    try {
-      const { implementation } = this;
-      await this.#process.ask({
-        op: "prepare",
-        implementation,
-        pass: this.#pass,
-        ...this.#problem,
-        maskFile,
-      });
-    } finally {
-      if (maskFile) await unlink(maskFile);
-    }
-  }
-
-  async #writeMask(): Promise<string | null> {
-    using mask = wholeMask(this.#problem);
-    if (!mask) return null;
-    if (mask.queries * mask.keys > largestMaskBytes) {
-      throw Object.assign(new Error("the dense mask is too large"), { code: "ERR_OUT_OF_MEMORY" });
-    }
-    const path = join(tmpdir(), `longseq-mask-${process.pid}`);
-    await writeFile(path, mask.toDense());
-    return path;
+    const { implementation } = this;
+    await this.#process.ask({ op: "prepare", implementation, ...(await this.#request()) });
   }
 
   async run(): Promise<number> {
@@ -108,6 +112,38 @@ class TorchAttention implements Contender {
   async dispose(): Promise<void> {
     await this.#process.ask({ op: "dispose" });
   }
+}
+
+class TorchAttention extends TorchContender {
+  #maskFile: string | null = null;
+
+  constructor(process: PythonProcess, isGpu: boolean, name: string, problem: Problem, pass: Pass) {
+    super(process, isGpu, name, async () => {
+      // FlexAttention takes the rule itself.
+      this.#maskFile = name === "torch-flex" ? null : await writeMask(problem);
+      const boundaries = problem.mask === "documents" ? documentBoundaries(problem.seqLen) : null;
+      return { pass, ...problem, boundaries, maskFile: this.#maskFile };
+    });
+  }
+
+  override async prepare(): Promise<void> {
+    try {
+      await super.prepare();
+    } finally {
+      if (this.#maskFile) await unlink(this.#maskFile);
+    }
+  }
+}
+
+async function writeMask(problem: Problem): Promise<string | null> {
+  using mask = wholeMask(problem);
+  if (!mask) return null;
+  if (mask.queries * mask.keys > largestMaskBytes) {
+    throw Object.assign(new Error("the dense mask is too large"), { code: "ERR_OUT_OF_MEMORY" });
+  }
+  const path = join(tmpdir(), `longseq-mask-${process.pid}`);
+  await writeFile(path, mask.toDense());
+  return path;
 }
 
 class PythonProcess {
@@ -144,8 +180,14 @@ class PythonProcess {
       await this.#ended;
       throw new PeerError(`${this.#command}: ${this.#lastWords()}`);
     }
-    const answer = JSON.parse(value) as Answer & { error?: string; oom?: boolean };
+    const answer = JSON.parse(value) as Answer & { error?: string; oom?: boolean; unsupported?: boolean };
     if (answer.error === undefined) return answer;
+    if (answer.unsupported) {
+      const { implementation } = request as { implementation?: string };
+      const [reason = ""] = answer.error.split("\n");
+      process.stderr.write(`longseq bench: without ${implementation}: ${reason}\n`);
+      throw Object.assign(new Error(reason), { code: unsupported });
+    }
     if (answer.oom) throw Object.assign(new Error(answer.error), { code: "ERR_OUT_OF_MEMORY" });
     throw new PeerError(answer.error);
   }

@@ -4,6 +4,7 @@ import { dirname, extname } from "node:path";
 import type { AttentionOptions, DType } from "../../index.ts";
 import { type Arguments, type OptionTable, UsageError } from "../arguments.ts";
 import { parseLengths } from "../quantity.ts";
+import { type OperationName, operationNames } from "./operations.ts";
 import { type MaskName, maskNames, type Pass, passes } from "./problem.ts";
 
 export const implementations = ["reference", "cpu", "sm80", "sm90"] as const satisfies readonly NonNullable<
@@ -15,8 +16,8 @@ export type ReportKind = (typeof reportKinds)[number];
 
 export const benchOptions: OptionTable = {
   what: {
-    value: "attention|layer|gpt",
-    help: "what to measure; attention is what this version has (default)",
+    value: "NAME",
+    help: `what to measure: ${["attention", ...operationNames].join(", ")}; layer and gpt come in a later version (default: attention)`,
   },
   device: { value: "cpu|cuda|cuda:N", help: "where to run (default: the best there is)" },
   implementation: {
@@ -64,6 +65,7 @@ export const benchOptions: OptionTable = {
 };
 
 export interface Settings {
+  readonly what: "attention" | OperationName;
   readonly device: string | undefined;
   readonly implementation: (typeof implementations)[number] | undefined;
   readonly dtype: (typeof floatTypes)[number] | undefined;
@@ -87,9 +89,9 @@ export interface Settings {
 export function benchSettings(given: Arguments): Settings {
   const [extra] = given.positionals;
   if (extra !== undefined) throw new UsageError(`unexpected "${extra}": bench takes options only`);
-  const what = given.choice("what", ["attention", "layer", "gpt"]) ?? "attention";
-  if (what !== "attention") {
-    throw new UsageError(`--what ${what} comes in a later version; this one measures attention`);
+  const what = given.choice("what", ["attention", ...operationNames, "layer", "gpt"]) ?? "attention";
+  if (what === "layer" || what === "gpt") {
+    throw new UsageError(`--what ${what} comes in a later version`);
   }
   refuseParallel(given);
   const lengths = given.text("seq-len");
@@ -103,7 +105,10 @@ export function benchSettings(given: Arguments): Settings {
     throw new UsageError(`--head-dim is ${headDim}, expected a multiple of 8 up to 256`);
   }
   const pass = given.choice("pass", [...passes, "both"]) ?? "both";
+  const report = reportTarget(given.text("report"));
+  if (report && what !== "attention") throw new UsageError("--report is attention's; --json writes the rest");
   return {
+    what,
     device: deviceName(given),
     implementation: given.choice("implementation", implementations),
     dtype: given.choice("dtype", floatTypes),
@@ -119,7 +124,7 @@ export function benchSettings(given: Arguments): Settings {
     seconds: given.amount("seconds") ?? (lengths === undefined ? 0.5 : 1.5),
     hasPeer: given.choice("peer", ["torch"]) === "torch",
     json: given.text("json"),
-    report: reportTarget(given.text("report")),
+    report,
   };
 }
 

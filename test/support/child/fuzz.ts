@@ -122,6 +122,7 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
   permute: [(...axes: number[]) => x.permute(...axes), near(0, 1), near(1), near(2), near(3)],
   reshape: [(shape) => x.reshape(shape), near([8, 8])],
   to: [(dtype) => x.to(dtype), near("bfloat16", "int32")],
+  toDevice: [(to) => x.toDevice(to), near(device, closed)],
   write: [(values) => ofClosed.write(values), near(new Float32Array(64))],
   attention: [longseq.attention, near(x), near(x), near(x), options],
   attentionForward: [longseq.attentionForward, near(x), near(x), near(x), options],
@@ -176,7 +177,7 @@ const native = createRequire(import.meta.url)("node-gyp-build")(root) as Record<
   ((...args: unknown[]) => unknown) & { arity: number }
 >;
 const call = (name: string, ...args: unknown[]) => native[name]?.(...args);
-const ofDevice = call("deviceOpen", "cpu");
+const ofDevice = call("deviceOpen", call("defaultDevice"));
 const tensors = [[1, 4, 2, 8], [1, 2, 4], [4], []].map((shape) => call("tensorEmpty", ofDevice, 0, shape));
 const handles = [
   ofDevice,

@@ -14,7 +14,7 @@ import {
 } from "longseq";
 import { bounds, type FloatType, floatTypes, relativeError } from "../compare.ts";
 
-type Implementation = "reference" | "cpu";
+type Implementation = NonNullable<AttentionOptions["implementation"]>;
 type Tensors = Record<string, Tensor>;
 
 export interface VectorReport {

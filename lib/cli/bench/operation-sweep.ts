@@ -1,0 +1,198 @@
+// `longseq bench --what NAME` for what operations.ts lists: measured length by length, printed, written as JSON lines.
+import type { Device, DType, Tensor } from "../../index.ts";
+import { measurePeak } from "../../peak.ts";
+import { type Column, type JsonLines, Table } from "../output.ts";
+import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
+import { type Contender, Own } from "./contender.ts";
+import { measure, type Timing } from "./measure.ts";
+import {
+  type Operation,
+  type OperationName,
+  operations,
+  type Prepared,
+  type Rows,
+  type Work,
+} from "./operations.ts";
+import type { TorchPeer } from "./peer.ts";
+import type { Pass } from "./problem.ts";
+import type { Settings } from "./settings.ts";
+
+export interface OperationMeasurement {
+  readonly what: OperationName;
+  readonly pass: Pass;
+  readonly implementation: string;
+  readonly device: string;
+  readonly deviceName: string;
+  readonly dtype: DType;
+  readonly rows: number;
+  readonly width: number;
+  /** The median, in milliseconds. */
+  readonly ms?: number;
+  readonly msMin?: number;
+  readonly runs?: number;
+  /** Bytes that must be read and written over the time, where they are what bounds it, */
+  readonly gigabytesPerSecond?: number;
+  /** and else the arithmetic. */
+  readonly tflops?: number;
+  /** The share of a copy's rate, or of the multiply-adds' peak, as measured. */
+  readonly peakShare?: number;
+  readonly peakBytes?: number;
+  readonly oom?: true;
+}
+
+interface Bench {
+  readonly settings: Settings;
+  readonly device: Device;
+  readonly dtype: NonNullable<Settings["dtype"]>;
+  readonly peer: TorchPeer | undefined;
+  readonly signal: AbortSignal;
+  readonly stream: NodeJS.WriteStream;
+  readonly json: JsonLines | undefined;
+  readonly onProgress: (text: string) => void;
+}
+
+class OwnOperation extends Own {
+  readonly #make: () => Prepared;
+  readonly #pass: Pass;
+  #prepared: Prepared | undefined;
+
+  constructor(operation: Operation, shape: Rows, pass: Pass) {
+    super(shape.device, shape.device.kind);
+    this.#make = () => operation.prepare(shape);
+    this.#pass = pass;
+  }
+
+  async prepare(): Promise<void> {
+    this.#prepared = this.#make();
+    await this.device.synchronize();
+  }
+
+  protected call(): readonly Tensor[] {
+    return this.#prepared?.[this.#pass]?.() ?? [];
+  }
+
+  async dispose(): Promise<void> {
+    for (const tensor of this.#prepared?.inputs ?? []) tensor.dispose();
+  }
+}
+
+const defaultLengths = [1024, 4096, 16384];
+const mostRuns = 200;
+
+export async function benchOperation(bench: Bench): Promise<number> {
+  const { settings, device, dtype, peer, signal, stream, json } = bench;
+  const what = settings.what as OperationName;
+  const operation: Operation = operations[what];
+  const width = settings.heads * settings.headDim;
+  const isBound = "bytes" in operation.work({ rows: 1, width, dtype, device }, "forward");
+  const peak = isBound ? await copyRate(bench) : 1e12 * (await measurePeak(device, dtype));
+  const unit = isBound ? "GB/s" : "TFLOP/s";
+  stream.write(`longseq ${what} on ${device.description}: ${dtype}, rows of ${width}; `);
+  stream.write(
+    `${isBound ? "a copy" : "multiply-adds"} at ${formatFigure(peak / scaleOf(isBound))} ${unit}\n\n`,
+  );
+  const table = tableOf(stream, unit, isBound, peer?.implementations ?? []);
+  table.head();
+  for (const length of settings.seqLens ?? defaultLengths) {
+    const shape: Rows = { rows: settings.batch * length, width, dtype, device };
+    for (const pass of settings.passes.filter((one) => operation.passes.includes(one))) {
+      if (signal.aborted) return 130;
+      const { rows } = shape;
+      const contenders: Contender[] = [
+        new OwnOperation(operation, shape, pass),
+        ...(peer?.operationContenders({ what, pass, dtype, rows, width }) ?? []),
+      ];
+      const timings = await measure(contenders, { seconds: settings.seconds, mostRuns }, signal, (round) => {
+        bench.onProgress(
+          `${rows.toLocaleString("en-US")} rows, ${pass}: round ${round + 1} (Ctrl-C to stop)`,
+        );
+      });
+      bench.onProgress("");
+      const work = operation.work(shape, pass);
+      const group = timings.map((timing) => measurementOf(what, shape, pass, work, peak, timing));
+      for (const measurement of group) json?.write(measurement);
+      if (group.length > 0) table.row(cells(group, peer?.implementations ?? []));
+    }
+  }
+  return 0;
+}
+
+const scaleOf = (isBound: boolean) => (isBound ? 1e9 : 1e12);
+
+/** Bytes a second that a copy of 256 MiB reads and writes: what memory gives at most. */
+async function copyRate({ device, signal, settings }: Bench): Promise<number> {
+  const shape: Rows = { rows: 2 ** 13, width: 2 ** 14, dtype: "bfloat16", device };
+  const effort = { seconds: Math.min(0.2, settings.seconds), mostRuns };
+  const [timing] = await measure(
+    [new OwnOperation(operations.copy, shape, "forward")],
+    effort,
+    signal,
+    () => {},
+  );
+  return (2 * 2 ** 28) / ((timing?.figures?.ms ?? Number.NaN) / 1000);
+}
+
+function measurementOf(
+  what: OperationName,
+  { rows, width, dtype, device }: Rows,
+  pass: Pass,
+  work: Work,
+  peak: number,
+  { implementation, figures, peakBytes }: Timing,
+): OperationMeasurement {
+  const { name, description: deviceName } = device;
+  const measurement = { what, pass, implementation, device: name, deviceName, dtype, rows, width };
+  if (!figures) return { ...measurement, oom: true };
+  const rate = ("bytes" in work ? work.bytes : work.operations) / (figures.ms / 1000);
+  return {
+    ...measurement,
+    ...figures,
+    ...("bytes" in work ? { gigabytesPerSecond: rate / 1e9 } : { tflops: rate / 1e12 }),
+    ...(Number.isFinite(peak) ? { peakShare: rate / peak } : {}),
+    ...(peakBytes === undefined ? {} : { peakBytes }),
+  };
+}
+
+function tableOf(
+  stream: NodeJS.WriteStream,
+  unit: string,
+  isBound: boolean,
+  peers: readonly string[],
+): Table {
+  const columns: Column[] = [
+    { title: "rows", width: 9 },
+    { title: "pass", width: 8, align: "left" },
+    { title: "ms", width: 9 },
+    { title: unit, width: 8 },
+    { title: isBound ? "of copy" : "of peak", width: 7 },
+    { title: "memory", width: 8 },
+    ...peers.flatMap((name): Column[] => [
+      { title: name, width: 9 },
+      { title: "ratio", width: 6 },
+    ]),
+  ];
+  return new Table(stream, columns);
+}
+
+function cells(group: readonly OperationMeasurement[], peers: readonly string[]): string[] {
+  const [own] = group;
+  const rate = (one: OperationMeasurement | undefined) => one?.gigabytesPerSecond ?? one?.tflops;
+  const ownRate = rate(own);
+  const figures =
+    ownRate === undefined
+      ? ["out of", "memory", "", ""]
+      : [
+          formatFigure(own?.ms ?? 0),
+          formatFigure(ownRate),
+          `${(100 * (own?.peakShare ?? 0)).toFixed(0)}%`,
+          formatBytes(own?.peakBytes ?? 0),
+        ];
+  const against = peers.flatMap((name) => {
+    const other = group.slice(1).find(({ implementation }) => implementation === name);
+    if (!other) return ["", ""];
+    const otherRate = rate(other);
+    if (otherRate === undefined) return ["no memory", ""];
+    return [formatFigure(otherRate), ownRate === undefined ? "" : `${(ownRate / otherRate).toFixed(2)}x`];
+  });
+  return [formatLength(own?.rows ?? 0), own?.pass ?? "", ...figures, ...against];
+}
