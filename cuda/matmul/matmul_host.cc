@@ -10,14 +10,16 @@
 namespace longseq {
 namespace {
 
-/** What is packed at a time: at most 16 MiB of each operand, and batch entries together up to that. Another
- * pass over C for each kBlock of the depth, and over A for each kBlock of the columns, is then a fraction of
- * a percent. */
-constexpr int64_t kBlock = 2048, kPackedBudget = int64_t{16} << 20;
-/** Of C, a task: their panels of B, a step deep, fill half of a second-level cache of 1 MiB. */
+/** What is packed at a time of A, and of B: up to 64 and 16 MiB, and batch entries together up to
+ * kPackedBudget. Packing costs a percent of a product as large as a block, and a block has tasks for hundreds
+ * of cores. */
+constexpr int64_t kBlockRows = 8192, kBlockColumns = 2048, kBlockDepth = 2048;
+constexpr int64_t kPackedBudget = int64_t{64} << 20;
+/** Of C, a task: with what it takes of A and B in a step of the depth, within a second-level cache of 1 MiB.
+ * (Measured: 384 x 256 and 192 x 512 were no faster, 192 x 512 slower where the cache is shared.) */
 constexpr int64_t kTaskRows = 192, kTaskColumns = 256;
 /** Fewer tasks than this may leave cores idle: then they are made smaller. */
-constexpr int64_t kFewTasks = 64;
+constexpr int64_t kFewTasks = 64, kLeastTask = 48 * 128;
 constexpr int64_t kPackBytes = 256 << 10;  // of a task
 /** Below this many multiply-adds, waking the pool costs more than it saves. */
 constexpr double kSmall = 2e6;
@@ -32,13 +34,14 @@ int64_t even_piece(int64_t whole, int64_t size, int64_t unit) {
 
 /** A block of an operand in panels: lanes are the rows of A or the columns of B. */
 struct Panels {
-  const Matrix& matrix;
+  Matrix matrix;
   bool as_rows, bfloat16;
   int64_t width, slack;  // of a panel
   char* memory = nullptr;
-  int64_t lanes = 0, depth = 0;  // of the block in hand
-  int64_t first_lane = 0, first_depth = 0;
+  int64_t first_lane = 0, lanes = 0, first_depth = 0, depth = 0;  // of the block in hand
 
+  void take_lanes(int64_t first, int64_t count) { first_lane = first, lanes = count; }
+  void take_depth(int64_t first, int64_t count) { first_depth = first, depth = count; }
   int64_t bytes_of_panel(int64_t of_depth) const {
     const int64_t elements = bfloat16 ? ceil_div(of_depth, 2) : of_depth;
     return (elements * width + slack) * 4;
@@ -73,100 +76,125 @@ struct Panels {
   }
 };
 
-Rows rows_of(const Tensor& x, int64_t element, int64_t stride) {
-  return {x.data<char>() + element * size_of(x.dtype), stride, x.dtype};
-}
+/** A call in blocks: batch entries that are worked on together, of each some rows, columns and depth. */
+class Blocks {
+ public:
+  Blocks(const Cpu& cpu, const Matmul& op)
+      : cpu_(cpu),
+        op_(op),
+        small_(static_cast<double>(op.batch * op.m) * static_cast<double>(op.n * op.k) < kSmall),
+        bfloat16_(op.a.tensor.dtype == DType::BFloat16 && instruction_set() == InstructionSet::Avx512Bf16),
+        // Sums that wait for the next block of the depth are float32: the result's own where it is.
+        sums_apart_(op.k > kBlockDepth && op.out.tensor.dtype != DType::Float32) {
+    run(cpu, FindTileShape{&tile_});
+    a_ = {op.a, true, bfloat16_, tile_.rows, tile_.slack};
+    b_ = {op.b, false, bfloat16_, tile_.columns, 0};
+    const int64_t rows = std::min(op.m, kBlockRows), columns = std::min(op.n, kBlockColumns);
+    const int64_t depth = std::min(op.k, kBlockDepth);
+    const int64_t a_bytes = a_.bytes_of(rows, depth), b_bytes = b_.bytes_of(columns, depth);
+    together_ = std::clamp<int64_t>(kPackedBudget / std::max<int64_t>(1, a_bytes + b_bytes), 1, op.batch);
+    const auto use = op.out.tensor.device()->memory();
+    packed_ = HostBlock(static_cast<size_t>(together_ * (a_bytes + b_bytes)), use);
+    a_.memory = static_cast<char*>(packed_.data());
+    b_.memory = a_.memory + together_ * a_bytes;
+    if (sums_apart_) sums_ = HostBlock(static_cast<size_t>(together_ * rows * columns) * 4, use);
 
-}  // namespace
-
-void run(const Cpu& cpu, const Matmul& op) {
-  TileShape tile;
-  run(cpu, FindTileShape{&tile});
-  const bool bfloat16 =
-      op.a.tensor.dtype == DType::BFloat16 && instruction_set() == InstructionSet::Avx512Bf16;
-  const bool small = static_cast<double>(op.batch * op.m) * static_cast<double>(op.n * op.k) < kSmall;
-  const auto for_each_task = [&](int64_t count, FunctionRef<void(int64_t, int)> body) {
-    if (!small) return parallel_for(count, body);
-    for (int64_t task = 0; task < count; task++) body(task, 0);
-  };
-  const auto use = op.out.tensor.device()->memory();
-
-  Panels a{op.a, true, bfloat16, tile.rows, tile.slack}, b{op.b, false, bfloat16, tile.columns, 0};
-  const int64_t block_m = std::min(op.m, kBlock), block_n = std::min(op.n, kBlock);
-  const int64_t block_k = std::min(op.k, kBlock);
-  const int64_t a_bytes = a.bytes_of(block_m, block_k), b_bytes = b.bytes_of(block_n, block_k);
-  const int64_t together =
-      std::clamp<int64_t>(kPackedBudget / std::max<int64_t>(1, std::max(a_bytes, b_bytes)), 1, op.batch);
-  const HostBlock packed(static_cast<size_t>(together * (a_bytes + b_bytes)), use);
-  a.memory = static_cast<char*>(packed.data());
-  b.memory = a.memory + together * a_bytes;
-
-  int64_t most_rows = kTaskRows, most_columns = kTaskColumns;
-  while (op.batch * ceil_div(op.m, most_rows) * ceil_div(op.n, most_columns) < kFewTasks &&
-         most_rows * most_columns > 48 * 128) {
-    (most_rows > 48 && most_rows * 2 >= most_columns ? most_rows : most_columns) /= 2;
+    while (op.batch * ceil_div(op.m, task_rows_) * ceil_div(op.n, task_columns_) < kFewTasks &&
+           task_rows_ * task_columns_ > kLeastTask) {
+      (task_rows_ * 2 >= task_columns_ ? task_rows_ : task_columns_) /= 2;
+    }
+    scratch_bytes_ =
+        round_up(round_up(task_rows_, tile_.rows) * round_up(task_columns_, tile_.columns) * 4, 4096);
+    scratch_ = HostBlock(static_cast<size_t>(scratch_bytes_ * (small_ ? 1 : thread_count().threads)), use);
   }
-  const int64_t scratch_bytes =
-      round_up(round_up(most_rows, tile.rows) * round_up(most_columns, tile.columns) * 4, 4096);
-  const HostBlock scratch(static_cast<size_t>(scratch_bytes * (small ? 1 : thread_count().threads)), use);
 
-  // Sums that wait for the next block of the depth are float32: the result's own where it is.
-  const bool sums_apart = op.k > kBlock && op.out.tensor.dtype != DType::Float32;
-  const HostBlock sums(sums_apart ? static_cast<size_t>(together * op.m * block_n) * 4 : 0, use);
-
-  for (int64_t first_entry = 0; first_entry < op.batch; first_entry += together) {
-    const int64_t entries = std::min(together, op.batch - first_entry);
-    for (b.first_lane = 0; b.first_lane < op.n; b.first_lane += kBlock) {
-      b.lanes = std::min(kBlock, op.n - b.first_lane);
-      // Once at least: a depth of 0 has a result too.
-      for (int64_t k = 0; k == 0 || k < op.k; k += kBlock) {
-        const bool is_first = k == 0, is_last = k + kBlock >= op.k;
-        a.first_depth = b.first_depth = k;
-        a.depth = b.depth = std::min(kBlock, op.k - k);
-        for (a.first_lane = 0; a.first_lane < op.m; a.first_lane += kBlock) {
-          a.lanes = std::min(kBlock, op.m - a.first_lane);
-          const int64_t a_tasks = ceil_div(a.lanes, a.piece());
-          const int64_t b_tasks = a.first_lane == 0 ? ceil_div(b.lanes, b.piece()) : 0;
-          for_each_task(entries * (a_tasks + b_tasks), [&](int64_t task, int) {
-            const int64_t entry = task / (a_tasks + b_tasks), piece = task % (a_tasks + b_tasks);
-            run(cpu, piece < a_tasks ? a.task(first_entry + entry, entry, piece * a.piece())
-                                     : b.task(first_entry + entry, entry, (piece - a_tasks) * b.piece()));
-          });
-
-          const int64_t rows = even_piece(a.lanes, most_rows, tile.rows);
-          const int64_t columns = even_piece(b.lanes, most_columns, tile.columns);
-          const int64_t row_tasks = ceil_div(a.lanes, rows), column_tasks = ceil_div(b.lanes, columns);
-          for_each_task(entries * row_tasks * column_tasks, [&](int64_t task, int slot) {
-            const int64_t entry = task / (row_tasks * column_tasks);
-            const int64_t row = task / column_tasks % row_tasks * rows,
-                          column = task % column_tasks * columns;
-            const int64_t m = a.first_lane + row, n = b.first_lane + column;
-            const Rows out =
-                rows_of(op.out.tensor, (first_entry + entry) * op.out.batch_stride + m * op.out.stride + n,
-                        op.out.stride);
-            Rows so_far = out;
-            if (sums_apart) {
-              float* const first = static_cast<float*>(sums.data()) + entry * op.m * block_n;
-              so_far = {reinterpret_cast<char*>(first + m * block_n + column), block_n, DType::Float32};
-            }
-            const Rows none{nullptr, 0, DType::Float32};
-            run(cpu,
-                ProductTask{
-                    a.at(entry, row), b.at(entry, column), a.bytes_of_panel(a.depth),
-                    b.bytes_of_panel(b.depth), std::min(rows, a.lanes - row),
-                    std::min(columns, b.lanes - column), a.depth, bfloat16,
-                    op.bias && is_last ? op.bias.data<char>() + n * size_of(op.bias.dtype) : nullptr,
-                    op.bias.dtype,
-                    !is_first       ? so_far
-                    : op.accumulate ? out
-                                    : none,
-                    is_last ? out : so_far,
-                    reinterpret_cast<float*>(static_cast<char*>(scratch.data()) + slot * scratch_bytes)});
-          });
+  void run_all() {
+    for (first_entry_ = 0; first_entry_ < op_.batch; first_entry_ += together_) {
+      entries_ = std::min(together_, op_.batch - first_entry_);
+      for (int64_t n = 0; n < op_.n; n += kBlockColumns) {
+        b_.take_lanes(n, std::min(kBlockColumns, op_.n - n));
+        for (int64_t m = 0; m < op_.m; m += kBlockRows) {
+          a_.take_lanes(m, std::min(kBlockRows, op_.m - m));
+          // Once at least: a depth of 0 has a result too.
+          for (int64_t k = 0; k == 0 || k < op_.k; k += kBlockDepth) {
+            for (Panels* const panels : {&a_, &b_}) panels->take_depth(k, std::min(kBlockDepth, op_.k - k));
+            pack();
+            multiply(k == 0, k + kBlockDepth >= op_.k);
+          }
         }
       }
     }
   }
-}
+
+ private:
+  void for_each_task(int64_t count, FunctionRef<void(int64_t, int)> body) const {
+    if (!small_) return parallel_for(count, body);
+    for (int64_t task = 0; task < count; task++) body(task, 0);
+  }
+
+  void pack() const {
+    const int64_t a_tasks = ceil_div(a_.lanes, a_.piece()), b_tasks = ceil_div(b_.lanes, b_.piece());
+    for_each_task(entries_ * (a_tasks + b_tasks), [&](int64_t task, int) {
+      const int64_t entry = task / (a_tasks + b_tasks), piece = task % (a_tasks + b_tasks);
+      run(cpu_, piece < a_tasks ? a_.task(first_entry_ + entry, entry, piece * a_.piece())
+                                : b_.task(first_entry_ + entry, entry, (piece - a_tasks) * b_.piece()));
+    });
+  }
+
+  void multiply(bool is_first, bool is_last) const {
+    const int64_t rows = even_piece(a_.lanes, task_rows_, tile_.rows);
+    const int64_t columns = even_piece(b_.lanes, task_columns_, tile_.columns);
+    const int64_t row_tasks = ceil_div(a_.lanes, rows), column_tasks = ceil_div(b_.lanes, columns);
+    for_each_task(entries_ * row_tasks * column_tasks, [&](int64_t task, int slot) {
+      const int64_t entry = task / (row_tasks * column_tasks);
+      const int64_t row = task / column_tasks % row_tasks * rows, column = task % column_tasks * columns;
+      const Rows out = rows_of_result(entry, row, column), none{nullptr, 0, DType::Float32};
+      const Rows so_far = sums_apart_ ? rows_of_sums(entry, row, column) : out;
+      ProductTask product{
+          .a_panels = a_.at(entry, row),
+          .b_panels = b_.at(entry, column),
+          .a_panel_bytes = a_.bytes_of_panel(a_.depth),
+          .b_panel_bytes = b_.bytes_of_panel(b_.depth),
+          .rows = std::min(rows, a_.lanes - row),
+          .columns = std::min(columns, b_.lanes - column),
+          .depth = a_.depth,
+          .bfloat16 = bfloat16_,
+          .bias = nullptr,
+          .bias_dtype = op_.bias.dtype,
+          .addend = so_far,
+          .out = is_last ? out : so_far,
+          .scratch = reinterpret_cast<float*>(static_cast<char*>(scratch_.data()) + slot * scratch_bytes_)};
+      if (is_first) product.addend = op_.accumulate ? out : none;
+      if (is_last && op_.bias) {
+        product.bias = op_.bias.data<char>() + (b_.first_lane + column) * size_of(op_.bias.dtype);
+      }
+      run(cpu_, product);
+    });
+  }
+
+  Rows rows_of_result(int64_t entry, int64_t row, int64_t column) const {
+    const Tensor& out = op_.out.tensor;
+    const int64_t element = (first_entry_ + entry) * op_.out.batch_stride +
+                            (a_.first_lane + row) * op_.out.stride + b_.first_lane + column;
+    return {out.data<char>() + element * size_of(out.dtype), op_.out.stride, out.dtype};
+  }
+  Rows rows_of_sums(int64_t entry, int64_t row, int64_t column) const {
+    float* const sums = static_cast<float*>(sums_.data()) + entry * a_.lanes * b_.lanes;
+    return {reinterpret_cast<char*>(sums + row * b_.lanes + column), b_.lanes, DType::Float32};
+  }
+
+  const Cpu& cpu_;
+  const Matmul& op_;
+  const bool small_, bfloat16_, sums_apart_;
+  TileShape tile_;
+  Panels a_, b_;
+  int64_t task_rows_ = kTaskRows, task_columns_ = kTaskColumns, scratch_bytes_;
+  int64_t first_entry_ = 0, together_, entries_ = 0;
+  HostBlock packed_, sums_, scratch_;
+};
+
+}  // namespace
+
+void run(const Cpu& cpu, const Matmul& op) { Blocks(cpu, op).run_all(); }
 
 }  // namespace longseq
