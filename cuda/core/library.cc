@@ -1,9 +1,9 @@
 #include "core/library.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <filesystem>
 #include <vector>
 
 namespace longseq {
@@ -12,6 +12,13 @@ namespace {
 std::string value_of(const char* variable) {
   const char* const value = std::getenv(variable);
   return value ? value : "";
+}
+
+/** By opendir: the addon's glibc is older than stat. */
+bool is_folder(const std::string& path) {
+  DIR* const folder = opendir(path.c_str());
+  if (folder) closedir(folder);
+  return folder != nullptr;
 }
 
 std::vector<std::string> toolkit_folders() {
@@ -36,8 +43,7 @@ Library open_library(std::initializer_list<const char*> names, const char* varia
     return false;
   };
   if (const std::string named = value_of(variable); !named.empty()) {
-    std::error_code ignored;
-    if (!std::filesystem::is_directory(named, ignored)) {
+    if (!is_folder(named)) {
       opens(named);
       return library;
     }

@@ -16,8 +16,8 @@ export interface ProductReport {
 
 const sizes = [
   [1, 700, 300],
-  [300, 110, 140],
-  [40, 2100, 50],
+  [200, 100, 110],
+  [40, 2100, 26],
   [37, 33, 31],
 ] as const;
 const { threads, instructionSet } = info().cpu;
