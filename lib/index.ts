@@ -17,6 +17,8 @@ export {
   mergeAttention,
 } from "./ops/attention.ts";
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
+export { type MatmulOptions, matmul } from "./ops/matmul.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

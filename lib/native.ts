@@ -116,6 +116,27 @@ export interface Native {
     out: TensorHandle,
     logSumExp: TensorHandle,
   ): void;
+  matmul(
+    a: TensorHandle,
+    b: TensorHandle,
+    bias: TensorHandle | null,
+    out: TensorHandle,
+    transposeA: boolean,
+    transposeB: boolean,
+    accumulate: boolean,
+  ): void;
+  linear(x: TensorHandle, weight: TensorHandle, bias: TensorHandle | null, y: TensorHandle): void;
+  linearBackward(
+    dy: TensorHandle,
+    x: TensorHandle,
+    weight: TensorHandle,
+    dx: TensorHandle,
+    dweight: TensorHandle,
+    dbias: TensorHandle | null,
+    addsToDweight: boolean,
+    addsToDbias: boolean,
+  ): void;
+  columnSum(x: TensorHandle, y: TensorHandle): void;
   measurePeak(y: TensorHandle, dtype: number): void;
 }
 

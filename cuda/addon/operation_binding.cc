@@ -3,6 +3,7 @@
 #include "addon/bindings.h"
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
+#include "matmul/matmul.h"
 #include "peak/peak.h"
 
 namespace longseq {
@@ -52,6 +53,10 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward>(exports, "attentionForward");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
+  bind<matmul>(exports, "matmul");
+  bind<linear>(exports, "linear");
+  bind<linear_backward>(exports, "linearBackward");
+  bind<column_sum>(exports, "columnSum");
   bind<measure_peak>(exports, "measurePeak");
 }
 

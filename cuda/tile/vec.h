@@ -67,6 +67,15 @@ LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_i32gather_ps(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), p, 4);
 }
+/** a0 b0 a1 b1 ... of the lower halves, and of the upper ones. */
+LONGSEQ_INLINE Vec interleave_low(Vec a, Vec b) {
+  const __m512i lanes = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  return _mm512_permutex2var_ps(a, lanes, b);
+}
+LONGSEQ_INLINE Vec interleave_high(Vec a, Vec b) {
+  const __m512i lanes = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  return _mm512_permutex2var_ps(a, lanes, b);
+}
 
 #elif defined(__AVX2__)
 
@@ -134,6 +143,12 @@ LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec x, Vec f) {
 LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_i32gather_ps(p, _mm256_mullo_epi32(lane, _mm256_set1_epi32(stride)), 4);
+}
+LONGSEQ_INLINE Vec interleave_low(Vec a, Vec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+}
+LONGSEQ_INLINE Vec interleave_high(Vec a, Vec b) {
+  return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
 }
 
 #else
@@ -206,6 +221,8 @@ LONGSEQ_INLINE Vec scale_by_power(Vec p, Vec x, Vec f) {
 LONGSEQ_INLINE Vec load_strided(const float* p, int stride) {
   return Vec{p[0], p[stride], p[2 * stride], p[3 * stride]};
 }
+LONGSEQ_INLINE Vec interleave_low(Vec a, Vec b) { return Vec{a[0], b[0], a[1], b[1]}; }
+LONGSEQ_INLINE Vec interleave_high(Vec a, Vec b) { return Vec{a[2], b[2], a[3], b[3]}; }
 
 #endif
 

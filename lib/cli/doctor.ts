@@ -178,7 +178,10 @@ function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator): Fact[] {
     ...(links ? [{ name: "links", value: links.replaceAll("\n", `\n  ${"".padEnd(16)} `) }] : []),
     cublasLt
       ? { name: "cuBLASLt", value: cublasLt }
-      : absent("cuBLASLt", "in the CUDA toolkit, version 12 or 13; LONGSEQ_CUBLASLT names its path"),
+      : absent(
+          "cuBLASLt",
+          "in the CUDA toolkit 12 or 13, or pip's nvidia-cublas; LONGSEQ_CUBLAS names its file or folder",
+        ),
     nccl
       ? { name: "NCCL", value: nccl }
       : absent("NCCL", "package libnccl2, or the nvidia-nccl wheel; LONGSEQ_NCCL names its path"),

@@ -3,6 +3,7 @@ import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { type AttentionOptions, nativeOptions } from "./attention-options.ts";
+import { queued } from "./queued.ts";
 
 /** Attention's output and what the backward pass and merging need of it. */
 export interface AttentionResult {
@@ -171,16 +172,6 @@ export function mergeAttention(parts: readonly AttentionResult[]): AttentionResu
 }
 
 type Handle = ReturnType<typeof handleOf>;
-
-/** Runs `queue`; when it refuses, the results that were made for it are let go. */
-function queued<T>(results: readonly Tensor[], queue: () => T): T {
-  try {
-    return queue();
-  } catch (error) {
-    for (const tensor of results) tensor.dispose();
-    throw error;
-  }
-}
 
 function statisticsShape(q: Tensor): number[] {
   const [batch = 0, queries = 0, heads = 0] = q.shape.length === 3 ? [1, ...q.shape] : q.shape;

@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import t from "tap";
-import { parseGpus } from "../../lib/cli/doctor/accelerator.ts";
+import { findLibrary, parseGpus } from "../../lib/cli/doctor/accelerator.ts";
 import { schedulers } from "../../lib/cli/doctor/scheduler.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
 
@@ -38,4 +38,17 @@ t.test("what the system's files and tools say", async (t) => {
     schedulers({ RANK: "0", WORLD_SIZE: "2", LOCAL_RANK: "0" }).map(({ name }) => name),
     ["torchrun"],
   );
+});
+
+t.test("a library is where its variable says, a file or a folder", async (t) => {
+  const folder = t.testdir({ "libx.so.2": "", other: "" });
+  const names = ["libx.so.3", "libx.so.2"];
+  const found = (value: string) => {
+    process.env.LONGSEQ_TEST_LIBRARY = value;
+    return findLibrary("LONGSEQ_TEST_LIBRARY", names);
+  };
+  t.equal(found(folder), `${folder}/libx.so.2`);
+  t.equal(found(`${folder}/other`), `${folder}/other`);
+  t.equal(found(`${folder}/absent`), null);
+  t.equal(findLibrary("LONGSEQ_TEST_NOTHING", names), null);
 });

@@ -1,6 +1,6 @@
 // NVIDIA driver, GPUs and libraries as the system shows them, without loading any.
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 
 export interface Gpu {
@@ -27,7 +27,7 @@ export function accelerator(): Accelerator {
     driver: driverVersion(),
     gpus,
     links: gpus.length > 1 ? nvidiaSmi(["topo", "-m"]) : null,
-    cublasLt: findLibrary("LONGSEQ_CUBLASLT", ["libcublasLt.so.13", "libcublasLt.so.12"]),
+    cublasLt: findLibrary("LONGSEQ_CUBLAS", ["libcublasLt.so.13", "libcublasLt.so.12"]),
     nccl: findLibrary("LONGSEQ_NCCL", ["libnccl.so.2"]),
   };
 }
@@ -65,10 +65,16 @@ function nvidiaSmi(args: readonly string[]): string | null {
   return status === 0 ? stdout.trim() : null;
 }
 
-/** Where the dynamic linker would look, near enough to say present or absent; `variable` names a path outright. */
-function findLibrary(variable: string, names: readonly string[]): string | null {
+/**
+ * Where cuda/core/library.cc finds it, near enough to say present or absent: `variable` names a file or a folder outright.
+ */
+export function findLibrary(variable: string, names: readonly string[]): string | null {
   const named = process.env[variable];
-  if (named) return existsSync(named) ? named : null;
+  if (named) {
+    const isFolder = statSync(named, { throwIfNoEntry: false })?.isDirectory();
+    const paths = isFolder ? names.map((name) => join(named, name)) : [named];
+    return paths.find((path) => existsSync(path)) ?? null;
+  }
   const folders = [
     ...(process.env.LD_LIBRARY_PATH ?? "").split(":").filter(Boolean),
     ...toolkitFolders(),

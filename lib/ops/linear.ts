@@ -1,0 +1,146 @@
+import { checkOptions, failure } from "../errors.ts";
+import { native } from "../native.ts";
+import { record } from "../tape.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import { checkOutDtype, inDtype } from "./matmul.ts";
+import { queued } from "./queued.ts";
+
+/** Where `linear` puts the gradients of its parameters on the backward pass. */
+export interface LinearOptions {
+  /** The result's dtype, where it is to be wider than x's. */
+  outDtype?: "float32";
+  /**
+   * Of weight's shape, float32 or weight's dtype: the backward pass of the tape adds weight's gradient to this, and
+   * what it returns for weight is zeros. For gradients that are summed over many calls, in float32.
+   */
+  dweight?: Tensor;
+  /** The same for the bias. */
+  dbias?: Tensor;
+}
+
+/**
+ * A linear layer, `y = x weight^T + bias`. Differentiable on a `Tape`.
+ *
+ * @param x [.., I]; float32, bfloat16 or float16.
+ * @param weight [O, I], of x's dtype.
+ * @param bias [O], of x's dtype.
+ * @returns [.., O], of x's dtype.
+ * @throws the errors of `matmul`.
+ *
+ * @example
+ * const weight = Tensor.from([1, 0, 1, 0, 1, 1], [2, 3]);
+ * await linear(Tensor.from([1, 2, 3], [1, 3]), weight, Tensor.from([10, 20], [2])).data(); // [14, 25]
+ *
+ * @example
+ * const x = Tensor.normal([4, 512, 64], { dtype: "bfloat16" });
+ * const weight = Tensor.normal([256, 64], { std: 0.1, dtype: "bfloat16" });
+ * const dweight = Tensor.zeros([256, 64]); // float32
+ * using tape = new Tape();
+ * tape.watch(x, weight);
+ * const y = linear(x, weight, undefined, { dweight });
+ * const [dx] = tape.backward(y, Tensor.normal(y.shape, { dtype: "bfloat16" }), [x]); // and dweight has its own
+ */
+export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: LinearOptions = {}): Tensor {
+  checkOptions("linear", options);
+  const { outDtype, dweight, dbias } = options;
+  checkOutDtype("linear", outDtype);
+  const operands = [
+    handleOf(x, "linear: x"),
+    handleOf(weight, "linear: weight"),
+    bias === undefined ? null : handleOf(bias, "linear: bias"),
+  ] as const;
+  for (const [name, sum, parameter] of [
+    ["dweight", dweight, weight],
+    ["dbias", dbias, bias],
+  ] as const) {
+    if (sum !== undefined) checkSum(name, sum, parameter);
+  }
+  const y = Tensor.empty([...x.shape.slice(0, -1), weight.shape[0] ?? 0], {
+    dtype: outDtype ?? x.dtype,
+    device: x.device,
+  });
+  queued([y], () => native.linear(...operands, handleOf(y, "y")));
+  return record("linear", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
+    const saved = { x: save(x), weight: save(weight) };
+    const sums = { ...(dweight && { dweight: save(dweight) }), ...(dbias && { dbias: save(dbias) }) };
+    return ([dy]) => {
+      const made = linearBackward({ ...saved, ...sums, dy }, { hasBias: bias !== undefined });
+      return [made.dx, dweight ? null : made.dweight, ...(bias ? [dbias ? null : made.dbias] : [])];
+    };
+  });
+}
+
+/** What `linearBackward` gives. */
+export interface LinearGradients {
+  /** Of x's shape and dtype. */
+  dx: Tensor;
+  /** The one given, or new, of weight's shape and dtype. */
+  dweight: Tensor;
+  /** The one given, or new, [O] of weight's dtype; null where there is no bias. */
+  dbias: Tensor | null;
+}
+
+/**
+ * The gradients of sum(y * dy), y being `linear(x, weight, bias)`. Deterministic: the same bits at any thread count.
+ *
+ *     dx = dy weight      dweight = dy^T x      dbias = the sum of dy's rows
+ *
+ * @param tensors x and weight, the gradient dy [.., O], and where they are to be added to what is there already,
+ * dweight and dbias, float32 or of weight's dtype.
+ * @param options hasBias: whether there is a bias (where dbias is given there is).
+ * @throws the errors of `matmul`.
+ *
+ * @example
+ * const [x, weight] = [Tensor.from([1, 2], [1, 2]), Tensor.from([3, 4, 5, 6], [2, 2])];
+ * const dweight = Tensor.from([10, 10, 10, 10], [2, 2]);
+ * const { dx } = linearBackward({ x, weight, dy: Tensor.from([1, 1], [1, 2]), dweight });
+ * await dx.data(); // [8, 10]
+ * await dweight.data(); // [11, 12, 11, 12]
+ */
+export function linearBackward(
+  tensors: { x: Tensor; weight: Tensor; dy: Tensor; dweight?: Tensor; dbias?: Tensor },
+  options: { hasBias?: boolean } = {},
+): LinearGradients {
+  checkOptions("linearBackward: tensors", tensors);
+  checkOptions("linearBackward", options);
+  const { x, weight, dy: given } = tensors;
+  const operands = [handleOf(x, "linear: x"), handleOf(weight, "linear: weight")] as const;
+  handleOf(given, "linear: dy");
+  for (const name of ["dweight", "dbias"] as const) {
+    if (tensors[name] !== undefined) handleOf(tensors[name], `linear: ${name}`);
+  }
+  const dy = inDtype(given, weight.dtype);
+  const like = { dtype: weight.dtype, device: weight.device };
+  const dx = Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
+  const dweight = tensors.dweight ?? Tensor.empty(weight.shape, like);
+  const hasBias = options.hasBias === true || tensors.dbias !== undefined;
+  const dbias = tensors.dbias ?? (hasBias ? Tensor.empty([weight.shape[0] ?? 0], like) : null);
+  const made = [dx, ...(tensors.dweight ? [] : [dweight]), ...(dbias && !tensors.dbias ? [dbias] : [])];
+  return queued(made, () => {
+    native.linearBackward(
+      handleOf(dy, "dy"),
+      ...operands,
+      handleOf(dx, "dx"),
+      handleOf(dweight, "dweight"),
+      dbias && handleOf(dbias, "dbias"),
+      tensors.dweight !== undefined,
+      tensors.dbias !== undefined,
+    );
+    return { dx, dweight, dbias };
+  });
+}
+
+/** Here, and not only on the backward pass: the mistake is in this call. */
+function checkSum(name: string, sum: Tensor, parameter: Tensor | undefined): void {
+  handleOf(sum, `linear: ${name}`);
+  if (parameter === undefined) throw failure("ERR_OPTION", `linear: ${name} is given without bias`);
+  if (sum.shape.join() !== parameter.shape.join() || !sum.isContiguous) {
+    throw failure(
+      "ERR_SHAPE",
+      `linear: ${name} has the shape [${sum.shape.join(", ")}], expected [${parameter.shape.join(", ")}], contiguous`,
+    );
+  }
+  if (sum.dtype !== "float32" && sum.dtype !== parameter.dtype) {
+    throw failure("ERR_DTYPE", `linear: ${name} is ${sum.dtype}, expected float32 or ${parameter.dtype}`);
+  }
+}
