@@ -3,7 +3,10 @@
 #include "addon/bindings.h"
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
+#include "loss/loss.h"
+#include "norm/norm.h"
 #include "peak/peak.h"
+#include "softmax/softmax.h"
 
 namespace longseq {
 
@@ -52,6 +55,12 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward>(exports, "attentionForward");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
+  bind<norm_forward>(exports, "normForward");
+  bind<norm_backward>(exports, "normBackward");
+  bind<softmax_forward>(exports, "softmaxForward");
+  bind<softmax_backward>(exports, "softmaxBackward");
+  bind<cross_entropy_forward>(exports, "crossEntropyForward");
+  bind<cross_entropy_backward>(exports, "crossEntropyBackward");
   bind<measure_peak>(exports, "measurePeak");
 }
 
