@@ -56,7 +56,7 @@ export interface CrossEntropyResult {
  * const loss = crossEntropy(logits, Tensor.from(Int32Array.of(0, 3, -100), [3]));
  * console.log(await loss.data()); // ln 4
  * const [dlogits] = tape.backward(loss, Tensor.from([1], []), [logits]);
- * await dlogits?.data(); // [-0.375, 0.125, 0.125, 0.125, 0.125, 0.125, 0.125, -0.375, 0, 0, 0, 0]
+ * console.log(await dlogits?.data()); // -3/8 for the targets, 1/8 beside them, 0 where ignored
  */
 export function crossEntropy(
   logits: Tensor,
