@@ -30,6 +30,7 @@ export {
   type LayerNormResult,
   layerNormBackward,
   layerNormForward,
+  type NormBackwardTensors,
   type NormForwardOptions,
   type NormOptions,
   type RmsNormResult,

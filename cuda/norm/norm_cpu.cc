@@ -26,14 +26,21 @@ void forward_row(const NormForwardRows& op, int64_t row) {
       total = add(total, load_first(values + at, count));
     });
     mean = sum_of(total) * scale;
-    op.mean[row] = mean;
   }
-  Vec squares = zero();
+  Vec squares = zero(), rest = zero();
   for_vectors(op.columns, [&](int64_t at, int count) LONGSEQ_INLINE_LAMBDA {
     const Vec centred = sub(load_first(values + at, count, mean), set(mean));
     squares = fma(centred, centred, squares);
+    rest = add(rest, centred);
   });
-  const float r = 1.0f / __builtin_sqrtf(sum_of(squares) * scale + op.eps);
+  float variance = sum_of(squares) * scale;
+  if (op.mean != nullptr) {
+    const float missed = sum_of(rest) * scale;
+    mean += missed;
+    variance -= missed * missed;
+    op.mean[row] = mean;
+  }
+  const float r = 1.0f / __builtin_sqrtf(variance + op.eps);
   op.reciprocal_deviation[row] = r;
   for_vectors(op.columns, [&](int64_t at, int count) LONGSEQ_INLINE_LAMBDA {
     const Vec n = mul(sub(load_first(values + at, count), set(mean)), set(r));

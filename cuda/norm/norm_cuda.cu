@@ -27,6 +27,18 @@ __device__ float value_at(const void* vector, bool is_float32, int64_t column) {
                     : static_cast<float>(static_cast<const T*>(vector)[column]);
 }
 
+/** From the sums of (x - mean)^2 and x - mean; the mean gets what its own sum's rounding took. */
+__device__ float reciprocal_deviation(const NormForwardRows& op, const float (&sums)[2], float scale,
+                                      float& mean) {
+  float variance = sums[0] * scale;
+  if (op.mean != nullptr) {
+    const float missed = sums[1] * scale;
+    mean += missed;
+    variance -= missed * missed;
+  }
+  return 1.0f / sqrtf(variance + op.eps);
+}
+
 /** grid: rows over groups; block: 256, or the threads of a row. */
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
@@ -65,13 +77,17 @@ __global__ void __launch_bounds__(kMostThreads)
     });
     mean = group.reduce<Sum>(total) * scale;
   }
-  float squares = 0;
+  float sums[2] = {};  // of squares, of what the mean has missed
   for_packs<T, kPacks>(group, packs, [&](int i, int) {
     float values[kCount];
     held[i].get(values);
-    for (int e = 0; e < kCount; e++) squares = fmaf(values[e] - mean, values[e] - mean, squares);
+    for (int e = 0; e < kCount; e++) {
+      sums[0] = fmaf(values[e] - mean, values[e] - mean, sums[0]);
+      sums[1] += values[e] - mean;
+    }
   });
-  const float r = 1.0f / sqrtf(group.reduce<Sum>(squares) * scale + op.eps);
+  group.reduce<Sum>(sums);
+  const float r = reciprocal_deviation(op, sums, scale, mean);
   if (inside && group.lane() == 0) {
     if (op.mean != nullptr) op.mean[row] = mean;
     op.reciprocal_deviation[row] = r;
@@ -119,12 +135,14 @@ __global__ void __launch_bounds__(kMostThreadsAny)
     for (int64_t c = group.lane(); c < columns; c += group.size()) total += static_cast<float>(values[c]);
     mean = group.reduce<Sum>(total) * scale;
   }
-  float squares = 0;
+  float sums[2] = {};  // of squares, of what the mean has missed
   for (int64_t c = group.lane(); c < columns; c += group.size()) {
     const float centred = static_cast<float>(values[c]) - mean;
-    squares = fmaf(centred, centred, squares);
+    sums[0] = fmaf(centred, centred, sums[0]);
+    sums[1] += centred;
   }
-  const float r = 1.0f / sqrtf(group.reduce<Sum>(squares) * scale + op.eps);
+  group.reduce<Sum>(sums);
+  const float r = reciprocal_deviation(op, sums, scale, mean);
   if (inside && group.lane() == 0) {
     if (op.mean != nullptr) op.mean[row] = mean;
     op.reciprocal_deviation[row] = r;

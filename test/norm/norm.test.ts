@@ -177,7 +177,7 @@ async function wrong(problem: Problem): Promise<string[]> {
       await values(mean),
       expected.mean,
       rows.map((row) => sum(row.map(Math.abs)) / columns),
-      1e-6,
+      1e-5,
     );
   compare("reciprocalDeviation", await values(reciprocalDeviation), expected.reciprocalDeviation, [], 1e-5);
   return found;
@@ -217,12 +217,12 @@ t.test("long rows, and many", async (t) => {
   for (const [shape, layout] of [
     [[3, 8192], "packed"],
     [[2, 8192], "apart"],
-    [[2, 20_000], "packed"],
-    [[2, 40_001], "packed"],
+    [[1, 20_000], "packed"],
+    [[1, 40_001], "packed"],
     [[1, 70_000], "inside"],
-    [[700, 24], "packed"],
+    [[400, 24], "packed"],
     [[20, 20, 64], "apart"],
-    [[900, 5], "packed"],
+    [[600, 5], "packed"],
   ] as const) {
     for (const dtype of floatTypes) {
       for (const isLayer of [true, false]) {
