@@ -19,6 +19,27 @@ export {
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
 export { type MatmulOptions, matmul } from "./ops/matmul.ts";
+export {
+  type CrossEntropyOptions,
+  type CrossEntropyPlace,
+  type CrossEntropyResult,
+  crossEntropy,
+  crossEntropyBackward,
+  crossEntropyForward,
+} from "./ops/loss.ts";
+export { type AddNormResult, addLayerNorm, addRmsNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
+export {
+  type LayerNormResult,
+  layerNormBackward,
+  layerNormForward,
+  type NormBackwardTensors,
+  type NormForwardOptions,
+  type NormOptions,
+  type RmsNormResult,
+  rmsNormBackward,
+  rmsNormForward,
+} from "./ops/norm-passes.ts";
+export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

@@ -137,6 +137,55 @@ export interface Native {
     addsToDbias: boolean,
   ): void;
   columnSum(x: TensorHandle, y: TensorHandle): void;
+  normForward(
+    x: TensorHandle,
+    residual: TensorHandle | null,
+    weight: TensorHandle,
+    bias: TensorHandle | null,
+    eps: number,
+    out: TensorHandle,
+    sum: TensorHandle | null,
+    mean: TensorHandle | null,
+    reciprocalDeviation: TensorHandle,
+  ): void;
+  normBackward(
+    sum: TensorHandle,
+    weight: TensorHandle,
+    mean: TensorHandle | null,
+    reciprocalDeviation: TensorHandle,
+    dout: TensorHandle,
+    dsum: TensorHandle | null,
+    dx: TensorHandle,
+    dweight: TensorHandle,
+    dbias: TensorHandle | null,
+  ): void;
+  softmaxForward(
+    x: TensorHandle,
+    mask: TensorHandle | null,
+    scale: number,
+    causal: boolean,
+    out: TensorHandle,
+  ): void;
+  softmaxBackward(out: TensorHandle, dout: TensorHandle, scale: number, dx: TensorHandle): void;
+  crossEntropyForward(
+    logits: TensorHandle,
+    targets: TensorHandle,
+    ignoreIndex: number,
+    reduction: string,
+    loss: TensorHandle,
+    logSumExp: TensorHandle,
+    count: TensorHandle,
+  ): void;
+  crossEntropyBackward(
+    logits: TensorHandle,
+    targets: TensorHandle,
+    logSumExp: TensorHandle,
+    count: TensorHandle,
+    dloss: TensorHandle,
+    ignoreIndex: number,
+    reduction: string,
+    dlogits: TensorHandle,
+  ): void;
   measurePeak(y: TensorHandle, dtype: number): void;
 }
 

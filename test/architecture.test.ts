@@ -96,7 +96,7 @@ t.test("what is compiled for each instruction set has no standard containers", a
 });
 
 t.test("an operation's folder: its contract, its checks, its engine", async (t) => {
-  for (const name of ["attention", "elementwise", "mask", "matmul"]) {
+  for (const name of ["attention", "elementwise", "loss", "mask", "matmul", "norm", "softmax"]) {
     for (const suffix of [".h", ".cc"])
       t.ok(existsSync(join(root, "cuda", name, name + suffix)), name + suffix);
   }

@@ -4,7 +4,10 @@
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
 #include "matmul/matmul.h"
+#include "loss/loss.h"
+#include "norm/norm.h"
 #include "peak/peak.h"
+#include "softmax/softmax.h"
 
 namespace longseq {
 
@@ -57,6 +60,12 @@ void bind_operations(Napi::Object exports) {
   bind<linear>(exports, "linear");
   bind<linear_backward>(exports, "linearBackward");
   bind<column_sum>(exports, "columnSum");
+  bind<norm_forward>(exports, "normForward");
+  bind<norm_backward>(exports, "normBackward");
+  bind<softmax_forward>(exports, "softmaxForward");
+  bind<softmax_backward>(exports, "softmaxBackward");
+  bind<cross_entropy_forward>(exports, "crossEntropyForward");
+  bind<cross_entropy_backward>(exports, "crossEntropyBackward");
   bind<measure_peak>(exports, "measurePeak");
 }
 

@@ -5,9 +5,15 @@ import { deviceName, floatTypes, implementations, refuseParallel } from "./bench
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
 import { attentionOperation } from "./verify/attention.ts";
 import { bounds, type Operation, type Run, relativeError } from "./verify/operation.ts";
+import { crossEntropyOperation, layerNormOperation, rmsNormOperation } from "./verify/rows.ts";
 import { VectorFile, VectorFileError, vectorPaths } from "./verify/vector-file.ts";
 
-const operations: Readonly<Record<string, Operation>> = { attention: attentionOperation };
+const operations: Readonly<Record<string, Operation>> = {
+  attention: attentionOperation,
+  layernorm: layerNormOperation,
+  rmsnorm: rmsNormOperation,
+  cross_entropy: crossEntropyOperation,
+};
 
 interface Check {
   readonly case: string;

@@ -96,7 +96,11 @@ export class VectorFile implements Disposable {
   }
 }
 
+/** Options that are one of several names. The vectors hold these as they are, not as JSON. */
+const named = new Set(["reduction"]);
+
 function parseOption(path: string, name: string, text: string): unknown {
+  if (named.has(name)) return text;
   try {
     return JSON.parse(text);
   } catch (cause) {
