@@ -10,6 +10,13 @@ export type { ErrorCode } from "./errors.ts";
 export { type Gpu, type Info, info } from "./info.ts";
 export { AttentionMask } from "./mask.ts";
 export {
+  type GeluOptions,
+  gelu,
+  geluBackward,
+  swiglu,
+  swigluBackward,
+} from "./ops/activation.ts";
+export {
   type AttentionResult,
   attention,
   attentionBackward,
@@ -17,6 +24,17 @@ export {
   mergeAttention,
 } from "./ops/attention.ts";
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export { add } from "./ops/elementwise.ts";
+export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
+export {
+  type RotaryFrequencyOptions,
+  type RotaryOptions,
+  type RotaryScaling,
+  rotaryEmbedding,
+  rotaryEmbeddingBackward,
+  rotaryFrequencies,
+} from "./ops/position.ts";
+export { AdamW, type AdamWOptions } from "./optimizer.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

@@ -5,9 +5,23 @@ import { deviceName, floatTypes, implementations, refuseParallel } from "./bench
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
 import { attentionOperation } from "./verify/attention.ts";
 import { bounds, type Operation, type Run, relativeError } from "./verify/operation.ts";
+import {
+  adamWOperation,
+  biasGeluErfOperation,
+  biasGeluTanhOperation,
+  ropeOperation,
+  swigluOperation,
+} from "./verify/pointwise.ts";
 import { VectorFile, VectorFileError, vectorPaths } from "./verify/vector-file.ts";
 
-const operations: Readonly<Record<string, Operation>> = { attention: attentionOperation };
+const operations: Readonly<Record<string, Operation>> = {
+  attention: attentionOperation,
+  rope: ropeOperation,
+  bias_gelu_tanh: biasGeluTanhOperation,
+  bias_gelu_erf: biasGeluErfOperation,
+  swiglu: swigluOperation,
+  adamw: adamWOperation,
+};
 
 interface Check {
   readonly case: string;
