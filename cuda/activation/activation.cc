@@ -73,9 +73,13 @@ void check_input(const Tensor& x, const char* what) {
         ", expected 1");
 }
 
+bool same_shape(const Tensor& a, const Tensor& b) {
+  return a.rank == b.rank && std::equal(a.shape.begin(), a.shape.begin() + a.rank, b.shape.begin());
+}
+
 void check_like(const Tensor& tensor, const char* what, const Tensor& like, const char* like_name) {
-  check(tensor.rank == like.rank && tensor.shape == like.shape, Code::Shape, what, " has the shape ",
-        shape_text(tensor), ", expected ", shape_text(like), " (that of ", like_name, ")");
+  check(same_shape(tensor, like), Code::Shape, what, " has the shape ", shape_text(tensor), ", expected ",
+        shape_text(like), " (that of ", like_name, ")");
   check(tensor.dtype == like.dtype, Code::DType, what, " is ", name_of(tensor.dtype), ", expected ",
         name_of(like.dtype), " (that of ", like_name, ")");
   check(tensor.device() == like.device(), Code::Device, what, " is on another device than ", like_name);

@@ -15,12 +15,13 @@ namespace {
 
 constexpr int kThreads = 256;
 
+/** Not to be contracted by the compiler, so that every kernel gives the same bits. */
 struct ScalarVerbs {
   using Number = float;
   LONGSEQ_FORMULA float set(float x) { return x; }
-  LONGSEQ_FORMULA float add(float a, float b) { return a + b; }
-  LONGSEQ_FORMULA float sub(float a, float b) { return a - b; }
-  LONGSEQ_FORMULA float mul(float a, float b) { return a * b; }
+  LONGSEQ_FORMULA float add(float a, float b) { return __fadd_rn(a, b); }
+  LONGSEQ_FORMULA float sub(float a, float b) { return __fsub_rn(a, b); }
+  LONGSEQ_FORMULA float mul(float a, float b) { return __fmul_rn(a, b); }
   LONGSEQ_FORMULA float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
   LONGSEQ_FORMULA float min(float a, float b) { return a < b ? a : b; }
   LONGSEQ_FORMULA float max(float a, float b) { return a > b ? a : b; }
@@ -51,7 +52,7 @@ struct GeluValue {
   float shift[pack] = {};
 
   __device__ void start(int64_t column) {
-    if (bias) widen(read_pack<pack>(bias + column), shift);
+    if (bias) read_floats(bias + column, shift);
   }
   __device__ void apply(int e, const float (&in)[1][pack], float (&out)[1][pack]) {
     out[0][e] = Gelu::value(in[0][e] + shift[e]);
@@ -66,7 +67,7 @@ struct GeluGradient {
   float shift[pack] = {}, sums[pack] = {};
 
   __device__ void start(int64_t column) {
-    if (bias) widen(read_pack<pack>(bias + column), shift);
+    if (bias) read_floats(bias + column, shift);
   }
   __device__ void apply(int e, const float (&in)[2][pack], float (&out)[1][pack]) {
     out[0][e] = in[1][e] * Gelu::gradient(in[0][e] + shift[e]);
@@ -120,7 +121,7 @@ __device__ void each_row(Function& function,
       for (int e = 0; e < pack; e++) function.apply(e, in, out);
 #pragma unroll
       for (int o = 0; o < kOutputs; o++) {
-        write_pack(operands.out[o] + rows.offset(kInputs + o, row + r * step) + column, out[o]);
+        write_floats(operands.out[o] + rows.offset(kInputs + o, row + r * step) + column, out[o]);
       }
     }
   }
@@ -140,9 +141,10 @@ __global__ void __launch_bounds__(kThreads)
   each_row<T, pack>(function, operands, rows, first + group, end, kThreads / cut.lanes, column);
 }
 
-/** The same, and each block's sums of its columns: partials [blocks of rows, F]. Shared: kThreads packs. */
+/** The same, and each block's sums of its columns: partials [blocks of rows, F]. Shared: kThreads packs.
+ * Two blocks a multiprocessor, since ptxas spills where it tries for three. */
 template <class T, int pack, class Function, size_t tensors>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     rows_and_sums_kernel(Function function, Operands<T, Function::kInputs, Function::kOutputs> operands,
                          Rows<tensors> rows, Cut cut, float* partials) {
   __shared__ float shared[kThreads * pack];

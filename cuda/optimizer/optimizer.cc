@@ -36,8 +36,10 @@ Chunk chunk_of(const std::vector<int64_t>& first_chunks, int64_t index) {
 }
 
 void check_tensor(const Tensor& tensor, const char* name, const Tensor& parameter) {
-  check(tensor.rank == parameter.rank && tensor.shape == parameter.shape, Code::Shape, "adamW: ", name,
-        " has the shape ", shape_text(tensor), ", expected ", shape_text(parameter), " (its parameter's)");
+  const auto shape = parameter.shape.begin();
+  check(tensor.rank == parameter.rank && std::equal(shape, shape + parameter.rank, tensor.shape.begin()),
+        Code::Shape, "adamW: ", name, " has the shape ", shape_text(tensor), ", expected ",
+        shape_text(parameter), " (its parameter's)");
   check(tensor.contiguous(), Code::Shape, "adamW: ", name, " is not contiguous");
   check(tensor.device() == parameter.device(), Code::Device, "adamW: ", name,
         " is on another device than its parameter");

@@ -70,11 +70,11 @@ __device__ void with_float(DType dtype, F f) {
 template <int pack>
 __device__ void update(const AdamWRow& row, const AdamWFactors& factors, int64_t at) {
   float p[pack], m[pack], v[pack], g[pack];
-  widen(read_pack<pack>(row.parameter + at), p);
-  widen(read_pack<pack>(row.first_moment + at), m);
-  widen(read_pack<pack>(row.second_moment + at), v);
+  read_floats(row.parameter + at, p);
+  read_floats(row.first_moment + at, m);
+  read_floats(row.second_moment + at, v);
   with_float(row.gradient_dtype,
-             [&]<class T>(T) { widen(read_pack<pack>(reinterpret_cast<const T*>(row.gradient) + at), g); });
+             [&]<class T>(T) { read_floats(reinterpret_cast<const T*>(row.gradient) + at, g); });
 #pragma unroll
   for (int e = 0; e < pack; e++) {
     const float gradient = g[e] * factors.gradient_scale;
@@ -83,11 +83,11 @@ __device__ void update(const AdamWRow& row, const AdamWFactors& factors, int64_t
     const float change = factors.rate * m[e] / fmaf(sqrtf(v[e]), factors.correction, factors.epsilon);
     p[e] -= fmaf(factors.decay, p[e], change);
   }
-  write_pack(row.parameter + at, p);
-  write_pack(row.first_moment + at, m);
-  write_pack(row.second_moment + at, v);
+  write_floats(row.parameter + at, p);
+  write_floats(row.first_moment + at, m);
+  write_floats(row.second_moment + at, v);
   if (row.copy == nullptr) return;
-  with_float(row.copy_dtype, [&]<class T>(T) { write_pack(reinterpret_cast<T*>(row.copy) + at, p); });
+  with_float(row.copy_dtype, [&]<class T>(T) { write_floats(reinterpret_cast<T*>(row.copy) + at, p); });
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -124,7 +124,7 @@ __device__ float squares(const T* x, int64_t at, int64_t end) {
 #pragma unroll 4
   for (; at < end; at += kThreads * pack) {
     float values[pack];
-    widen(read_pack<pack>(x + at), values);
+    read_floats(x + at, values);
 #pragma unroll
     for (int e = 0; e < pack; e++) sum = fmaf(values[e], values[e], sum);
   }

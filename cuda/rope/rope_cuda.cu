@@ -52,7 +52,7 @@ struct Unit {
       out[kParts - 1][b] = second * cosine[i] + first * sine[i];
     }
 #pragma unroll
-    for (int p = 0; p < kParts; p++) write_pack(row + offset(p, unit, pairs), out[p]);
+    for (int p = 0; p < kParts; p++) write_floats(row + offset(p, unit, pairs), out[p]);
   }
 
   Pack<T, pack> parts[kParts];
@@ -80,8 +80,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
     if (unit >= given.pair_units) {
       const int64_t column = 2 * given.pairs + int64_t{unit - given.pair_units} * pack;
       for (int64_t head = first_head; head < given.heads; head += given.head_groups) {
-        *reinterpret_cast<Pack<T, pack>*>(y + head * given.y_strides[2] + column) =
-            read_pack<pack>(x + head * given.x_strides[2] + column);
+        write_pack(y + head * given.y_strides[2] + column,
+                   read_pack<pack>(x + head * given.x_strides[2] + column));
       }
       continue;
     }
