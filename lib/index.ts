@@ -10,6 +10,13 @@ export type { ErrorCode } from "./errors.ts";
 export { type Gpu, type Info, info } from "./info.ts";
 export { AttentionMask } from "./mask.ts";
 export {
+  type GeluOptions,
+  gelu,
+  geluBackward,
+  swiglu,
+  swigluBackward,
+} from "./ops/activation.ts";
+export {
   type AttentionResult,
   attention,
   attentionBackward,
@@ -17,8 +24,9 @@ export {
   mergeAttention,
 } from "./ops/attention.ts";
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export { add } from "./ops/elementwise.ts";
+export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
-export { type MatmulOptions, matmul } from "./ops/matmul.ts";
 export {
   type CrossEntropyOptions,
   type CrossEntropyPlace,
@@ -27,6 +35,7 @@ export {
   crossEntropyBackward,
   crossEntropyForward,
 } from "./ops/loss.ts";
+export { type MatmulOptions, matmul } from "./ops/matmul.ts";
 export { type AddNormResult, addLayerNorm, addRmsNorm, layerNorm, rmsNorm } from "./ops/norm.ts";
 export {
   type LayerNormResult,
@@ -39,7 +48,16 @@ export {
   rmsNormBackward,
   rmsNormForward,
 } from "./ops/norm-passes.ts";
+export {
+  type RotaryFrequencyOptions,
+  type RotaryOptions,
+  type RotaryScaling,
+  rotaryEmbedding,
+  rotaryEmbeddingBackward,
+  rotaryFrequencies,
+} from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
+export { AdamW, type AdamWOptions } from "./optimizer.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

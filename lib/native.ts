@@ -185,6 +185,52 @@ export interface Native {
     ignoreIndex: number,
     reduction: string,
     dlogits: TensorHandle,
+  geluForward(x: TensorHandle, bias: TensorHandle | null, isTanh: boolean, y: TensorHandle): void;
+  geluBackward(
+    x: TensorHandle,
+    bias: TensorHandle | null,
+    isTanh: boolean,
+    dy: TensorHandle,
+    dx: TensorHandle,
+    dbias: TensorHandle | null,
+  ): void;
+  swigluForward(gate: TensorHandle, up: TensorHandle, y: TensorHandle): void;
+  swigluBackward(
+    gate: TensorHandle,
+    up: TensorHandle,
+    dy: TensorHandle,
+    dgate: TensorHandle,
+    dup: TensorHandle,
+  ): void;
+  rope(
+    x: TensorHandle,
+    frequencies: Float64Array,
+    factor: number,
+    interleaved: boolean,
+    isInverse: boolean,
+    pieces: readonly number[] | null,
+    positions: TensorHandle | null,
+    y: TensorHandle,
+  ): void;
+  adamW(
+    parameters: readonly TensorHandle[],
+    gradients: readonly TensorHandle[],
+    firstMoments: readonly TensorHandle[],
+    secondMoments: readonly TensorHandle[],
+    copies: readonly (TensorHandle | null)[],
+    step: number,
+    learningRate: number,
+    beta1: number,
+    beta2: number,
+    epsilon: number,
+    weightDecay: number,
+    gradientScale: TensorHandle | null,
+  ): void;
+  globalNorm(
+    tensors: readonly TensorHandle[],
+    norm: TensorHandle,
+    maxNorm: number,
+    factor: TensorHandle | null,
   ): void;
   measurePeak(y: TensorHandle, dtype: number): void;
 }

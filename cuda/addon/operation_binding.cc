@@ -1,12 +1,15 @@
 // Operations for JavaScript: arguments converted here, checked in the operation's own file.
+#include "activation/activation.h"
 #include "addon/bind.h"
 #include "addon/bindings.h"
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
-#include "matmul/matmul.h"
 #include "loss/loss.h"
+#include "matmul/matmul.h"
 #include "norm/norm.h"
+#include "optimizer/optimizer.h"
 #include "peak/peak.h"
+#include "rope/rope.h"
 #include "softmax/softmax.h"
 
 namespace longseq {
@@ -37,14 +40,25 @@ struct From<AttentionOptions> {
   }
 };
 
-template <>
-struct From<std::vector<Tensor>> {
-  static std::vector<Tensor> of(Napi::Value value, size_t index) {
+template <class T>
+  requires std::is_same_v<T, Tensor> || std::is_same_v<T, std::optional<Tensor>>
+struct From<std::vector<T>> {
+  static std::vector<T> of(Napi::Value value, size_t index) {
     check_kind(value.IsArray(), index, "an array of tensors");
     const auto array = value.As<Napi::Array>();
-    std::vector<Tensor> out;
-    for (uint32_t i = 0; i < array.Length(); i++) out.push_back(From<Tensor>::of(array[i], index));
+    std::vector<T> out;
+    for (uint32_t i = 0; i < array.Length(); i++) out.push_back(From<T>::of(array[i], index));
     return out;
+  }
+};
+
+template <>
+struct From<std::vector<double>> {
+  static std::vector<double> of(Napi::Value value, size_t index) {
+    const ArrayView view = From<ArrayView>::of(value, index);
+    check_kind(view.type == napi_float64_array, index, "a Float64Array");
+    const std::span<const double> values(static_cast<double*>(view.data), view.length);
+    return {values.begin(), values.end()};
   }
 };
 
@@ -66,6 +80,13 @@ void bind_operations(Napi::Object exports) {
   bind<softmax_backward>(exports, "softmaxBackward");
   bind<cross_entropy_forward>(exports, "crossEntropyForward");
   bind<cross_entropy_backward>(exports, "crossEntropyBackward");
+  bind<gelu_forward>(exports, "geluForward");
+  bind<gelu_backward>(exports, "geluBackward");
+  bind<swiglu_forward>(exports, "swigluForward");
+  bind<swiglu_backward>(exports, "swigluBackward");
+  bind<rope>(exports, "rope");
+  bind<adamw>(exports, "adamW");
+  bind<global_norm>(exports, "globalNorm");
   bind<measure_peak>(exports, "measurePeak");
 }
 

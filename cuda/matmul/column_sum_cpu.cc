@@ -1,6 +1,6 @@
 // Sums of columns: eight vectors of them at a time, over all rows, in registers.
 #include "matmul/tiles.h"
-#include "tile/pack.h"
+#include "tile/panels.h"
 
 namespace longseq::LONGSEQ_ISA {
 

@@ -3,7 +3,7 @@
 // strip of A stays in the first while the panels of B go by, and a tile of C in registers. Each step is
 // summed by itself, and then added: the error grows with the square root of a step, not of the whole depth.
 #include "matmul/tiles.h"
-#include "tile/pack.h"
+#include "tile/panels.h"
 
 namespace longseq::LONGSEQ_ISA {
 namespace {

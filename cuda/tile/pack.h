@@ -1,129 +1,107 @@
 #pragma once
-// Operands packed for the register tile: panels of kWidth lanes (rows of A, columns of B), each
-// [depth][kWidth], so that a product reads both from front to back. Where kWidth is no multiple of a vector,
-// whole vectors are written all the same, and the next depth's overwrite what is too much: a panel needs room
-// for a vector more.
-#include <cstring>
+// A GPU thread's share of a row: neighbouring elements that are read and written in one access of up to 16
+// bytes, as floats in between.
+#include "core/dtype.h"
+#include "tile/sm80.h"
 
-#include "tile/product.h"
+namespace longseq {
 
-namespace longseq::LONGSEQ_ISA {
-
-/** Calls f with a null pointer of the dtype's type. */
-template <class F>
-LONGSEQ_INLINE void visit_pointer(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::BFloat16:
-      return f(static_cast<const BFloat16*>(nullptr));
-    case DType::Float16:
-      return f(static_cast<const Float16*>(nullptr));
-    default:
-      return f(static_cast<const float*>(nullptr));
-  }
-}
-
-/** A vector of p[0, count), 0 behind. */
+/** As many as fit into 16 bytes. */
 template <class T>
-LONGSEQ_INLINE Vec load_part(const T* p, int64_t count) {
-  if (count >= kLanes) return load(p);
-  T part[kLanes] = {};
-  if (count > 0) memcpy(part, p, static_cast<size_t>(count) * sizeof(T));
-  return load(part);
-}
+inline constexpr int kWholePack = 16 / sizeof(T);
 
+/** One element, or whole words of them. */
+template <class T, int count>
+struct Pack {
+  static constexpr int kWords = count * sizeof(T) / 4;
+  uint32_t words[kWords];
+};
 template <class T>
-LONGSEQ_INLINE void store_part(T* p, Vec v, int64_t count) {
-  if (count >= kLanes) return store(p, v);
-  T part[kLanes];
-  store(part, v);
-  memcpy(p, part, static_cast<size_t>(count) * sizeof(T));
-}
+struct Pack<T, 1> {
+  T value;
+};
 
-LONGSEQ_INLINE void transpose(Vec (&rows)[kLanes]) {
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    Vec next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; i++) {
-      next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2]);
-      next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) rows[i] = next[i];
-  }
-}
-
-/** The next elements along the depth, of a lane whose depth lies in a row: p[0, left) are its values. */
-template <class Product, class T>
-LONGSEQ_INLINE Vec load_depth(const T* p, int64_t left) {
-  if constexpr (Product::kPair == 1) {
-    return load_part(p, left);
+/** `p` is a multiple of the pack's size. Written by the intrinsic: the compiler cuts up an
+ * assignment that follows assembly, into stores of 4 bytes. */
+template <int count, class T>
+__device__ inline Pack<T, count> read_pack(const T* p) {
+  using Read = Pack<T, count>;
+  if constexpr (count == 1) {
+    return {*p};
+  } else if constexpr (Read::kWords == 1) {
+    return {{*reinterpret_cast<const uint32_t*>(p)}};
+  } else if constexpr (Read::kWords == 2) {
+    const uint2 words = *reinterpret_cast<const uint2*>(p);
+    return {{words.x, words.y}};
   } else {
-    T part[Product::kPair * kLanes] = {};
-    if (left >= Product::kPair * kLanes) return load(reinterpret_cast<const float*>(p));
-    if (left > 0) memcpy(part, p, static_cast<size_t>(left) * sizeof(T));
-    return load(reinterpret_cast<const float*>(part));
+    static_assert(Read::kWords == 4);
+    const uint4 words = *reinterpret_cast<const uint4*>(p);
+    return {{words.x, words.y, words.z, words.w}};
   }
 }
-
-/** The next elements along the lanes, `left` of them, of values whose lanes lie in a row; `last`: the depth
- * has no second value for a pair. */
-template <class Product, class T>
-LONGSEQ_INLINE Vec load_lanes(const T* p, [[maybe_unused]] int64_t depth_stride, int64_t left,
-                              [[maybe_unused]] bool last) {
-  if constexpr (Product::kPair == 1) {
-    return load_part(p, left);
+template <class T, int count>
+__device__ inline void write_pack(T* p, const Pack<T, count>& pack) {
+  using Written = Pack<T, count>;
+  if constexpr (count == 1) {
+    *p = pack.value;
+  } else if constexpr (Written::kWords == 1) {
+    *reinterpret_cast<uint32_t*>(p) = pack.words[0];
+  } else if constexpr (Written::kWords == 2) {
+    __stwb(reinterpret_cast<uint2*>(p), make_uint2(pack.words[0], pack.words[1]));
   } else {
-#if defined(__AVX512BF16__)
-    const auto words = [&](const T* from) {
-      const auto some = static_cast<__mmask16>(left >= kLanes ? 0xffff : (1 << left) - 1);
-      return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from));
-    };
-    const __m512i even = words(p), odd = last ? _mm512_setzero_si512() : words(p + depth_stride);
-    return _mm512_castsi512_ps(_mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
-#endif
+    static_assert(Written::kWords == 4);
+    __stwb(reinterpret_cast<uint4*>(p),
+           make_uint4(pack.words[0], pack.words[1], pack.words[2], pack.words[3]));
   }
 }
 
-/**
- * One panel of the lanes at x, of which `lanes` are there and the rest is 0, and of `depth` values along the
- * other axis. One of the strides is 1.
- */
-template <class Product, int kWidth, class T>
-inline void pack_panel(const T* x, int64_t lane_stride, int64_t depth_stride, int64_t lanes, int64_t depth,
-                       typename Product::Element* out) {
-  constexpr int kGroups = (kWidth + kLanes - 1) / kLanes;
-  auto* const to = reinterpret_cast<float*>(out);  // elements move as 32 bits, whatever they are
-  if (lane_stride == 1) {
-    for (int64_t k = 0; k < depth; k += Product::kPair) {
-      for (int group = 0; group < kGroups; group++) {
-        const int64_t left = lanes - group * kLanes;
-        store(to + k / Product::kPair * kWidth + group * kLanes,
-              load_lanes<Product>(x + k * depth_stride + group * kLanes, depth_stride, left > 0 ? left : 0,
-                                  k + 1 == depth));
-      }
-    }
-    return;
-  }
-  for (int64_t k = 0; k < depth; k += Product::kPair * kLanes) {
-    const int64_t left = depth - k, elements = (left + Product::kPair - 1) / Product::kPair;
-    // The last group first: what it writes too much is the next depth's first group's.
-    for (int group = kGroups - 1; group >= 0; group--) {
-      Vec block[kLanes];
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; i++) {
-        const int lane = group * kLanes + i;
-        block[i] =
-            lane < lanes && lane < kWidth ? load_depth<Product>(x + lane * lane_stride + k, left) : zero();
-      }
-      transpose(block);
-      float* const at = to + k / Product::kPair * kWidth + group * kLanes;
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; i++) {
-        if (i < elements) store(at + i * kWidth, block[i]);
+template <class T, int count>
+__device__ inline void widen(const Pack<T, count>& pack, float (&out)[count]) {
+  if constexpr (count == 1) {
+    out[0] = pack.value;
+  } else {
+#pragma unroll
+    for (int w = 0; w < Pack<T, count>::kWords; w++) {
+      const uint32_t word = pack.words[w];
+      if constexpr (std::is_same_v<T, float>) {
+        out[w] = __uint_as_float(word);
+      } else if constexpr (std::is_same_v<T, BFloat16>) {
+        out[2 * w] = __uint_as_float(word << 16);
+        out[2 * w + 1] = __uint_as_float(word & 0xffff0000);
+      } else {
+        out[2 * w] = __half2float(__ushort_as_half(static_cast<uint16_t>(word)));
+        out[2 * w + 1] = __half2float(__ushort_as_half(static_cast<uint16_t>(word >> 16)));
       }
     }
   }
 }
 
-}  // namespace longseq::LONGSEQ_ISA
+template <class T, int count>
+__device__ inline Pack<T, count> narrow(const float (&values)[count]) {
+  if constexpr (count == 1) {
+    return {from_float<T>(values[0])};
+  } else {
+    Pack<T, count> pack;
+#pragma unroll
+    for (int w = 0; w < Pack<T, count>::kWords; w++) {
+      if constexpr (std::is_same_v<T, float>) {
+        pack.words[w] = __float_as_uint(values[w]);
+      } else {
+        using Element = std::conditional_t<std::is_same_v<T, BFloat16>, sm80::Bf16, sm80::Half>;
+        pack.words[w] = sm80::pack<Element>(values[2 * w], values[2 * w + 1]);
+      }
+    }
+    return pack;
+  }
+}
+
+template <class T, int count>
+__device__ inline void read_floats(const T* p, float (&out)[count]) {
+  widen(read_pack<count>(p), out);
+}
+template <class T, int count>
+__device__ inline void write_floats(T* p, const float (&values)[count]) {
+  write_pack(p, narrow<T>(values));
+}
+
+}  // namespace longseq

@@ -1,7 +1,8 @@
 #pragma once
 // The CPU's vector of floats, and the few verbs that kernels use, for each instruction set. Everything here
 // lives in the instruction set's own namespace (see core/cpu.h for why). `mask_of` takes one bit a lane, lane
-// 0 the lowest.
+// 0 the lowest; `sign_of` is set where the sign bit is. `max` and `min` pass on a NaN in their second
+// argument.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -33,12 +34,16 @@ LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 LONGSEQ_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 LONGSEQ_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+LONGSEQ_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+LONGSEQ_INLINE Vec sqrt(Vec a) { return _mm512_sqrt_ps(a); }
 LONGSEQ_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
 LONGSEQ_INLINE float sum_of(Vec v) { return _mm512_reduce_add_ps(v); }
 LONGSEQ_INLINE float max_of(Vec v) { return _mm512_reduce_max_ps(v); }
 LONGSEQ_INLINE LaneMask mask_of(uint64_t bits) { return static_cast<LaneMask>(bits); }
 /** `a` where the mask is set, else `b`. */
 LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return _mm512_mask_blend_ps(mask, b, a); }
+LONGSEQ_INLINE LaneMask sign_of(Vec v) { return _mm512_movepi32_mask(_mm512_castps_si512(v)); }
+LONGSEQ_INLINE Vec swap_pairs(Vec v) { return _mm512_permute_ps(v, 0xb1); }
 LONGSEQ_INLINE Vec from_int(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 LONGSEQ_INLINE Vec load(const BFloat16* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -94,6 +99,8 @@ LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 LONGSEQ_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 LONGSEQ_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+LONGSEQ_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+LONGSEQ_INLINE Vec sqrt(Vec a) { return _mm256_sqrt_ps(a); }
 LONGSEQ_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 LONGSEQ_INLINE float sum_of(Vec v) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -111,6 +118,8 @@ LONGSEQ_INLINE LaneMask mask_of(uint64_t bits) {
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lane), lane));
 }
 LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return _mm256_blendv_ps(b, a, mask); }
+LONGSEQ_INLINE LaneMask sign_of(Vec v) { return v; }
+LONGSEQ_INLINE Vec swap_pairs(Vec v) { return _mm256_permute_ps(v, 0xb1); }
 LONGSEQ_INLINE Vec from_int(const int32_t* p) {
   return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
@@ -125,7 +134,15 @@ LONGSEQ_INLINE void store(Float16* p, Vec v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 LONGSEQ_INLINE void store(BFloat16* p, Vec v) {
-  for (int i = 0; i < kLanes; i++) p[i] = BFloat16::from(v[i]);
+  const __m256i bits = _mm256_castps_si256(v), one = _mm256_set1_epi32(1);
+  const __m256i rounded = _mm256_add_epi32(
+      bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), _mm256_and_si256(_mm256_srli_epi32(bits, 16), one)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), _mm256_castsi256_ps(quiet),
+                                       _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+  const __m256i upper = _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(upper, upper), 0x08);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
 
 LONGSEQ_INLINE Vec fraction(Vec x) {
@@ -173,7 +190,14 @@ LONGSEQ_INLINE Vec mul(Vec a, Vec b) { return a * b; }
 LONGSEQ_INLINE Vec div(Vec a, Vec b) { return a / b; }
 LONGSEQ_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 LONGSEQ_INLINE Vec select(LaneMask mask, Vec a, Vec b) { return mask ? a : b; }
+LONGSEQ_INLINE LaneMask sign_of(Vec v) { return reinterpret_cast<LaneMask>(v) < 0; }
+LONGSEQ_INLINE Vec swap_pairs(Vec v) { return Vec{v[1], v[0], v[3], v[2]}; }
 LONGSEQ_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+LONGSEQ_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+LONGSEQ_INLINE Vec sqrt(Vec a) {
+  for (int i = 0; i < kLanes; i++) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
 LONGSEQ_INLINE Vec abs(Vec a) { return reinterpret_cast<Vec>(reinterpret_cast<LaneMask>(a) & 0x7fffffff); }
 LONGSEQ_INLINE float sum_of(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 LONGSEQ_INLINE float max_of(Vec v) {
@@ -247,6 +271,20 @@ LONGSEQ_INLINE Vec exp2_coarse(Vec x) {
   p = fma(p, f, set(0.695833564f));
   p = fma(p, f, set(0.999925196f));
   return scale_by_power(p, x, f);
+}
+
+/** The first `count` elements of a vector, the others 0. */
+template <class T>
+LONGSEQ_INLINE Vec load_part(const T* p, int64_t count) {
+  T whole[kLanes] = {};
+  __builtin_memcpy(whole, p, static_cast<size_t>(count) * sizeof(T));
+  return load(whole);
+}
+template <class T>
+LONGSEQ_INLINE void store_part(T* p, Vec v, int64_t count) {
+  T whole[kLanes];
+  store(whole, v);
+  __builtin_memcpy(p, whole, static_cast<size_t>(count) * sizeof(T));
 }
 
 }  // namespace longseq::LONGSEQ_ISA

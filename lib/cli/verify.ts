@@ -5,6 +5,13 @@ import { deviceName, floatTypes, implementations, refuseParallel } from "./bench
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
 import { attentionOperation } from "./verify/attention.ts";
 import { bounds, type Operation, type Run, relativeError } from "./verify/operation.ts";
+import {
+  adamWOperation,
+  biasGeluErfOperation,
+  biasGeluTanhOperation,
+  ropeOperation,
+  swigluOperation,
+} from "./verify/pointwise.ts";
 import { crossEntropyOperation, layerNormOperation, rmsNormOperation } from "./verify/rows.ts";
 import { VectorFile, VectorFileError, vectorPaths } from "./verify/vector-file.ts";
 
@@ -13,6 +20,11 @@ const operations: Readonly<Record<string, Operation>> = {
   layernorm: layerNormOperation,
   rmsnorm: rmsNormOperation,
   cross_entropy: crossEntropyOperation,
+  rope: ropeOperation,
+  bias_gelu_tanh: biasGeluTanhOperation,
+  bias_gelu_erf: biasGeluErfOperation,
+  swiglu: swigluOperation,
+  adamw: adamWOperation,
 };
 
 interface Check {

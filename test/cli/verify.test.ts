@@ -19,6 +19,18 @@ interface Check {
 const vectors = "test/vectors";
 const plain = join(vectors, "attention_plain_d64.safetensors");
 const folder = t.testdir({});
+/** How many results a file of each operation holds. */
+const resultsOf: Readonly<Record<string, number>> = {
+  attention: 5,
+  rope: 2,
+  bias_gelu_tanh: 3,
+  bias_gelu_erf: 3,
+  swiglu: 3,
+  adamw: 3,
+  layernorm: 4,
+  rmsnorm: 3,
+  cross_entropy: 2,
+};
 
 /** A copy of the plain case with its tensors and metadata changed. */
 async function changed(
@@ -45,12 +57,11 @@ for (const dtype of ["float32", "bfloat16", "float16"]) {
       );
       t.equal(code, 0);
       const files = (await readdir(vectors)).filter((name) => name.endsWith(".safetensors"));
-      let results = 0;
-      for (const file of files) {
-        const { tensors } = await loadSafetensors(join(vectors, file));
-        results += Object.values(tensors).filter((tensor) => tensor.dtype === "float32").length;
+      for (const name of files) {
+        const { op = "" } = (await loadSafetensors(join(vectors, name))).metadata;
+        const found = checks.filter((check) => `${check.case}.safetensors` === name);
+        t.equal(found.length, resultsOf[op], name);
       }
-      t.equal(checks.length, results, "every result, which are what is float32 in a file");
       for (const { error, bound, tensor } of checks) {
         t.ok(
           error !== null && bound !== null && error >= 0 && error < bound,
@@ -59,6 +70,24 @@ for (const dtype of ["float32", "bfloat16", "float16"]) {
       }
     });
   }
+}
+
+for (const set of ["base", "avx2", "avx512"]) {
+  t.test(`the pointwise vectors hold on ${set}`, async (t) => {
+    const files = (await readdir(vectors)).filter((name) => /^(rope|bias_gelu|swiglu|adamw)/.test(name));
+    for (const dtype of ["float32", "bfloat16", "float16"]) {
+      const args = [
+        "verify",
+        ...files.map((name) => join(vectors, name)),
+        "--dtype",
+        dtype,
+        "--device",
+        "cpu",
+      ];
+      const { code, stdout, stderr } = await longseq(args, { LONGSEQ_ISA: set });
+      t.equal(code, 0, `${dtype} ${stdout} ${stderr}`);
+    }
+  });
 }
 
 t.test("only what a file holds is checked", async (t) => {

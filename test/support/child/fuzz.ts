@@ -101,6 +101,8 @@ const options = fc.dictionary(
       "mean",
       "std",
     ],
+    ...["bias", "approximate", "base", "scaling", "interleaved", "rotaryDim", "offset", "positions"],
+    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale"],
   ),
   garbage,
   { maxKeys: 3 },
@@ -108,6 +110,7 @@ const options = fc.dictionary(
 /** Often what belongs there, so that calls get past the first check. */
 const near = (...good: unknown[]) => fc.oneof(fc.constantFrom(...good), garbage, options);
 
+const optimizer = new longseq.AdamW([x.contiguous()]);
 const good = longseq.attentionForward(x, x, x);
 const backward = { q: x, k: x, v: x, dout: x, ...good };
 const shapes = near([4], [2, 2], [0]);
@@ -144,6 +147,21 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
       fc.array(fc.oneof(fc.constant(good), garbage, fc.record({ out: near(x), logSumExp: garbage }))),
     ),
   ],
+  add: [longseq.add, near(x), near(x)],
+  gelu: [longseq.gelu, near(x), options],
+  geluBackward: [(x, dy, given) => longseq.geluBackward({ x, dy }, given), near(x), near(x), options],
+  swiglu: [longseq.swiglu, near(x), near(x)],
+  swigluBackward: [longseq.swigluBackward, near({ gate: x, up: x, dy: x })],
+  rotaryEmbedding: [longseq.rotaryEmbedding, near(x), options],
+  rotaryFrequencies: [longseq.rotaryFrequencies, near(8), options],
+  "new AdamW": [
+    (parameters, given) => new longseq.AdamW(parameters, given).dispose(),
+    near([x.contiguous()]),
+    options,
+  ],
+  "AdamW.step": [(gradients, given) => optimizer.step(gradients, given), near([x]), options],
+  globalNorm: [longseq.globalNorm, near([x])],
+  clipByGlobalNorm: [longseq.clipByGlobalNorm, near([x]), near(1)],
   watch: [(...tensors: never[]) => new Tape().watch(...tensors), near(x)],
   backward: [
     (output, gradient, wrt) => {
