@@ -185,6 +185,7 @@ export interface Native {
     ignoreIndex: number,
     reduction: string,
     dlogits: TensorHandle,
+  ): void;
   geluForward(x: TensorHandle, bias: TensorHandle | null, isTanh: boolean, y: TensorHandle): void;
   geluBackward(
     x: TensorHandle,

@@ -9,6 +9,8 @@
 // dq is summed in float32 in global memory, since many blocks add to a query. For S and dP each warp takes 32
 // queries and kWarpKeys keys; P and dS pass through shared memory to the warps of the other three products,
 // of which each takes 32 keys (or queries) and a share of the columns.
+//
+// May spill registers: a few words, where masks or scores are adjusted and not beside the products.
 #include "attention/attention_sm80.h"
 #include "core/cuda.h"
 #include "tile/sm80.h"

@@ -9,6 +9,8 @@
 // float32 has room for what is larger by 2^100 (P as float16: by 2^15), so nothing is rescaled and no maximum
 // is taken on the way: the exponentials of 16 keys run beside the products of the 16 before. Where a row
 // outgrows the room, or all but vanishes in it, the block finds the true maxima and starts again.
+//
+// May spill registers: a few words, where masks or scores are adjusted and not beside the products.
 #include "attention/attention_sm80.h"
 #include "core/cuda.h"
 #include "tile/sm80.h"
@@ -18,7 +20,7 @@ namespace {
 
 using namespace sm80;
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kMinusInfinity = -INFINITY;
 
 template <class T>

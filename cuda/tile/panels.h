@@ -22,23 +22,6 @@ LONGSEQ_INLINE void visit_pointer(DType dtype, F&& f) {
   }
 }
 
-/** A vector of p[0, count), 0 behind. */
-template <class T>
-LONGSEQ_INLINE Vec load_part(const T* p, int64_t count) {
-  if (count >= kLanes) return load(p);
-  T part[kLanes] = {};
-  if (count > 0) memcpy(part, p, static_cast<size_t>(count) * sizeof(T));
-  return load(part);
-}
-
-template <class T>
-LONGSEQ_INLINE void store_part(T* p, Vec v, int64_t count) {
-  if (count >= kLanes) return store(p, v);
-  T part[kLanes];
-  store(part, v);
-  memcpy(p, part, static_cast<size_t>(count) * sizeof(T));
-}
-
 LONGSEQ_INLINE void transpose(Vec (&rows)[kLanes]) {
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {

@@ -273,15 +273,17 @@ LONGSEQ_INLINE Vec exp2_coarse(Vec x) {
   return scale_by_power(p, x, f);
 }
 
-/** The first `count` elements of a vector, the others 0. */
+/** A vector of p[0, count), 0 behind. */
 template <class T>
 LONGSEQ_INLINE Vec load_part(const T* p, int64_t count) {
+  if (count >= kLanes) return load(p);
   T whole[kLanes] = {};
-  __builtin_memcpy(whole, p, static_cast<size_t>(count) * sizeof(T));
+  if (count > 0) __builtin_memcpy(whole, p, static_cast<size_t>(count) * sizeof(T));
   return load(whole);
 }
 template <class T>
 LONGSEQ_INLINE void store_part(T* p, Vec v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
   T whole[kLanes];
   store(whole, v);
   __builtin_memcpy(p, whole, static_cast<size_t>(count) * sizeof(T));
