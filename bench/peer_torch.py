@@ -21,8 +21,8 @@ import sys
 import time
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = {
     "torch-cpu": "FLASH_ATTENTION",
@@ -41,10 +41,24 @@ class Unsupported(Exception):
     """This implementation has no kernel for the problem."""
 
 
-# An operation's inputs, of [rows, width] but where it says "row", and what it computes of them.
+# An operation's inputs, of [rows, width] where INPUTS says nothing else, and what it computes of them.
 OPERATIONS = {
     "copy": (["x"], lambda x: x.clone()),
     "cast": (["x"], lambda x: x.to(torch.float32 if x.dtype != torch.float32 else torch.bfloat16)),
+    "add": (["x", "y"], lambda x, y: x + y),
+    "layerNorm": (["x", "weight", "bias"], lambda x, weight, bias: F.layer_norm(x, weight.shape, weight, bias)),
+    "rmsNorm": (["x", "weight"], lambda x, weight: F.rms_norm(x, weight.shape, weight)),
+    "gelu": (["x", "bias"], lambda x, bias: F.gelu(x + bias, approximate="tanh")),
+    "swiglu": (["gate", "up"], lambda gate, up: F.silu(gate) * up),
+    "softmax": (["x"], lambda x: F.softmax(x, dim=-1)),
+    "crossEntropy": (["x", "targets"], lambda x, targets: F.cross_entropy(x, targets)),
+    "matmul": (["x", "matrix"], lambda x, matrix: x @ matrix),
+}
+INPUTS = {
+    "weight": lambda rows, width, options: torch.randn(width, **options),
+    "bias": lambda rows, width, options: torch.randn(width, **options),
+    "matrix": lambda rows, width, options: torch.randn(width, width, **options),
+    "targets": lambda rows, width, options: torch.randint(width, (rows,), device=options["device"]),
 }
 
 
@@ -127,11 +141,11 @@ class Peer:
         names, function = OPERATIONS[request["what"]]
         dtype = getattr(torch, request["dtype"])
         rows, width = request["rows"], request["width"]
-        self.inputs = [
-            torch.randn((width,) if name in ("weight", "bias") else (rows, width), dtype=dtype, device=self.device)
-            .requires_grad_(self.is_backward)
-            for name in names
-        ]
+        options = {"dtype": dtype, "device": self.device}
+        make = {**dict.fromkeys(names, lambda rows, width, options: torch.randn(rows, width, **options)), **INPUTS}
+        self.inputs = [make[name](rows, width, options) for name in names]
+        for x in self.inputs:
+            x.requires_grad_(self.is_backward and x.is_floating_point())
         if request["implementation"] == "torch-compiled":
             function = torch.compile(function)
         self.call = lambda: function(*self.inputs)
@@ -167,13 +181,14 @@ class Peer:
 
         def attend():
             with sdpa_kernel([backend]):
-                return scaled_dot_product_attention(*self.inputs, **options)
+                return F.scaled_dot_product_attention(*self.inputs, **options)
 
         self.call = attend
 
     def once(self):
         if self.is_backward:
-            return torch.autograd.grad(self.out, self.inputs, self.dout, retain_graph=True)
+            wrt = [x for x in self.inputs if x.requires_grad]
+            return torch.autograd.grad(self.out, wrt, self.dout, retain_graph=True)
         with torch.no_grad():
             return self.call()
 

@@ -38,7 +38,7 @@ function parse(tap) {
     failed: Number(counts.fail ?? 0),
     skipped: Number(counts.skip ?? 0) + Number(counts.todo ?? 0),
     isWholeSkip: /^1\.\.0 # (SKIP|not on)/im.test(tap),
-    reasons: [...tap.matchAll(/# SKIP (.*)/gi)].map(([, reason]) => reason),
+    reasons: [...tap.matchAll(/(?:# SKIP|^1\.\.0 #) (.*)/gim)].map(([, reason]) => reason),
     isComplete: footer !== undefined,
     failures,
   };

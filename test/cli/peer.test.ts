@@ -1,14 +1,23 @@
 // PyTorch itself, where a Python has it: LONGSEQ_PYTHON, else python3.
 import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import t from "tap";
+import { operationNames } from "../../lib/cli/bench/operations.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
-import { implementations, kind } from "../support/devices.ts";
+import { implementations, kind, root } from "../support/devices.ts";
 
 const python = process.env.LONGSEQ_PYTHON || "python3";
 const hasTorch = spawnSync(python, ["-c", "import torch"]).status === 0;
 
 const [own] = implementations;
+
+t.test("the peer has every operation", async (t) => {
+  const script = readFileSync(join(root, "bench/peer_torch.py"), "utf8");
+  for (const name of operationNames) t.match(script, `    "${name}": ([`, name);
+});
+
 const [plain, masked] =
   kind === "cuda"
     ? [
