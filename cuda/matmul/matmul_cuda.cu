@@ -127,7 +127,9 @@ Tensor bias_for_epilogue(const Cuda& cuda, const Matmul& op) {
   if (op.bias.dtype == out.dtype && reinterpret_cast<uintptr_t>(op.bias.data<char>()) % kBiasAlignment == 0) {
     return op.bias;
   }
-  Tensor copy{.dtype = out.dtype, .rank = 1, .shape = {op.n}, .strides = {1}};
+  Tensor copy = op.bias;
+  copy.dtype = out.dtype;
+  copy.offset = 0;
   copy.storage = std::make_shared<Storage>(out.device(), allocate(cuda, static_cast<size_t>(copy.bytes())));
   run(cuda, Copy{op.bias, copy});
   return copy;
