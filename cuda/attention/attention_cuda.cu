@@ -1,5 +1,6 @@
 // Attention on a GPU: what the kernels are given, how the work is cut, and the small kernels around them.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -51,6 +52,38 @@ Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype) {
   run(cuda, Copy{x, copy});
   return copy;
 }
+
+template <class T>
+__global__ void multiply_kernel(T* x, float factor, int64_t elements) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements;
+       i += int64_t{gridDim.x} * kThreads) {
+    x[i] = from_float<T>(static_cast<float>(x[i]) * factor);
+  }
+}
+
+/** The kernels take scores times a positive scale: of another, the sign goes to the queries. */
+Tensor with_sign(const Cuda& cuda, const Tensor& q, float scale) {
+  if (scale > 0) return as_input(cuda, q, q.dtype);
+  const Tensor copy = scratch_like(cuda, q, q.dtype);
+  if (scale == 0) {
+    run(cuda, Fill{copy, 0});
+    return copy;
+  }
+  run(cuda, Copy{q, copy});
+  visit_float(q.dtype, [&]<class T>(T) {
+    const auto blocks =
+        static_cast<unsigned>(std::clamp<int64_t>(ceil_div(copy.elements(), kThreads), 1, 4096));
+    launch<multiply_kernel<T>>(cuda, dim3(blocks), kThreads, 0, copy.data<T>(), -1.0f, copy.elements());
+  });
+  return copy;
+}
+/** In place, of rows with gaps too: x = -x, or 0 where the scale is. */
+void negate(const Cuda& cuda, const Tensor& x, float scale) {
+  if (scale == 0) return run(cuda, Fill{x, 0});
+  const Tensor negative = with_sign(cuda, x, -1);
+  run(cuda, Copy{negative, x});
+}
+float magnitude(float scale) { return scale == 0 ? 1 : std::fabs(scale); }
 
 /** A result that the kernels can write; copied to its place when this ends. */
 class Result {
@@ -124,7 +157,7 @@ __global__ void positions_kernel(RuleView rule, int queries, int keys, int32_t* 
 class Call {
  public:
   Call(const Cuda& cuda, const AttentionForward& op)
-      : q(as_input(cuda, op.q, op.q.dtype)),
+      : q(with_sign(cuda, op.q, op.score.scale)),
         k(as_input(cuda, op.k, op.k.dtype)),
         v(as_input(cuda, op.v, op.v.dtype)) {
     const VisibilityRule& rule = *op.visibility;
@@ -167,8 +200,9 @@ class Call {
   void score(const ScoreRule& rule) {
     GpuScore& score = kernel.score;
     score.has_softcap = rule.softcap > 0;
-    score.before_cap = score.has_softcap ? rule.scale / rule.softcap : 0;
-    score.exponent = (score.has_softcap ? rule.softcap : rule.scale) * kLog2e;
+    const float scale = magnitude(rule.scale);
+    score.before_cap = score.has_softcap ? scale / rule.softcap : 0;
+    score.exponent = (score.has_softcap ? rule.softcap : scale) * kLog2e;
     score.slope_unit = kLog2e / score.exponent;
   }
 
@@ -412,7 +446,8 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   const Tensor dout = as_input(cuda, op.dout, dtype);
   const int64_t batch = kernel.forward.batch, heads = kernel.forward.heads, queries = kernel.forward.queries,
                 head_dim = kernel.forward.head_dim;
-  kernel.scale = forward.score.scale;
+  const float scale = forward.score.scale;
+  kernel.scale = magnitude(scale);
   kernel.padded_queries = ceil_div(queries, kTileRows) * kTileRows;
   const int64_t padded_rows = batch * heads * kernel.padded_queries;
   const Memory statistics = allocate(cuda, static_cast<size_t>(padded_rows) * sizeof(float2));
@@ -425,6 +460,11 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
                             static_cast<int>(head_dim), padded_rows, static_cast<float2*>(statistics.data));
   kernel.dout = rows_of(dout);
   if (call.mask) kernel.mask_columns = call.mask->columns;
+  std::shared_ptr<const GpuMaskCopy> transposed;
+  if (call.mask && dtype == DType::Float32) {
+    transposed = transposed_gpu_mask(cuda, *forward.visibility->mask);
+    kernel.mask_transposed = transposed->columns;
+  }
   const Result dk(cuda, op.dk), dv(cuda, op.dv);
   kernel.dk = rows_of(dk.written());
   kernel.dv = rows_of(dv.written());
@@ -434,6 +474,7 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     const Result dq(cuda, op.dq);
     kernel.dq = rows_of(dq.written());
     launch_backward_float32(cuda, kernel);
+    if (scale <= 0) negate(cuda, dq.written(), scale);
     dq.finish();
   } else {
     const int64_t columns = backward_columns_sm80(static_cast<int>(head_dim));
@@ -446,7 +487,7 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     const dim3 grid(static_cast<unsigned>(std::min<int64_t>(ceil_div(elements, kThreads), 1 << 20)));
     visit_float(op.dq.dtype, [&]<class T>(T) {
       launch<finish_kernel<T>>(cuda, grid, kThreads, 0, SumView{kernel.dq_sum, static_cast<int>(columns)},
-                               rows_of(op.dq), kernel.scale, static_cast<int>(queries), kernel.padded_queries,
+                               rows_of(op.dq), scale, static_cast<int>(queries), kernel.padded_queries,
                                static_cast<int>(heads), static_cast<int>(head_dim), elements);
     });
   }

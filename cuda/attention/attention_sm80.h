@@ -69,7 +69,8 @@ struct BackwardSm80 {
   const float2* statistics;
   float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
   int64_t padded_queries;
-  GpuMask mask_columns;  // the mask's blocks along the keys, of its own tiles
+  GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
+  GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32
   float scale;
   bool dk_float32, dv_float32;
 };

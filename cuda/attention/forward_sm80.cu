@@ -12,6 +12,7 @@
 //
 // May spill registers: a few words, where masks or scores are adjusted and not beside the products.
 #include "attention/attention_sm80.h"
+#include "attention/key_blocks.h"
 #include "core/cuda.h"
 #include "tile/sm80.h"
 
@@ -56,69 +57,6 @@ struct Shape {
   static constexpr int kSharedBytes = kTilesBytes + kRows * 8 + 16 * kWarps + 48;
 };
 
-/** A block of keys that a tile of queries sees something of. */
-struct KeyBlock {
-  int32_t first = -1;  // key; -1: none
-  int32_t tile = -1;   // of the mask, or -1
-};
-
-/** The key blocks of one tile of queries, the last first: the current one and the next. */
-template <int kKeys, bool kHasMask>
-class KeyBlocks;
-
-template <int kKeys>
-class KeyBlocks<kKeys, false> {
- public:
-  __device__ KeyBlocks(const GpuMask&, int, int begin, int end)
-      : first_(begin < end ? (end - 1) / kKeys * kKeys : -1), least_(begin / kKeys * kKeys) {}
-  __device__ KeyBlock current() const { return {first_, -1}; }
-  __device__ KeyBlock next() const { return {behind(1), -1}; }
-  __device__ void advance() { first_ = behind(1); }
-
- private:
-  __device__ int behind(int blocks) const {
-    const int first = first_ - blocks * kKeys;
-    return first_ >= 0 && first >= least_ ? first : -1;
-  }
-  int first_, least_;
-};
-
-template <int kKeys>
-class KeyBlocks<kKeys, true> {
- public:
-  __device__ KeyBlocks(const GpuMask& mask, int block_row, int begin, int end)
-      : runs_(mask.runs),
-        first_run_(mask.first_run[block_row]),
-        run_(mask.first_run[block_row + 1] - 1),
-        least_(begin / kKeys * kKeys),
-        walk_(begin < end ? (end - 1) / kKeys * kKeys : -1) {
-    for (KeyBlock& block : blocks_) block = find();
-  }
-  __device__ const KeyBlock& current() const { return blocks_[0]; }
-  __device__ const KeyBlock& next() const { return blocks_[1]; }
-  __device__ void advance() {
-    blocks_[0] = blocks_[1];
-    blocks_[1] = find();
-  }
-
- private:
-  __device__ KeyBlock find() {
-    for (; run_ >= first_run_; run_--) {
-      const GpuBlockRun run = runs_[run_];
-      walk_ = min(walk_, run.end * 128 - kKeys);
-      if (walk_ < least_) break;
-      if (walk_ < run.begin * 128) continue;
-      const KeyBlock block{walk_, run.tile < 0 ? -1 : run.tile + walk_ / 128 - run.begin};
-      walk_ -= kKeys;
-      return block;
-    }
-    return {};
-  }
-  const GpuBlockRun* runs_;
-  int first_run_, run_, least_, walk_;
-  KeyBlock blocks_[2];
-};
-
 /**
  * What a block knows of its tile. It stays in shared memory and is read where it is needed: the registers are
  * all taken by operands.
@@ -137,7 +75,7 @@ struct Tile {
 template <class S, bool kHasMask>
 class ForwardTile {
   using T = typename S::T;
-  using Blocks = KeyBlocks<S::kKeys, kHasMask>;
+  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
 
  public:
   __device__ ForwardTile(const ForwardSm80& op, char* shared)
@@ -195,13 +133,7 @@ class ForwardTile {
   }
 
   __device__ int2 interval(int row) const {
-    const int query = query_of(min(row, last_row()));
-    const GpuIntervals& visible = op_.visible;
-    if (visible.begin != nullptr) return make_int2(visible.begin[query], visible.end[query]);
-    const int64_t position = int64_t{query} + visible.shift;
-    const int64_t begin = max(position - visible.left, int64_t{0});
-    const int64_t end = min(position + visible.right + 1, int64_t{op_.keys});
-    return make_int2(static_cast<int>(min(begin, int64_t{op_.keys})), static_cast<int>(max(end, int64_t{0})));
+    return visible_keys(op_.visible, query_of(min(row, last_row())), op_.keys);
   }
 
   __device__ void find_intervals() {

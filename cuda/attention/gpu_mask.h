@@ -10,9 +10,13 @@ namespace longseq {
 struct GpuMaskCopy {
   std::shared_ptr<void> memory;
   GpuMask rows, columns;
+  int64_t indexed_tiles;  // partial blocks
 };
 
 /** The GPU's copy of a mask of kind Blocks: made once, and kept with the mask. */
 std::shared_ptr<const GpuMaskCopy> gpu_mask(const Cuda& cuda, const Mask& mask);
+
+/** The mask with queries and keys exchanged, tiles too: as above. */
+std::shared_ptr<const GpuMaskCopy> transposed_gpu_mask(const Cuda& cuda, const Mask& mask);
 
 }  // namespace longseq

@@ -88,9 +88,41 @@ std::shared_ptr<GpuMaskCopy> make_copy(const Mask& mask) {
     return at;
   };
   const auto* const tiles = static_cast<const uint32_t*>(memory);
+  copy->indexed_tiles = static_cast<int64_t>(arrays.tile_index.size());
   copy->rows = {place(arrays.first_run), place(arrays.runs), tiles, nullptr};
   copy->columns = {place(arrays.first_column_run), place(arrays.column_runs), tiles,
                    place(arrays.tile_index)};
+  return copy;
+}
+
+/** Tile i is the transpose of tile index[i]; a thread makes one row. */
+__global__ void transpose_kernel(const uint32_t* tiles, const int32_t* index, uint32_t* to) {
+  const uint32_t* const from = tiles + int64_t{index[blockIdx.x]} * 512;
+  const int row = threadIdx.x;
+  for (int word = 0; word < 4; word++) {
+    uint32_t bits = 0;
+    for (int bit = 0; bit < 32; bit++) {
+      bits |= (from[(32 * word + bit) * 4 + row / 32] >> row % 32 & 1) << bit;
+    }
+    to[int64_t{blockIdx.x} * 512 + row * 4 + word] = bits;
+  }
+}
+
+std::shared_ptr<GpuMaskCopy> make_transposed(const Cuda& cuda, const Mask& mask) {
+  const auto straight = gpu_mask(cuda, mask);
+  const auto copy = std::make_shared<GpuMaskCopy>();
+  void* memory = nullptr;
+  cuda_check(cudaMalloc(&memory,
+                        static_cast<size_t>(std::max<int64_t>(straight->indexed_tiles, 1)) * sizeof(BitTile)),
+             "memory for a mask");
+  copy->memory = {memory, [straight](void* freed) { cudaFree(freed); }};
+  copy->columns = straight->columns;
+  copy->columns.tiles = static_cast<const uint32_t*>(memory);
+  launch<transpose_kernel>(cuda, dim3(static_cast<unsigned>(straight->indexed_tiles)), 128, 0,
+                           straight->columns.tiles, straight->columns.tile_index,
+                           static_cast<uint32_t*>(memory));
+  // Other queues of the GPU will read it too.
+  cuda_check(cudaStreamSynchronize(cuda.stream.get()), "a mask");
   return copy;
 }
 
@@ -99,6 +131,11 @@ std::shared_ptr<GpuMaskCopy> make_copy(const Mask& mask) {
 std::shared_ptr<const GpuMaskCopy> gpu_mask(const Cuda& cuda, const Mask& mask) {
   return std::static_pointer_cast<const GpuMaskCopy>(
       mask.kept(cuda.gpu, [&]() -> std::shared_ptr<void> { return make_copy(mask); }));
+}
+
+std::shared_ptr<const GpuMaskCopy> transposed_gpu_mask(const Cuda& cuda, const Mask& mask) {
+  return std::static_pointer_cast<const GpuMaskCopy>(
+      mask.kept(&cuda.gpu->pool, [&]() -> std::shared_ptr<void> { return make_transposed(cuda, mask); }));
 }
 
 }  // namespace longseq

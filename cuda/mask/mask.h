@@ -72,7 +72,7 @@ class Mask {
    * for. */
   template <class Make>
   std::shared_ptr<void> kept(const void* key, Make make) const {
-    std::lock_guard lock(kept_mutex_);
+    const std::lock_guard lock(kept_mutex_);
     std::shared_ptr<void>& item = kept_[key];
     if (!item) item = make();
     return item;
@@ -117,8 +117,8 @@ class Mask {
   uint64_t visible_ = 0;
   IntervalRows intervals_;
   std::vector<BlockRow> block_storage_;
-  const BlockRow* blocks_ = nullptr;  // null: of kind Intervals
-  mutable std::mutex kept_mutex_;
+  const BlockRow* blocks_ = nullptr;         // null: of kind Intervals
+  mutable std::recursive_mutex kept_mutex_;  // what is made may ask for what it is made of
   mutable std::map<const void*, std::shared_ptr<void>> kept_;
 };
 

@@ -37,6 +37,8 @@ __device__ inline void block_barrier() { asm volatile("barrier.sync 0;" ::: "mem
 
 /** The compiler moves no access to memory across this. */
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
+/** The compiler computes what follows from `x` here, and keeps none of it in registers from before. */
+__device__ inline void compute_again(uint32_t& x) { asm volatile("" : "+r"(x)); }
 
 /** Four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of matrix i's rows. */
 __device__ inline void load_matrices(uint32_t (&r)[4], uint32_t address) {

@@ -1,0 +1,560 @@
+// Flash attention backward of float32 (mma.sync of tf32 pairs, tile/tf32.h), as accurate as float32
+// arithmetic.
+//
+//   P = exp2(c S - lse)     dP = dout v^T     dS = P * (dP - delta)
+//   dv = P^T dout     dk = dS^T q     dq = dS k
+//
+// Nothing is summed across blocks, so results are the same bits each time: a block of the first kernel takes
+// queries and streams the keys they see, one of the second takes keys and streams the queries that see them,
+// for each query head of its group; S and dP are computed in both. At D 256 the gradients of 16 keys and
+// values are more than a warp's registers: two launches of the second kernel write one of them each.
+#include "attention/attention_sm80.h"
+#include "attention/key_blocks.h"
+#include "core/cuda.h"
+#include "tile/tf32.h"
+
+namespace longseq {
+namespace {
+
+using namespace sm80;
+
+constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kInfinity = INFINITY;
+
+/** Of a warp; in shared memory, since the registers are taken by operands. */
+struct ColumnLimits {
+  int seen_begin, seen_end;    // columns that have to do with a row of the warp
+  int plain_begin, plain_end;  // first columns of the blocks that need no look at who sees what
+};
+
+/** Columns are of S, or of its transpose: what is streamed. */
+template <int kHeadDim_, int kWarps_, int kColumns_, int kStages_, int kBlocks_>
+struct BackwardShape {
+  static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kColumns = kColumns_, kStages = kStages_,
+                       kBlocks = kBlocks_;
+  static constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps, kPitch = float32_pitch(kHeadDim);
+  static constexpr int kTileBytes = kColumns * kPitch, kStageBytes = 2 * kTileBytes;
+  static constexpr int kRowsAt = kStages * kStageBytes, kRowsBytes = kRows * kPitch;
+};
+
+template <int kHeadDim, int kWarps, int kColumns, int kStages, int kBlocks, bool kHoldsQueries_>
+struct QueryGradientShape : BackwardShape<kHeadDim, kWarps, kColumns, kStages, kBlocks> {
+  using Base = BackwardShape<kHeadDim, kWarps, kColumns, kStages, kBlocks>;
+  static constexpr bool kHoldsQueries = kHoldsQueries_;  // in registers
+  static constexpr int kIntervalsAt = Base::kRowsAt + (kHoldsQueries ? 1 : 2) * Base::kRowsBytes;
+  static constexpr int kLimitsAt = kIntervalsAt + Base::kRows * static_cast<int>(sizeof(int2));
+  static constexpr int kSharedBytes = kLimitsAt + kWarps * static_cast<int>(sizeof(ColumnLimits));
+};
+
+template <int kHeadDim, int kWarps, int kColumns, int kStages, int kBlocks, bool kWritesKeys_,
+          bool kWritesValues_>
+struct KeyGradientShape : BackwardShape<kHeadDim, kWarps, kColumns, kStages, kBlocks> {
+  using Base = BackwardShape<kHeadDim, kWarps, kColumns, kStages, kBlocks>;
+  static constexpr bool kWritesKeys = kWritesKeys_, kWritesValues = kWritesValues_;
+  static constexpr int kStatisticsAt = Base::kRowsAt + (kWritesKeys ? 2 : 1) * Base::kRowsBytes;
+  static constexpr int kLimitsAt = kStatisticsAt + kStages * kColumns * static_cast<int>(sizeof(float2));
+  static constexpr int kSharedBytes = kLimitsAt + kWarps * static_cast<int>(sizeof(ColumnLimits));
+};
+
+/** From a product of a query and a key, and dP, to P and dS but for the scale. */
+__device__ inline void differentiate(float& s, float& dp, const GpuScore& score, bool is_visible, float bias,
+                                     float log2_sum_exp, float delta) {
+  float slope = 1;
+  if (score.has_softcap) {
+    s = tanhf(s * score.before_cap);
+    slope = fmaf(-s, s, 1);
+  }
+  const float p = exp2_approximate(fmaf(s - bias, score.exponent, -log2_sum_exp));
+  s = is_visible ? p : 0;
+  dp = is_visible ? p * (dp - delta) * slope : 0;
+}
+__device__ inline void differentiate(float& s, float& dp, float exponent, float log2_sum_exp, float delta) {
+  s = exp2_approximate(fmaf(s, exponent, -log2_sum_exp));
+  dp = s * (dp - delta);
+}
+
+/** d score / d product but for the softcap's slope, where a score is a natural one. */
+__device__ inline float scale_of(const GpuScore& score) {
+  return score.exponent * kLn2 * (score.has_softcap ? score.before_cap : 1);
+}
+
+__device__ inline float2 statistics_of(const BackwardSm80& op, int batch, int head, int query) {
+  return op.statistics[(int64_t{batch} * op.forward.heads + head) * op.padded_queries + query];
+}
+
+__device__ inline float* head_of(const GpuRows& rows, int batch, int head) {
+  return static_cast<float*>(rows.data) + batch * rows.batch + head * rows.head;
+}
+
+template <class S>
+class QueryGradientTile {
+  static constexpr int kTiles = S::kColumns / 8, kDepthSteps = S::kHeadDim / 8;
+  using Blocks = KeyBlocks<S::kColumns, Masking::Optional>;
+  using Scores = float[kTiles][4];
+
+ public:
+  __device__ QueryGradientTile(const BackwardSm80& op, char* shared)
+      : op_(op), forward_(op.forward), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
+    // The most work first; heads whose keys fit in the cache side by side.
+    const int tiles = (forward_.queries + S::kRows - 1) / S::kRows,
+              all_heads = forward_.heads * forward_.batch;
+    const int together = forward_.heads_together, section = blockIdx.x / (tiles * together);
+    const int in_section = min(together, all_heads - section * together);
+    const int index = blockIdx.x - section * tiles * together;
+    const int head = section * together + index % in_section;
+    first_ = (tiles - 1 - index / in_section) * S::kRows;
+    last_ = min(first_ + S::kRows, forward_.queries) - 1;
+    batch_ = head / forward_.heads;
+    head_ = head % forward_.heads;
+  }
+
+  __device__ void run() {
+    find_intervals();
+    load_rows();
+    stream();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int64_t query = query_of(half);
+      if (query > last_) continue;
+      store_row(::longseq::head_of(op_.dq, batch_, head_) + query * op_.dq.row, dq_, half,
+                scale_of(forward_.score), forward_.head_dim);
+    }
+  }
+
+ private:
+  /** The query of this lane's elements 2 half and 2 half + 1. */
+  __device__ int query_of(int half) const { return first_ + warp_ * 16 + lane_ / 4 + 8 * half; }
+  __device__ int2* intervals() const { return reinterpret_cast<int2*>(shared_ + S::kIntervalsAt); }
+  __device__ ColumnLimits& limits() const {
+    return reinterpret_cast<ColumnLimits*>(shared_ + S::kLimitsAt)[warp_];
+  }
+
+  __device__ void find_intervals() {
+    for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) {
+      intervals()[row] = visible_keys(forward_.visible, min(first_ + row, last_), forward_.keys);
+    }
+    __syncthreads();
+    if (lane_ == 0) {
+      const int2 first = intervals()[warp_ * 16], last = intervals()[warp_ * 16 + 15];
+      const bool has_plain = !forward_.score.has_softcap && forward_.score.slopes == nullptr;
+      limits() = {first.x, last.y, has_plain ? last.x : INT32_MAX, first.y - S::kColumns};
+    }
+    __syncwarp();
+  }
+
+  __device__ void load_rows() {
+    const float* const q = ::longseq::head_of(forward_.q, batch_, head_);
+    const float* const dout = ::longseq::head_of(op_.dout, batch_, head_);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int query = min(query_of(half), last_);
+      statistics_[half] = statistics_of(op_, batch_, head_, query);
+      if constexpr (S::kHoldsQueries) {
+        const float* const from = q + query * forward_.q.row + lane_ % 4;
+#pragma unroll
+        for (int column = 0; column < S::kHeadDim; column += 4) {
+          q_[column / 8][half + column / 4 % 2 * 2] =
+              column < forward_.head_dim ? __float_as_uint(from[column]) : 0;
+        }
+      }
+    }
+    const uint32_t rows = shared_address(shared_ + S::kRowsAt);
+    copy_rows<S::kHeadDim, S::kRows, S::kThreads>(rows, dout, op_.dout.row, first_, forward_.queries,
+                                                  forward_.head_dim);
+    if constexpr (!S::kHoldsQueries) {
+      copy_rows<S::kHeadDim, S::kRows, S::kThreads>(rows + S::kRowsBytes, q, forward_.q.row, first_,
+                                                    forward_.queries, forward_.head_dim);
+    }
+  }
+
+  __device__ void load_keys(int stage, int first) const {
+    const int key_head = head_ / forward_.group;
+    const uint32_t to = shared_address(shared_ + stage * S::kStageBytes);
+    copy_rows<S::kHeadDim, S::kColumns, S::kThreads>(to, ::longseq::head_of(forward_.k, batch_, key_head),
+                                                     forward_.k.row, first, forward_.keys, forward_.head_dim);
+    copy_rows<S::kHeadDim, S::kColumns, S::kThreads>(to + S::kTileBytes,
+                                                     ::longseq::head_of(forward_.v, batch_, key_head),
+                                                     forward_.v.row, first, forward_.keys, forward_.head_dim);
+    commit_copies();
+  }
+
+  __device__ void stream() {
+    clear(dq_);
+    Blocks blocks(forward_.mask, first_ / 128, intervals()[0].x, intervals()[S::kRows - 1].y);
+    if (S::kStages == 2 && blocks.current().first >= 0) load_keys(0, blocks.current().first);
+    for (int stage = 0; blocks.current().first >= 0; blocks.advance()) {
+      const KeyBlock block = blocks.current();
+      if constexpr (S::kStages == 2) {
+        wait_copies<0>();
+        block_barrier();  // the block has arrived, and everybody is done with the one before
+        if (blocks.next().first >= 0) load_keys(1 - stage, blocks.next().first);
+      } else {
+        block_barrier();
+        load_keys(0, block.first);
+        wait_copies<0>();
+        block_barrier();
+      }
+      if (block.first < limits().seen_end && block.first + S::kColumns > limits().seen_begin) {
+        add_gradients(block, shared_ + stage * S::kStageBytes);
+      }
+      stage = S::kStages - 1 - stage;
+    }
+    wait_copies<0>();
+  }
+
+  __device__ void add_gradients(const KeyBlock& block, const char* keys) {
+    const uint32_t rows = shared_address(shared_ + S::kRowsAt) + warp_ * 16 * S::kPitch;
+    Scores s, ds;
+    if constexpr (S::kHoldsQueries) {
+      const auto held = [&](int step, uint32_t(&fragment)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          fragment[i] = q_[step][i];
+          compute_again(fragment[i]);  // the pairs of all would take twice the registers
+        }
+      };
+      multiply_rows<S::kHeadDim>(s, held, shared_address(keys), forward_.head_dim);
+    } else {
+      multiply_rows<S::kHeadDim>(s, fragments_of<S::kHeadDim>(rows + S::kRowsBytes), shared_address(keys),
+                                 forward_.head_dim);
+    }
+    multiply_rows<S::kHeadDim>(ds, fragments_of<S::kHeadDim>(rows), shared_address(keys + S::kTileBytes),
+                               forward_.head_dim);
+    if (block.tile < 0 && block.first >= limits().plain_begin && block.first <= limits().plain_end) {
+#pragma unroll
+      for (int j = 0; j < kTiles; j++) {
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          differentiate(s[j][e], ds[j][e], forward_.score.exponent, statistics_[e / 2].x,
+                        statistics_[e / 2].y);
+        }
+      }
+    } else {
+      differentiate_some(s, ds, block);
+    }
+    multiply_columns<S::kHeadDim>(dq_, ds, keys, forward_.head_dim);
+  }
+
+  /** With softcap, ALiBi, and a look at who sees what. */
+  __device__ void differentiate_some(Scores& s, Scores& ds, const KeyBlock& block) const {
+    const GpuScore& score = forward_.score;
+    const float bias = score.slopes != nullptr ? score.slopes[head_] * score.slope_unit : 0;
+    const int first = block.first + 2 * (lane_ % 4);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      keep_order();  // else both rows' operands are at hand at once, and the registers spill
+      const int query = min(query_of(half), last_);
+      const int position = query_position(score, forward_.visible, query);
+      const int2 seen = intervals()[query - first_];
+      const uint32_t bits = mask_bits(forward_.mask, block, query, block.first) >> 2 * (lane_ % 4);
+#pragma unroll
+      for (int j = 0; j < kTiles; j++) {
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int key = first + 8 * j + e;
+          const bool is_visible = key >= seen.x && key < seen.y && (bits >> (8 * j + e) & 1) != 0;
+          const int distance = position - key_position(score, min(key, forward_.keys - 1));
+          differentiate(s[j][2 * half + e], ds[j][2 * half + e], score, is_visible,
+                        bias * static_cast<float>(abs(distance)), statistics_[half].x, statistics_[half].y);
+        }
+      }
+    }
+  }
+
+  const BackwardSm80& op_;
+  const ForwardSm80& forward_;
+  char* const shared_;
+  const int warp_, lane_;
+  int first_, last_, batch_, head_;  // queries
+  float2 statistics_[2];
+  uint32_t q_[S::kHoldsQueries ? kDepthSteps : 1][4];
+  float dq_[kDepthSteps][4];
+};
+
+template <class S>
+class KeyGradientTile {
+  static constexpr int kTiles = S::kColumns / 8, kDepthSteps = S::kHeadDim / 8;
+  using Blocks = KeyBlocks<S::kColumns, Masking::Optional>;
+  using Scores = float[kTiles][4];  // transposed: a row is a key
+
+ public:
+  __device__ KeyGradientTile(const BackwardSm80& op, char* shared)
+      : op_(op), forward_(op.forward), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
+    // Where order is causal, the first keys have the most work.
+    const int key_heads = forward_.heads / forward_.group, all_heads = key_heads * forward_.batch;
+    first_ = static_cast<int>(blockIdx.x / all_heads) * S::kRows;
+    batch_ = static_cast<int>(blockIdx.x % all_heads) / key_heads;
+    key_head_ = static_cast<int>(blockIdx.x % all_heads) % key_heads;
+  }
+
+  __device__ void run() {
+    const uint32_t rows = shared_address(shared_ + S::kRowsAt);
+    copy_rows<S::kHeadDim, S::kRows, S::kThreads>(rows, ::longseq::head_of(forward_.k, batch_, key_head_),
+                                                  forward_.k.row, first_, forward_.keys, forward_.head_dim);
+    if constexpr (S::kWritesKeys) {
+      copy_rows<S::kHeadDim, S::kRows, S::kThreads>(rows + S::kRowsBytes,
+                                                    ::longseq::head_of(forward_.v, batch_, key_head_),
+                                                    forward_.v.row, first_, forward_.keys, forward_.head_dim);
+    }
+    commit_copies();
+    find_limits();
+    clear(dk_);
+    clear(dv_);
+    for (int head = key_head_ * forward_.group; head < (key_head_ + 1) * forward_.group; head++) stream(head);
+    wait_copies<0>();
+    if constexpr (S::kWritesKeys) write(op_.dk, dk_, scale_of(forward_.score));
+    if constexpr (S::kWritesValues) write(op_.dv, dv_, 1);
+  }
+
+ private:
+  /** The key of this lane's elements 2 half and 2 half + 1. */
+  __device__ int key_of(int half) const { return first_ + warp_ * 16 + lane_ / 4 + 8 * half; }
+  __device__ float4* statistics(int stage) const {
+    return reinterpret_cast<float4*>(shared_ + S::kStatisticsAt) + stage * S::kColumns / 2;
+  }
+  __device__ ColumnLimits* limits() const { return reinterpret_cast<ColumnLimits*>(shared_ + S::kLimitsAt); }
+
+  /** The first query that holds(the keys it sees): intervals only move forward. */
+  template <class Holds>
+  __device__ int first_query(const Holds& holds) const {
+    int low = 0, high = forward_.queries;
+    while (low < high) {
+      const int middle = low + (high - low) / 2;
+      if (holds(visible_keys(forward_.visible, middle, forward_.keys))) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+
+  __device__ void find_limits() {
+    if (threadIdx.x < 4 * S::kWarps) {
+      const int warp = threadIdx.x / 4, limit = threadIdx.x % 4;
+      const int first_key = min(first_ + 16 * warp, forward_.keys - 1);
+      const int last_key = min(first_key + 15, forward_.keys - 1);
+      // A query sees some of the keys: its end is behind the first, its begin not behind the last; all: the
+      // other way round.
+      const int key = limit == 0 || limit == 3 ? first_key : last_key;
+      const int query = first_query([&](int2 seen) { return (limit % 2 == 0 ? seen.y : seen.x) > key; });
+      const bool has_plain = !forward_.score.has_softcap && forward_.score.slopes == nullptr;
+      if (limit == 0) limits()[warp].seen_begin = query;
+      if (limit == 1) limits()[warp].seen_end = query;
+      if (limit == 2) limits()[warp].plain_begin = has_plain ? query : INT32_MAX;
+      if (limit == 3) limits()[warp].plain_end = query - S::kColumns;
+    }
+    __syncthreads();
+  }
+
+  __device__ void load_queries(int stage, int first, int head) {
+    const uint32_t to = shared_address(shared_ + stage * S::kStageBytes);
+    copy_rows<S::kHeadDim, S::kColumns, S::kThreads>(to, ::longseq::head_of(forward_.q, batch_, head),
+                                                     forward_.q.row, first, forward_.queries,
+                                                     forward_.head_dim);
+    copy_rows<S::kHeadDim, S::kColumns, S::kThreads>(to + S::kTileBytes,
+                                                     ::longseq::head_of(op_.dout, batch_, head), op_.dout.row,
+                                                     first, forward_.queries, forward_.head_dim);
+    commit_copies();
+    if (threadIdx.x < S::kColumns) {
+      const int query = first + static_cast<int>(threadIdx.x);
+      loaded_ =
+          query < forward_.queries ? statistics_of(op_, batch_, head, query) : make_float2(kInfinity, 0);
+    }
+  }
+  /** What load_queries began is there, for the whole block. */
+  __device__ void finish_loading(int stage) const {
+    if (threadIdx.x < S::kColumns) reinterpret_cast<float2*>(statistics(stage))[threadIdx.x] = loaded_;
+    wait_copies<0>();
+    block_barrier();
+  }
+
+  __device__ void stream(int head) {
+    Blocks blocks(op_.mask_transposed, first_ / 128, limits()[0].seen_begin,
+                  limits()[S::kWarps - 1].seen_end);
+    block_barrier();  // the head before is done with
+    if (S::kStages == 2 && blocks.current().first >= 0) load_queries(0, blocks.current().first, head);
+    for (int stage = 0; blocks.current().first >= 0; blocks.advance()) {
+      const KeyBlock block = blocks.current();
+      if constexpr (S::kStages == 2) {
+        finish_loading(stage);
+        if (blocks.next().first >= 0) load_queries(1 - stage, blocks.next().first, head);
+      } else {
+        block_barrier();
+        load_queries(0, block.first, head);
+        finish_loading(0);
+      }
+      const ColumnLimits& own = limits()[warp_];
+      if (block.first < own.seen_end && block.first + S::kColumns > own.seen_begin) {
+        add_gradients(block, stage, head);
+      }
+      stage = S::kStages - 1 - stage;
+    }
+  }
+
+  __device__ void add_gradients(const KeyBlock& block, int stage, int head) {
+    const char* const queries = shared_ + stage * S::kStageBytes;
+    const char* const douts = queries + S::kTileBytes;
+    const uint32_t rows = shared_address(shared_ + S::kRowsAt) + warp_ * 16 * S::kPitch;
+    Scores s, ds;
+    multiply_rows<S::kHeadDim>(s, fragments_of<S::kHeadDim>(rows), shared_address(queries),
+                               forward_.head_dim);
+    if constexpr (S::kWritesKeys) {
+      multiply_rows<S::kHeadDim>(ds, fragments_of<S::kHeadDim>(rows + S::kRowsBytes), shared_address(douts),
+                                 forward_.head_dim);
+    } else {
+      clear(ds);
+    }
+    const ColumnLimits& own = limits()[warp_];
+    if (block.tile < 0 && block.first >= own.plain_begin && block.first <= own.plain_end) {
+#pragma unroll
+      for (int j = 0; j < kTiles; j++) {
+        const float4 both = statistics(stage)[4 * j + lane_ % 4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          differentiate(s[j][e], ds[j][e], forward_.score.exponent, e % 2 == 0 ? both.x : both.z,
+                        e % 2 == 0 ? both.y : both.w);
+        }
+      }
+    } else {
+      differentiate_some(s, ds, block, stage, head);
+    }
+    if constexpr (S::kWritesValues) multiply_columns<S::kHeadDim>(dv_, s, douts, forward_.head_dim);
+    if constexpr (S::kWritesKeys) multiply_columns<S::kHeadDim>(dk_, ds, queries, forward_.head_dim);
+  }
+
+  /** With softcap, ALiBi, and a look at who sees what. */
+  __device__ void differentiate_some(Scores& s, Scores& ds, const KeyBlock& block, int stage,
+                                     int head) const {
+    const GpuScore& score = forward_.score;
+    const float bias = score.slopes != nullptr ? score.slopes[head] * score.slope_unit : 0;
+    uint32_t bits[2];
+    int position[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      bits[half] = mask_bits(op_.mask_transposed, block, key_of(half), block.first) >> 2 * (lane_ % 4);
+      position[half] = key_position(score, min(key_of(half), forward_.keys - 1));
+    }
+#pragma unroll
+    for (int j = 0; j < kTiles; j++) {
+      keep_order();  // else all columns' operands are at hand at once, and the registers spill
+      const float4 both = statistics(stage)[4 * j + lane_ % 4];
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const int query = block.first + 8 * j + 2 * (lane_ % 4) + e,
+                  inside = min(query, forward_.queries - 1);
+        const int2 seen = visible_keys(forward_.visible, inside, forward_.keys);
+        const int at = query_position(score, forward_.visible, inside);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int key = key_of(half);
+          const bool is_visible =
+              query == inside && key >= seen.x && key < seen.y && (bits[half] >> (8 * j + e) & 1) != 0;
+          differentiate(s[j][2 * half + e], ds[j][2 * half + e], score, is_visible,
+                        bias * static_cast<float>(abs(at - position[half])), e == 0 ? both.x : both.z,
+                        e == 0 ? both.y : both.w);
+        }
+      }
+    }
+  }
+
+  __device__ void write(const GpuRows& rows, const float (&gradient)[kDepthSteps][4], float factor) const {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int64_t key = key_of(half);
+      if (key >= forward_.keys) continue;
+      store_row(::longseq::head_of(rows, batch_, key_head_) + key * rows.row, gradient, half, factor,
+                forward_.head_dim);
+    }
+  }
+
+  const BackwardSm80& op_;
+  const ForwardSm80& forward_;
+  char* const shared_;
+  const int warp_, lane_;
+  int first_, batch_, key_head_;  // keys
+  float2 loaded_;                 // a query's statistics, on their way to shared memory
+  float dk_[kDepthSteps][4], dv_[kDepthSteps][4];
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    query_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op) {
+  extern __shared__ __align__(16) char shared[];
+  QueryGradientTile<S>(op, shared).run();
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    key_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op) {
+  extern __shared__ __align__(16) char shared[];
+  KeyGradientTile<S>(op, shared).run();
+}
+
+template <class S>
+void launch_query_gradient(const Cuda& cuda, const BackwardSm80& op) {
+  const ForwardSm80& forward = op.forward;
+  const int64_t blocks = (int64_t{forward.queries} + S::kRows - 1) / S::kRows * forward.heads * forward.batch;
+  launch<query_gradient_float32_kernel<S>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
+                                           S::kSharedBytes, op);
+}
+
+template <class S>
+void launch_key_gradient(const Cuda& cuda, const BackwardSm80& op) {
+  const ForwardSm80& forward = op.forward;
+  const int64_t blocks =
+      (int64_t{forward.keys} + S::kRows - 1) / S::kRows * (forward.heads / forward.group) * forward.batch;
+  launch<key_gradient_float32_kernel<S>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
+                                         S::kSharedBytes, op);
+}
+
+/** Whether a multiprocessor's shared memory has room for all the blocks that its registers have room for. */
+template <class S>
+bool has_room(const Cuda& cuda) {
+  constexpr int kReserved = 1 << 10;  // of each block, by the system
+  return S::kBlocks * (S::kSharedBytes + kReserved) <= cuda.gpu->shared_bytes + kReserved;
+}
+
+using QueryGradient64 = QueryGradientShape<64, 4, 32, 2, 3, false>;
+using QueryGradient128 = QueryGradientShape<128, 4, 32, 2, 2, true>;
+using QueryGradient128Small = QueryGradientShape<128, 4, 32, 1, 2, true>;
+using QueryGradient256 = QueryGradientShape<256, 2, 16, 1, 2, false>;
+using KeyGradient64 = KeyGradientShape<64, 4, 32, 2, 2, true, true>;
+using KeyGradient128 = KeyGradientShape<128, 4, 16, 2, 2, true, true>;
+using KeyGradient128Small = KeyGradientShape<128, 4, 16, 1, 2, true, true>;
+using KeyOnlyGradient256 = KeyGradientShape<256, 2, 16, 1, 2, true, false>;
+using ValueOnlyGradient256 = KeyGradientShape<256, 4, 16, 1, 2, false, true>;
+
+template <class... Shapes>
+constexpr bool fit_anywhere() {
+  return ((Shapes::kSharedBytes <= 99 << 10) && ...);
+}
+static_assert(fit_anywhere<QueryGradient64, QueryGradient128Small, QueryGradient256, KeyGradient64,
+                           KeyGradient128Small, KeyOnlyGradient256, ValueOnlyGradient256>(),
+              "GPUs of compute capability 8.6 and 8.9 have no more");
+
+}  // namespace
+
+void launch_backward_float32(const Cuda& cuda, const BackwardSm80& op) {
+  if (op.forward.head_dim <= 64) {
+    launch_query_gradient<QueryGradient64>(cuda, op);
+    launch_key_gradient<KeyGradient64>(cuda, op);
+  } else if (op.forward.head_dim <= 128) {
+    if (has_room<QueryGradient128>(cuda)) {
+      launch_query_gradient<QueryGradient128>(cuda, op);
+    } else {
+      launch_query_gradient<QueryGradient128Small>(cuda, op);
+    }
+    if (has_room<KeyGradient128>(cuda)) {
+      launch_key_gradient<KeyGradient128>(cuda, op);
+    } else {
+      launch_key_gradient<KeyGradient128Small>(cuda, op);
+    }
+  } else {
+    launch_query_gradient<QueryGradient256>(cuda, op);
+    launch_key_gradient<KeyOnlyGradient256>(cuda, op);
+    launch_key_gradient<ValueOnlyGradient256>(cuda, op);
+  }
+}
+
+}  // namespace longseq
