@@ -369,7 +369,11 @@ class ForwardTile {
     for (int offset = 4; offset < 32; offset *= 2) {
       warp_most = fmaxf(warp_most, __shfl_xor_sync(~0u, warp_most, offset));
     }
-    if (warp_most == kMinusInfinity) return;  // not yet
+    if (warp_most == kMinusInfinity) {  // not yet
+#pragma unroll
+      for (float& base : base_) base = 0;
+      return;
+    }
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
       const float most = base_[r] == kMinusInfinity ? warp_most : base_[r];
