@@ -101,6 +101,8 @@ class Peer:
         torch.set_num_threads(request["threads"])
         self.device = torch.device(request["device"])
         self.is_cuda = self.device.type == "cuda"
+        if self.is_cuda and self.device.index is None:
+            self.device = torch.device("cuda", 0)
         self.call = self.inputs = self.out = self.dout = self.cold = None
         is_attention = request["what"] == "attention"
         # The allocator of the CPU keeps no count: what the process grows by from here on stands for it.

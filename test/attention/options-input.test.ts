@@ -50,8 +50,16 @@ t.test("options", async (t) => {
       "ERR_SHAPE",
       "attention: mask is [4, 5], expected [4, 4]",
     ],
-    [withOptions({ implementation: "fast" }), "ERR_OPTION", /implementation "fast" is not there on (cpu|cuda)/],
-    [withOptions({ implementation: "sm90" }), "ERR_OPTION", /implementation "sm90" is not there on (cpu|cuda)/],
+    [
+      withOptions({ implementation: "fast" }),
+      "ERR_OPTION",
+      /implementation "fast" is not there on (cpu|cuda)/,
+    ],
+    [
+      withOptions({ implementation: "sm90" }),
+      "ERR_OPTION",
+      /implementation "sm90" is not there on (cpu|cuda)/,
+    ],
     [withOptions({ implementation: 1 }), "ERR_OPTION", /implementation is number, expected a string/],
   ]);
 });
