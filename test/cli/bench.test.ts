@@ -271,9 +271,12 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
     stdio: ["ignore", "pipe", "inherit"],
   });
   let stdout = "";
+  let isInterrupted = false;
   child.stdout.on("data", (chunk: Buffer) => {
     stdout += chunk;
-    if (/64 +backward/.test(stdout)) setTimeout(() => child.kill("SIGINT"), 300);
+    if (isInterrupted || !/64 +backward/.test(stdout)) return;
+    isInterrupted = true; // once: a second one ends the process at once
+    setTimeout(() => child.kill("SIGINT"), 300);
   });
   const start = performance.now();
   const code = await new Promise((done) => child.once("close", done));
