@@ -5,7 +5,7 @@ Reads one JSON request a line on standard input and answers each with one JSON l
       -> {"torch": version, "device": name, "implementations": [...]}
   {"op": "prepare", "implementation", "pass", "dtype", "batch", "heads", "kvHeads", "headDim", "seqLen", "causal",
    "window": N or absent, "mask", "boundaries": of documents or null, "maskFile": path of S*S bytes or null}   -> {}
-  {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width"}   -> {}
+  {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width", "headDim"}   -> {}
   {"op": "run"} -> {"ms": milliseconds by the host's clock, waiting included}
   {"op": "runMany", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
   {"op": "resetPeak"} -> {}     {"op": "peak"} -> {"bytes": N or null}     {"op": "dispose"} -> {}
@@ -41,6 +41,16 @@ class Unsupported(Exception):
     """This implementation has no kernel for the problem."""
 
 
+def rotate(x, cosine, sine):
+    """Rotary embedding by halves, in float32, with its angles' cosines and sines made beforehand."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1).to(x.dtype)
+
+
+def angles(rows, half):
+    return torch.outer(torch.arange(rows), 10000 ** (-torch.arange(half) / half)).view(1, rows, 1, half)
+
+
 # An operation's inputs, of [rows, width] where INPUTS says nothing else, and what it computes of them.
 OPERATIONS = {
     "copy": (["x"], lambda x: x.clone()),
@@ -52,13 +62,19 @@ OPERATIONS = {
     "swiglu": (["gate", "up"], lambda gate, up: F.silu(gate) * up),
     "softmax": (["x"], lambda x: F.softmax(x, dim=-1)),
     "crossEntropy": (["x", "targets"], lambda x, targets: F.cross_entropy(x, targets)),
+    "rotaryEmbedding": (["heads", "cosine", "sine"], rotate),
+    "adamW": (["x", "gradient"], None),
     "matmul": (["x", "matrix"], lambda x, matrix: x @ matrix),
+    "linear": (["x", "matrix"], lambda x, matrix: F.linear(x, matrix)),
 }
 INPUTS = {
-    "weight": lambda rows, width, options: torch.randn(width, **options),
-    "bias": lambda rows, width, options: torch.randn(width, **options),
-    "matrix": lambda rows, width, options: torch.randn(width, width, **options),
-    "targets": lambda rows, width, options: torch.randint(width, (rows,), device=options["device"]),
+    "weight": lambda rows, width, dim, options: torch.randn(width, **options),
+    "bias": lambda rows, width, dim, options: torch.randn(width, **options),
+    "matrix": lambda rows, width, dim, options: torch.randn(width, width, **options),
+    "targets": lambda rows, width, dim, options: torch.randint(width, (rows,), device=options["device"]),
+    "heads": lambda rows, width, dim, options: torch.randn(1, rows, width // dim, dim, **options),
+    "cosine": lambda rows, width, dim, options: angles(rows, dim // 2).cos().to(options["device"]),
+    "sine": lambda rows, width, dim, options: angles(rows, dim // 2).sin().to(options["device"]),
 }
 
 
@@ -94,6 +110,21 @@ def flex_attention_call(request, inputs, device):
     mask = create_block_mask(sees, None, None, length, length, device=device, _compile=length > LONG)
     compiled = torch.compile(flex_attention)
     return lambda: compiled(*inputs, block_mask=mask)
+
+
+def adamw_step(parameter, gradient):
+    """The fused optimiser on a float32 copy, as mixed precision has it."""
+    master = parameter.float().clone().requires_grad_()
+    master.grad = torch.empty_like(master)
+    optimizer = torch.optim.AdamW([master], lr=1e-3, fused=True)
+
+    def step(parameter, gradient):
+        master.grad.copy_(gradient)
+        optimizer.step()
+        with torch.no_grad():
+            return parameter.copy_(master)
+
+    return step
 
 
 class Peer:
@@ -142,12 +173,19 @@ class Peer:
     def prepare_operation(self, request):
         names, function = OPERATIONS[request["what"]]
         dtype = getattr(torch, request["dtype"])
-        rows, width = request["rows"], request["width"]
+        rows, width, dim = request["rows"], request["width"], request["headDim"]
         options = {"dtype": dtype, "device": self.device}
-        make = {**dict.fromkeys(names, lambda rows, width, options: torch.randn(rows, width, **options)), **INPUTS}
-        self.inputs = [make[name](rows, width, options) for name in names]
-        for x in self.inputs:
-            x.requires_grad_(self.is_backward and x.is_floating_point())
+
+        def of_rows(rows, width, dim, options):
+            return torch.randn(rows, width, **options)
+
+        self.inputs = [INPUTS.get(name, of_rows)(rows, width, dim, options) for name in names]
+        for name, x in zip(names, self.inputs):
+            x.requires_grad_(self.is_backward and x.is_floating_point() and name not in ("cosine", "sine"))
+        if request["what"] == "adamW":
+            if request["implementation"] == "torch-compiled":
+                raise Unsupported("the fused optimiser is one kernel already")
+            function = adamw_step(*self.inputs)
         if request["implementation"] == "torch-compiled":
             function = torch.compile(function)
         self.call = lambda: function(*self.inputs)

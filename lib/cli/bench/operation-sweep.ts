@@ -1,6 +1,7 @@
 // `longseq bench --what NAME` for what operations.ts lists: measured length by length, printed, written as JSON lines.
 import type { Device, DType, Tensor } from "../../index.ts";
 import { measurePeak } from "../../peak.ts";
+import { UsageError } from "../arguments.ts";
 import { type Column, type JsonLines, Table } from "../output.ts";
 import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
 import { type Contender, Own } from "./contender.ts";
@@ -72,7 +73,7 @@ class OwnOperation extends Own {
   }
 
   async dispose(): Promise<void> {
-    for (const tensor of this.#prepared?.inputs ?? []) tensor.dispose();
+    for (const input of this.#prepared?.inputs ?? []) input[Symbol.dispose]();
   }
 }
 
@@ -83,8 +84,11 @@ export async function benchOperation(bench: Bench): Promise<number> {
   const { settings, device, dtype, peer, signal, stream, json } = bench;
   const what = settings.what as OperationName;
   const operation: Operation = operations[what];
-  const width = settings.heads * settings.headDim;
-  const isBound = "bytes" in operation.work({ rows: 1, width, dtype, device }, "forward");
+  const { headDim, width = settings.heads * headDim } = settings;
+  if (what === "rotaryEmbedding" && width % headDim !== 0) {
+    throw new UsageError(`--width is ${width}, expected a multiple of --head-dim (${headDim})`);
+  }
+  const isBound = "bytes" in operation.work({ rows: 1, width, headDim, dtype, device }, "forward");
   const peak = isBound ? await copyRate(bench) : 1e12 * (await measurePeak(device, dtype));
   const unit = isBound ? "GB/s" : "TFLOP/s";
   stream.write(`longseq ${what} on ${device.description}: ${dtype}, rows of ${width}; `);
@@ -94,13 +98,13 @@ export async function benchOperation(bench: Bench): Promise<number> {
   const table = tableOf(stream, unit, isBound, peer?.implementations ?? []);
   table.head();
   for (const length of settings.seqLens ?? defaultLengths) {
-    const shape: Rows = { rows: settings.batch * length, width, dtype, device };
+    const shape: Rows = { rows: settings.batch * length, width, headDim, dtype, device };
     for (const pass of settings.passes.filter((one) => operation.passes.includes(one))) {
       if (signal.aborted) return 130;
       const { rows } = shape;
       const contenders: Contender[] = [
         new OwnOperation(operation, shape, pass),
-        ...(peer?.operationContenders({ what, pass, dtype, rows, width }) ?? []),
+        ...(peer?.operationContenders({ what, pass, dtype, rows, width, headDim }) ?? []),
       ];
       const timings = await measure(contenders, { seconds: settings.seconds, mostRuns }, signal, (round) => {
         bench.onProgress(
@@ -121,7 +125,7 @@ const scaleOf = (isBound: boolean) => (isBound ? 1e9 : 1e12);
 
 /** Bytes a second that a copy of 256 MiB reads and writes: what memory gives at most. */
 async function copyRate({ device, signal, settings }: Bench): Promise<number> {
-  const shape: Rows = { rows: 2 ** 13, width: 2 ** 14, dtype: "bfloat16", device };
+  const shape: Rows = { rows: 2 ** 13, width: 2 ** 14, headDim: 1, dtype: "bfloat16", device };
   const effort = { seconds: Math.min(0.2, settings.seconds), mostRuns };
   const [timing] = await measure(
     [new OwnOperation(operations.copy, shape, "forward")],

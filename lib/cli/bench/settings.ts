@@ -36,6 +36,10 @@ export const benchOptions: OptionTable = {
   heads: { value: "N", help: "query heads (default: 8)" },
   "kv-heads": { value: "N", help: "key and value heads, a divisor of --heads (default: as many as --heads)" },
   "head-dim": { value: "N", help: "size of a head, a multiple of 8 up to 256 (default: 64)" },
+  width: {
+    value: "N",
+    help: "elements of a row, for other operations than attention (default: --heads times --head-dim)",
+  },
   causal: { help: "no query sees a later key (default)" },
   "no-causal": { help: "every query sees every key" },
   window: {
@@ -75,6 +79,7 @@ export interface Settings {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
+  readonly width: number | undefined;
   readonly causal: boolean;
   readonly window: number | undefined;
   readonly mask: MaskName;
@@ -117,6 +122,7 @@ export function benchSettings(given: Arguments): Settings {
     heads,
     kvHeads,
     headDim,
+    width: given.integer("width", 1),
     causal: given.flag("causal", true),
     window: given.integer("window", 0),
     mask: given.choice("mask", maskNames) ?? "none",
