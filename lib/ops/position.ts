@@ -6,6 +6,9 @@ import { handleOf, Tensor } from "../tensor.ts";
 import type { Piece } from "./attention-options.ts";
 import { queued } from "./queued.ts";
 
+/** That of the kernels: twice kMostPairs of cuda/rope/rope.h. */
+const mostRotaryDim = 512;
+
 /**
  * How frequencies are changed for sequences `factor` times as long as those trained on, f_i = base^(-2i/R) before:
  *
@@ -101,7 +104,7 @@ export function rotaryEmbeddingBackward(dy: Tensor, options: RotaryOptions = {})
 /**
  * The frequencies f_i of a rotary embedding, in radians a position.
  *
- * @param rotaryDim R, even.
+ * @param rotaryDim R, even, at most 512.
  * @returns R / 2 numbers, the highest frequency first.
  * @throws `ERR_OPTION`.
  * @example
@@ -111,6 +114,12 @@ export function rotaryFrequencies(rotaryDim: number, options: RotaryFrequencyOpt
   checkOptions("rotaryFrequencies", options);
   if (!Number.isSafeInteger(rotaryDim) || rotaryDim < 0 || rotaryDim % 2 !== 0) {
     throw failure("ERR_OPTION", `rotaryEmbedding: rotaryDim is ${shown(rotaryDim)}, expected an even number`);
+  }
+  if (rotaryDim > mostRotaryDim) {
+    throw failure(
+      "ERR_OPTION",
+      `rotaryEmbedding: rotaryDim is ${rotaryDim}, expected at most ${mostRotaryDim}`,
+    );
   }
   const { base = 10_000, scaling } = options;
   positive("base", base);

@@ -61,9 +61,8 @@ async function checkGelu(shape: readonly number[], dtype: FloatType, options: Ge
     dbias: 0,
   };
   if (dbias) {
-    const sums = Array.from({ length: F }, (_, f) =>
-      dz.reduce((sum, d, i) => (i % F === f ? sum + d : sum), 0),
-    );
+    const sums = new Float64Array(F);
+    for (const [i, d] of dz.entries()) sums[i % F] = at(sums, i % F) + d;
     errors.dbias = relativeError(await numbers(dbias), sums);
   }
   return errors;

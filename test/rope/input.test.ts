@@ -60,6 +60,7 @@ t.test("tensors and numbers", async (t) => {
       "ERR_OPTION",
       /a frequency is /,
     ],
+    [() => rotaryFrequencies(2 ** 40), "ERR_OPTION", /rotaryDim is 1099511627776, expected at most 512/],
     [() => rotaryFrequencies(-2), "ERR_OPTION", /rotaryDim is -2/],
     [
       () => rotaryFrequencies(4, 1 as never),
