@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { Device, type DType, Tensor, type TensorValues } from "longseq";
+import { attention, Device, type DType, Tensor, type TensorValues } from "longseq";
 import t from "tap";
 import { at } from "./support/compare.ts";
 
@@ -181,4 +181,10 @@ t.test("views keep the memory, which goes with the last of them", async (t) => {
   t.ok(viewOfView.disposed);
   await device.synchronize();
   t.match(device.memory(), { liveBytes: 0, tensors: 0 });
+});
+
+t.test("a view of fewer axes has the shape of any other tensor", async (t) => {
+  const qkv = Tensor.normal([1, 8, 3, 2, 16]);
+  const [q, k, v] = [0, 1, 2].map((i) => qkv.select(2, i)) as [Tensor, Tensor, Tensor];
+  t.strictSame(await attention(q, k, v).data(), await attention(q.contiguous(), k, v).data());
 });

@@ -62,6 +62,7 @@ Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, st
         "tensor: a view has at most ", kMaxRank, " axes, got ", shape.size());
   tensor.offset += offset;
   tensor.rank = static_cast<int>(shape.size());
+  tensor.shape = tensor.strides = {};  // shapes are compared whole
   int64_t last = tensor.offset;
   bool empty = false;
   for (size_t axis = 0; axis < shape.size(); axis++) {
