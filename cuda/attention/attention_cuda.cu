@@ -487,8 +487,9 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     const dim3 grid(static_cast<unsigned>(std::min<int64_t>(ceil_div(elements, kThreads), 1 << 20)));
     visit_float(op.dq.dtype, [&]<class T>(T) {
       launch<finish_kernel<T>>(cuda, grid, kThreads, 0, SumView{kernel.dq_sum, static_cast<int>(columns)},
-                               rows_of(op.dq), scale, static_cast<int>(queries), kernel.padded_queries,
-                               static_cast<int>(heads), static_cast<int>(head_dim), elements);
+                               rows_of(op.dq), scale * backward_sum_unit_sm80(dtype),
+                               static_cast<int>(queries), kernel.padded_queries, static_cast<int>(heads),
+                               static_cast<int>(head_dim), elements);
     });
   }
   dk.finish();

@@ -67,6 +67,8 @@ struct BackwardSm80 {
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
+  int32_t*
+      dq_turns;  // [B Hq padded_queries / 32] counters, zero at first: whose turn it is to add to dq; or null
   float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
   int64_t padded_queries;
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
@@ -79,6 +81,8 @@ struct BackwardSm80 {
 void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op);
 /** Columns of dq_sum. */
 int backward_columns_sm80(int head_dim);
+/** What the kernel's sums of dq are in. */
+float backward_sum_unit_sm80(DType dtype);
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** Of float32, as accurate as the CPU's. */
 void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);

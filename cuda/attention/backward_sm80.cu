@@ -1,16 +1,19 @@
 // Flash attention backward for compute capability 8.0 and later (mma.sync, ldmatrix, cp.async).
 //
-// A block keeps kKeys keys and values of one head, and their gradients in registers, and streams the queries
-// that see them, kRows at a time, for each query head of the group:
+// A block keeps kKeys keys and values of one head in shared memory and streams the queries that see them,
+// kRows at a time, for each query head of the group. Everything is transposed, a row a key, so that weights
+// and their gradients are the left operands of the next product as they stand in registers:
 //
-//   S = q k^T     P = exp2(c S - lse)     dP = dout v^T     dS = P * (dP - delta)
-//   dv += P^T dout     dk += dS^T q     dq += dS k
+//   value warps    S^T = k q^T      P^T = exp2(c S^T - lse)         dv += P^T dout
+//   key warps      dP^T = v dout^T  dS^T = P^T * (dP^T - delta)     dk += dS^T q     dq += dS k
 //
-// dq is summed in float32 in global memory, since many blocks add to a query. For S and dP each warp takes 32
-// queries and kWarpKeys keys; P and dS pass through shared memory to the warps of the other three products,
-// of which each takes 32 keys (or queries) and a share of the columns.
+// Each of kGroups pairs of a value and a key warp owns kWarpKeys keys. P^T passes from one to the other
+// through the shared memory in which the key warp then leaves dS^T for all key warps, which add dq of these
+// queries while the value warps weigh the next ones. dq is summed in float32 in global memory, since many
+// blocks add to a query.
 //
-// May spill registers: a few words, where masks or scores are adjusted and not beside the products.
+// Weights are in units of 2^-12, for as float16 they pass to the key warps: a weight of one in a million keys
+// would have four bits left.
 #include "attention/attention_sm80.h"
 #include "core/cuda.h"
 #include "tile/sm80.h"
@@ -22,96 +25,134 @@ namespace {
 using namespace sm80;
 
 constexpr float kMinusInfinity = -INFINITY;
+constexpr float kWeightBits = 12, kWeightUnit = 1.f / 4096;
 
-template <class Element, int kHeadDim_, int kRows_, int kKeys_, int kWarpKeys_, int kBlocks_>
+template <class Element, int kHeadDim_, int kRows_, int kWarpKeys_, int kGroups_, int kQueryRows_>
 struct Shape {
   using T = Element;
-  static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = kKeys_, kWarpKeys = kWarpKeys_,
-                       kBlocks = kBlocks_;
-  static constexpr int kRowWarps = kRows / 32, kKeyWarps = kKeys / kWarpKeys;
-  static constexpr int kWarps = kRowWarps * kKeyWarps, kThreads = 32 * kWarps;
-  // Of the products that sum over queries, and of the one that sums over keys.
-  static constexpr int kKeyGradientColumns = kHeadDim / (kWarps / (kKeys / 32));
-  static constexpr int kQueryGradientColumns = kHeadDim / (kWarps / kRowWarps);
-  static constexpr int kDepthSteps = kHeadDim / 16;
-  // An odd number of 16-byte chunks a row: the eight rows of a matrix then lie in different banks.
-  static constexpr int kPitch = (kHeadDim / 8 | 1) * 16, kScorePitch = (kKeys / 8 | 1) * 16;  // in bytes
+  static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kWarpKeys = kWarpKeys_, kGroups = kGroups_;
+  static constexpr int kKeys = kWarpKeys * kGroups, kWarps = 2 * kGroups, kThreads = 32 * kWarps;
+  // A key warp's share of dq.
+  static constexpr int kQueryRows = kQueryRows_, kQueryParts = kRows / kQueryRows,
+                       kQueryColumns = kHeadDim / (kGroups / kQueryParts);
+  static constexpr int kPitch = 2 * kHeadDim, kScorePitch = 2 * kRows;  // in bytes
   static constexpr int kKeyBytes = kKeys * kPitch, kRowBytes = kRows * kPitch,
-                       kScoreBytes = kRows * kScorePitch;
-  // k, v, q twice, dout, P, dS.
-  static constexpr int kQueriesAt = 2 * kKeyBytes, kGradientsAt = kQueriesAt + 2 * kRowBytes;
-  static constexpr int kWeightsAt = kGradientsAt + kRowBytes, kScoresAt = kWeightsAt + kScoreBytes;
-  static constexpr int kSharedBytes = kScoresAt + kScoreBytes;
-  static_assert(kKeyGradientColumns % 16 == 0 && kQueryGradientColumns % 16 == 0);
+                       kScoreBytes = kKeys * kScorePitch, kStatisticBytes = kRows * 8;
+  // k, v, then twice: q, dout, P^T or dS^T, statistics, and where the tile is among all queries of all heads.
+  static constexpr int kQueriesAt = 2 * kKeyBytes, kGradientsAt = kQueriesAt + 2 * kRowBytes,
+                       kScoresAt = kGradientsAt + 2 * kRowBytes, kStatisticsAt = kScoresAt + 2 * kScoreBytes,
+                       kFirstRowAt = kStatisticsAt + 2 * kStatisticBytes;
+  static constexpr int kSharedBytes = kFirstRowAt + 16;
+  /** Keys stay in registers where there are enough. */
+  static constexpr bool kOwnKept = kHeadDim <= 80;
+  static_assert(kQueryColumns % 16 == 0 && kWarpKeys % 16 == 0 && kRows % 16 == 0);
 };
 
-/** The tiles of queries that see something of a block of keys, the first one first. */
+/** The 16-byte chunks of rows, so permuted that the same chunk of eight rows lies in different banks. */
+template <int kPitch>
+struct Swizzle {
+  static constexpr int kChunks = kPitch / 16;
+  static constexpr int kSpan = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
+
+  __device__ static int permuted(int row, int chunk) { return chunk ^ row / (8 / kSpan) % kSpan; }
+  /** Of chunk 2 i + (0 or 1), from the address of chunk 0 or 1. */
+  __device__ static uint32_t two_chunks(uint32_t address, int i) {
+    return (address ^ 32 * (i % (kSpan / 2))) + 16 * kSpan * (i / (kSpan / 2));
+  }
+  __device__ static uint32_t offset(int row, int chunk) { return row * kPitch + permuted(row, chunk) * 16; }
+};
+
+/** A tile of queries that see something of a block of keys. */
 struct RowTile {
   int32_t first = -1;  // query; -1: none
-  int32_t tile = -1;   // of the mask, or -1
+  int32_t head = 0;
+  int32_t tile = -1;  // of the mask, or -1
 };
 
 template <int kRows, bool kHasMask>
 class RowTiles;
 
-/** Blocks that run at the same time begin at different tiles, or they would all add to the same dq at once.
+/**
+ * Blocks that run at the same time begin at different tiles, or they would all add to the same dq at once; in
+ * turn, each follows the one before it.
  */
 template <int kRows>
 class RowTiles<kRows, false> {
  public:
-  __device__ RowTiles(const GpuMask&, int first_key, int begin, int end)
-      : begin_(begin / kRows * kRows),
-        end_(end),
-        left_(end > begin ? (end - begin_ + kRows - 1) / kRows : 0) {
-    walk_ = left_ > 0 ? begin_ + first_key / kRows % left_ * kRows : 0;
+  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
+      : begin_(seen.x / kRows * kRows),
+        tiles_((seen.y - begin_ + kRows - 1) / kRows),
+        head_(first_head),
+        left_(tiles_ * op.forward.group) {
+    if (tiles_ > 0 && op.dq_turns == nullptr) walk_ = first_ = first_key / kRows % tiles_;
   }
   __device__ RowTile next() {
     if (left_-- <= 0) return {};
-    const int first = walk_;
-    walk_ = walk_ + kRows < end_ ? walk_ + kRows : begin_;
-    return {first, -1};
+    const RowTile tile{begin_ + walk_ * kRows, head_, -1};
+    if (++walk_ == tiles_) walk_ = 0;
+    if (walk_ == first_) head_++;
+    return tile;
   }
 
  private:
-  int begin_, end_, left_, walk_;
+  int begin_, tiles_, head_, left_, walk_ = 0, first_ = 0;
 };
 
 template <int kRows>
 class RowTiles<kRows, true> {
  public:
-  __device__ RowTiles(const GpuMask& columns, int first_key, int begin, int end)
-      : columns_(columns),
-        walk_(begin / kRows * kRows),
-        end_(end),
-        run_(columns.first_run[first_key / 128]),
-        last_run_(columns.first_run[first_key / 128 + 1]) {}
+  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
+      : columns_(op.mask_columns),
+        block_(first_key / 128),
+        begin_(seen.x / kRows * kRows),
+        end_(seen.y),
+        head_(first_head),
+        end_head_(first_head + op.forward.group) {
+    restart();
+  }
   __device__ RowTile next() {
-    while (run_ < last_run_) {
-      const GpuBlockRun run = columns_.runs[run_];
-      walk_ = max(walk_, run.begin * 128);
-      if (walk_ >= end_) break;
-      if (walk_ >= run.end * 128) {
-        run_++;
-        continue;
+    for (; head_ < end_head_; head_++, restart()) {
+      while (run_ < columns_.first_run[block_ + 1]) {
+        const GpuBlockRun run = columns_.runs[run_];
+        walk_ = max(walk_, run.begin * 128);
+        if (walk_ >= end_) break;
+        if (walk_ >= run.end * 128) {
+          run_++;
+          continue;
+        }
+        const int tile = run.tile < 0 ? -1 : columns_.tile_index[run.tile + walk_ / 128 - run.begin];
+        walk_ += kRows;
+        return {walk_ - kRows, head_, tile};
       }
-      const int tile = run.tile < 0 ? -1 : columns_.tile_index[run.tile + walk_ / 128 - run.begin];
-      walk_ += kRows;
-      return {walk_ - kRows, tile};
     }
     return {};
   }
 
  private:
+  __device__ void restart() {
+    walk_ = begin_;
+    run_ = columns_.first_run[block_];
+  }
+
   const GpuMask& columns_;
-  int walk_, end_, run_, last_run_;
+  int block_, begin_, end_, head_, end_head_, walk_, run_;
 };
 
 template <class S, bool kHasMask>
 class BackwardTile {
   using T = typename S::T;
   using Fragment = uint32_t[4];
-  static constexpr int kChunks = S::kHeadDim / 8;
-  static constexpr int kRowsAPass = 1 << (31 - __builtin_clz(S::kThreads / kChunks));
+  using Rows = Swizzle<S::kPitch>;
+  using ScoreRows = Swizzle<S::kScorePitch>;
+  static constexpr int kKeyTiles = S::kWarpKeys / 16, kQueryTiles = S::kRows / 16;  // of 16
+  static constexpr int kDepthSteps = S::kHeadDim / 16;
+  static constexpr bool kIsHalf = sizeof(T) == 2 && !__is_same(T, Bf16);
+  /** How many fragments are loaded before they are needed. */
+  static constexpr int kAhead = S::kHeadDim == 128 ? 2 : 3;
+
+  using Scores = float[kKeyTiles][2 * kQueryTiles][4];
+  using Weights = Fragment[kQueryTiles][kKeyTiles];
+  using Gradient = float[kKeyTiles][S::kHeadDim / 8][4];
 
  public:
   __device__ BackwardTile(const BackwardSm80& op, char* shared)
@@ -125,40 +166,28 @@ class BackwardTile {
     first_key_ = static_cast<int>(blockIdx.x / pairs) * S::kKeys;
     batch_ = static_cast<int>(blockIdx.x % pairs) / key_heads;
     key_head_ = static_cast<int>(blockIdx.x % pairs) % key_heads;
+    group_ = warp_ % S::kGroups;
   }
 
   __device__ void run() {
     const ForwardSm80& forward = op_.forward;
-    load_rows<S::kKeys>(tiles_, rows_of(forward.k, key_head_), forward.k.row, first_key_, forward.keys);
-    load_rows<S::kKeys>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_), forward.v.row, first_key_,
-                        forward.keys);
+    load_rows<S::kKeys, S::kThreads>(tiles_, rows_of(forward.k, key_head_), forward.k.row, first_key_,
+                                     forward.keys);
+    load_rows<S::kKeys, S::kThreads>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_), forward.v.row,
+                                     first_key_, forward.keys);
     commit_copies();
-    clear(dk_);
-    clear(dv_);
-    const int2 seen = seeing_queries();
-    for (int head = key_head_ * forward.group; head < (key_head_ + 1) * forward.group; head++) {
-      stream(head, seen);
+#pragma unroll
+    for (int e = 0; e < kKeyTiles * S::kHeadDim / 2; e++) {
+      gradient_[e / (S::kHeadDim / 2)][e / 4 % (S::kHeadDim / 8)][e % 4] = 0;
     }
-    wait_copies<0>();  // where nobody sees the keys, their own copies are still under way
-    write(dv_, op_.dv, 1, op_.dv_float32);
-    write(dk_, op_.dk, op_.scale, op_.dk_float32);
+    if (warp_ < S::kGroups) {
+      run_value_warp();
+    } else {
+      run_key_warp();
+    }
   }
 
  private:
-  using KeyGradient = float[2][S::kKeyGradientColumns / 8][4];
-  using Scores = float[2][S::kWarpKeys / 8][4];
-
-  __device__ static void clear(KeyGradient& gradient) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int n = 0; n < S::kKeyGradientColumns / 8; n++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) gradient[i][n][e] = 0;
-      }
-    }
-  }
-
   __device__ const T* rows_of(const GpuRows& rows, int head) const {
     return static_cast<const T*>(rows.data) + batch_ * rows.batch + head * rows.head;
   }
@@ -192,334 +221,441 @@ class BackwardTile {
   }
 
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
-  template <int count>
+  template <int count, int kThreads>
   __device__ void load_rows(uint32_t to, const T* from, int64_t stride, int first, int limit) const {
+    constexpr int kChunks = S::kHeadDim / 8, kRowsAPass = 1 << (31 - __builtin_clz(kThreads / kChunks));
     const int thread = warp_ * 32 + lane_, row = thread / kChunks, column = thread % kChunks;
-    if (kRowsAPass * kChunks != S::kThreads && row >= kRowsAPass) return;
+    if (kRowsAPass * kChunks != kThreads && row >= kRowsAPass) return;
     const T* const source = from + (first + row) * stride + column * 8;
-    to += row * S::kPitch + column * 16;
     if (first + count <= limit && op_.forward.head_dim == S::kHeadDim) {
 #pragma unroll
-      for (int r = 0; r < count; r += kRowsAPass) copy_async(to + r * S::kPitch, source + r * stride);
+      for (int r = 0; r < count; r += kRowsAPass) {
+        copy_async(to + Rows::offset(row + r, column), source + r * stride);
+      }
     } else {
 #pragma unroll 1
       for (int r = 0; r < count; r += kRowsAPass) {
         const bool inside = column * 8 < op_.forward.head_dim && first + row + r < limit;
-        copy_async(to + r * S::kPitch, inside ? source + r * stride : from, inside);
+        copy_async(to + Rows::offset(row + r, column), inside ? source + r * stride : from, inside);
       }
     }
   }
 
-  /** acc += a b^T, both as rows in shared memory: 32 rows of a, 8 kTiles of b. */
-  template <int kTiles>
-  __device__ void multiply_rows(float (&c)[2][kTiles][4], uint32_t a, uint32_t b) const {
-    const uint32_t a_at = a + lane_ % 16 * S::kPitch + lane_ / 16 * 16;
-    const uint32_t b_at = b + (lane_ % 8 + lane_ / 16 * 8) * S::kPitch + lane_ / 8 % 2 * 16;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) c[i][n][e] = 0;
-      }
-    }
-    Fragment left[2][2], right[2][kTiles / 2];
-    const auto load = [&](int step) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) load_matrices(left[step % 2][i], a_at + 16 * i * S::kPitch + 32 * step);
-#pragma unroll
-      for (int n = 0; n < kTiles / 2; n++) {
-        load_matrices(right[step % 2][n], b_at + 16 * n * S::kPitch + 32 * step);
-      }
-    };
-    load(0);
-#pragma unroll
-    for (int step = 0; step < S::kDepthSteps; step++) {
-      if (step + 1 < S::kDepthSteps) load(step + 1);
-#pragma unroll
-      for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          multiply_add<T>(c[i][n], left[step % 2][i], right[step % 2][n / 2][n % 2 * 2],
-                          right[step % 2][n / 2][n % 2 * 2 + 1]);
-        }
-      }
-    }
-  }
-
-  /**
-   * c += a b over `kDepth` rows of b [depth x columns]. a is [rows x depth], or where kTransposed its
-   * transpose [depth x rows]; 32 rows of c, 8 kTiles columns.
-   */
-  template <bool kTransposed, int kDepth, int kTiles>
-  __device__ void multiply_columns(float (&c)[2][kTiles][4], uint32_t a, uint32_t b) const {
-    const uint32_t a_at = kTransposed ? a + (lane_ % 8 + lane_ / 16 * 8) * S::kScorePitch + lane_ / 8 % 2 * 16
-                                      : a + lane_ % 16 * S::kScorePitch + lane_ / 16 * 16;
-    const uint32_t b_at = b + lane_ % 16 * S::kPitch + lane_ / 16 * 16;
-    Fragment left[2][2], right[2][kTiles / 2];
-    const auto load = [&](int step) {
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        if constexpr (kTransposed) {
-          load_matrices_transposed(left[step % 2][i], a_at + 16 * step * S::kScorePitch + 32 * i);
-        } else {
-          load_matrices(left[step % 2][i], a_at + 16 * i * S::kScorePitch + 32 * step);
-        }
-      }
-#pragma unroll
-      for (int n = 0; n < kTiles / 2; n++) {
-        load_matrices_transposed(right[step % 2][n], b_at + 16 * step * S::kPitch + 32 * n);
-      }
-    };
-    load(0);
-#pragma unroll
-    for (int step = 0; step < kDepth / 16; step++) {
-      if (step + 1 < kDepth / 16) load(step + 1);
-#pragma unroll
-      for (int n = 0; n < kTiles; n++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          multiply_add<T>(c[i][n], left[step % 2][i], right[step % 2][n / 2][n % 2 * 2],
-                          right[step % 2][n / 2][n % 2 * 2 + 1]);
-        }
-      }
-    }
-  }
-
-  __device__ int row_of(int i, int half) const {
-    return warp_ % S::kRowWarps * 32 + 16 * i + lane_ / 4 + 8 * half;
-  }
-
-  __device__ int position_of(int query) const {
-    const GpuScore& score = op_.forward.score;
-    return score.query_positions ? score.query_positions[query] : query + op_.forward.visible.shift;
-  }
-  __device__ float distance(int position, int key) const {
-    const int32_t* const positions = op_.forward.score.key_positions;
-    return static_cast<float>(abs(position - (positions ? positions[min(key, op_.forward.keys - 1)] : key)));
-  }
-
-  /** Softcap's hyperbolic tangent, ALiBi, and -inf where a query does not see a key. */
-  __device__ void adjust(Scores& s, const RowTile& rows, int head) const {
+  /** By the value warps. */
+  __device__ void load_tile(const RowTile& rows, int stage) const {
     const ForwardSm80& forward = op_.forward;
-    const int first_key = first_key_ + warp_ / S::kRowWarps * S::kWarpKeys, column = 2 * (lane_ % 4);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        keep_order();  // else all rows' operands are at hand at once, and the registers spill
-        const int query = min(rows.first + row_of(i, half), forward.queries - 1);
-        if (forward.score.has_softcap) {
-#pragma unroll
-          for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-            for (int e = 2 * half; e < 2 * half + 2; e++) {
-              s[i][j][e] = tanh_accurate(s[i][j][e] * forward.score.before_cap);
-            }
-          }
-        }
-        if (forward.score.slopes != nullptr) {
-          const float slope = forward.score.slopes[head] * forward.score.slope_unit;
-          const int position = position_of(query);
-#pragma unroll
-          for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-              s[i][j][2 * half + e] -= slope * distance(position, first_key + 8 * j + column + e);
-            }
-          }
-        }
-        const int2 seen = interval(query);
-        const int begin = seen.x - first_key - column, end = seen.y - first_key - column;
-        constexpr int kWords = (S::kWarpKeys + 31) / 32;
-        uint32_t bits[kWords];
-#pragma unroll
-        for (int word = 0; word < kWords; word++) {
-          bits[word] = ~0u;
-          if (kHasMask && rows.tile >= 0) {
-            bits[word] =
-                forward.mask
-                    .tiles[(int64_t{rows.tile} * 128 + query % 128) * 4 + first_key / 32 % 4 + word] >>
-                (column + first_key % 32);
-          }
-        }
-#pragma unroll
-        for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            const int at = 8 * j + e;
-            if (at < begin || at >= end || (kHasMask && (bits[j / 4] >> (8 * (j % 4) + e) & 1) == 0)) {
-              s[i][j][2 * half + e] = kMinusInfinity;
-            }
-          }
-        }
+    const int thread = warp_ * 32 + lane_;
+    if (thread == 0) first_row(stage) = rows.first < 0 ? -1 : head_row(rows);
+    if (rows.first >= 0) {
+      constexpr int kThreads = S::kThreads / 2;
+      load_rows<S::kRows, kThreads>(tiles_ + S::kQueriesAt + stage * S::kRowBytes,
+                                    rows_of(forward.q, rows.head), forward.q.row, rows.first,
+                                    forward.queries);
+      load_rows<S::kRows, kThreads>(tiles_ + S::kGradientsAt + stage * S::kRowBytes,
+                                    rows_of(op_.dout, rows.head), op_.dout.row, rows.first, forward.queries);
+      if (thread < S::kStatisticBytes / 16) {
+        copy_async(tiles_ + S::kStatisticsAt + stage * S::kStatisticBytes + 16 * thread,
+                   op_.statistics + head_row(rows) + 2 * thread);
       }
     }
+    commit_copies();
+  }
+
+  /** Of [B Hq padded_queries]: fewer than 2^31, or dq_sum would fill any memory. */
+  __device__ int head_row(const RowTile& rows) const {
+    return static_cast<int>((int64_t{batch_} * op_.forward.heads + rows.head) * op_.padded_queries) +
+           rows.first;
+  }
+  __device__ int& first_row(int stage) const {
+    return reinterpret_cast<int*>(shared_ + S::kFirstRowAt)[stage];
+  }
+
+  /** Sixteen rows and columns of the left operand, a row a query or key. */
+  __device__ uint32_t left_lane() const { return Rows::offset(lane_ % 16, lane_ / 16); }
+  /** Of the right operand, whose rows are the product's columns. */
+  __device__ uint32_t right_lane() const { return Rows::offset(lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2); }
+
+  /** c += a b, `kSteps` times 16 deep: left(step) gives the fragments of a, load(to, step, n) those of b. */
+  template <int kSteps, int kLeft, int kTiles, class Left, class Load>
+  __device__ static void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
+    constexpr int kPairs = kTiles / 2;
+    Fragment right[kAhead + 1];
+#pragma unroll
+    for (int at = 0; at < kAhead; at++) load(right[at], at / kPairs, at % kPairs);
+#pragma unroll
+    for (int at = 0; at < kSteps * kPairs; at++) {
+      const int later = at + kAhead, n = at % kPairs;
+      if (later < kSteps * kPairs) load(right[later % (kAhead + 1)], later / kPairs, later % kPairs);
+      const auto& a = left(at / kPairs, n == 0);
+      const Fragment& b = right[at % (kAhead + 1)];
+#pragma unroll
+      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
+#pragma unroll
+      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
+    }
+  }
+
+  /** Left fragments in shared memory, loaded a step ahead by load(to, step). */
+  template <int kSteps, int kLeft, class Load>
+  class LoadedLeft {
+   public:
+    __device__ explicit LoadedLeft(Load load) : load_(load) { load_(fragments_[0], 0); }
+    __device__ const Fragment (&operator()(int step, bool begins))[kLeft] {
+      if (begins && step + 1 < kSteps) load_(fragments_[(step + 1) % 2], step + 1);
+      return fragments_[step % 2];
+    }
+
+   private:
+    Load load_;
+    Fragment fragments_[2][kLeft];
+  };
+  template <int kSteps, int kLeft, class Load>
+  __device__ static auto loaded_left(Load load) {
+    return LoadedLeft<kSteps, kLeft, Load>(load);
+  }
+
+  /** The warp's own keys or values: a product's left fragments, in registers where there are enough. */
+  class OwnRows {
+   public:
+    __device__ explicit OwnRows(uint32_t at) : at_(at) {
+      if constexpr (S::kOwnKept) {
+#pragma unroll
+        for (int step = 0; step < kDepthSteps; step++) load(kept_[step], step);
+      }
+    }
+    __device__ void load(Fragment (&to)[kKeyTiles], int step) const {
+#pragma unroll
+      for (int i = 0; i < kKeyTiles; i++) {
+        load_matrices(to[i], Rows::two_chunks(at_, step) + 16 * i * S::kPitch);
+      }
+    }
+    /** c += own rows^T: the kRows streamed ones at `rows`. */
+    __device__ void multiply_by(uint32_t rows, Scores& c) const {
+      const auto load_right = [&](Fragment& to, int step, int n) {
+        load_matrices(to, Rows::two_chunks(rows, step) + 16 * n * S::kPitch);
+      };
+      if constexpr (S::kOwnKept) {
+        multiply<kDepthSteps>(
+            c, [&](int step, bool) -> auto& { return kept_[step]; }, load_right);
+      } else {
+        auto left = loaded_left<kDepthSteps, kKeyTiles>([&](auto& to, int step) { load(to, step); });
+        multiply<kDepthSteps>(
+            c, [&](int step, bool begins) -> auto& { return left(step, begins); }, load_right);
+      }
+    }
+
+   private:
+    uint32_t at_;
+    Fragment kept_[S::kOwnKept ? kDepthSteps : 1][kKeyTiles];
+  };
+  __device__ OwnRows own_rows(uint32_t at) const {
+    return OwnRows(at + group_ * S::kWarpKeys * S::kPitch + left_lane());
+  }
+
+  /** gradient += weights rows, the kRows streamed ones at `rows_at`. */
+  __device__ void add_weighted(const Weights& weights, uint32_t rows_at) {
+    const uint32_t rows = rows_at + left_lane();
+    multiply<kQueryTiles>(
+        gradient_, [&](int step, bool) -> auto& { return weights[step]; },
+        [&](Fragment& to, int step, int n) {
+          load_matrices_transposed(to, Rows::two_chunks(rows, n) + 16 * step * S::kPitch);
+        });
+  }
+
+  __device__ const float4* statistics(int stage) const {
+    return reinterpret_cast<const float4*>(shared_ + S::kStatisticsAt + stage * S::kStatisticBytes) +
+           lane_ % 4;
+  }
+  /** Where a pair's P^T passes, and its dS^T is left. */
+  __device__ char* scores(int stage) const {
+    return shared_ + S::kScoresAt + stage * S::kScoreBytes + group_ * S::kWarpKeys * S::kScorePitch;
+  }
+
+  __device__ void run_value_warp() {
+    RowTiles<S::kRows, kHasMask> tiles(op_, first_key_, seeing_queries(), key_head_ * op_.forward.group);
+    RowTile rows = tiles.next();
+    load_tile(rows, 0);
+    wait_copies<0>();
+    block_barrier();
+    const OwnRows keys = own_rows(tiles_);
+    for (int stage = 0; rows.first >= 0; stage = 1 - stage) {
+      const RowTile next = tiles.next();
+      const bool plain = is_plain(rows);
+      load_tile(next, 1 - stage);
+      Scores s = {};
+      keys.multiply_by(tiles_ + S::kQueriesAt + stage * S::kRowBytes + right_lane(), s);
+      if (plain) {
+        add_values<true>(s, rows, stage);
+      } else {
+        add_values<false>(s, rows, stage);
+      }
+      rows = next;
+      wait_copies<0>();
+      block_barrier();  // the tile has arrived, and all are done with the one before
+    }
+    write(op_.dv, kWeightUnit, op_.dv_float32);
+  }
+
+  __device__ void run_key_warp() {
+    wait_copies<0>();
+    block_barrier();
+    const OwnRows values = own_rows(tiles_ + S::kKeyBytes);
+    int row = first_row(0);
+    for (int stage = 0; row >= 0; stage = 1 - stage) {
+      Scores ds;
+#pragma unroll
+      for (int n = 0; n < 2 * kQueryTiles; n++) {
+        const float4 row_statistics = statistics(stage)[4 * n];
+#pragma unroll
+        for (int i = 0; i < kKeyTiles; i++) {
+#pragma unroll
+          for (int e = 0; e < 4; e++) ds[i][n][e] = -(e % 2 ? row_statistics.w : row_statistics.y);
+        }
+      }
+      values.multiply_by(tiles_ + S::kGradientsAt + stage * S::kRowBytes + right_lane(), ds);
+      named_barrier(1 + group_, 64);
+      Weights weights;
+      differentiate(ds, weights, stage);
+      add_weighted(weights, tiles_ + S::kQueriesAt + stage * S::kRowBytes);
+      block_barrier();
+      const int next = first_row(1 - stage);
+      add_query_gradients(row, stage);
+      row = next;
+    }
+    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32);
   }
 
   __device__ bool is_plain(const RowTile& rows) const {
-    if (rows.tile >= 0 || op_.forward.score.has_softcap || op_.forward.score.slopes != nullptr) return false;
+    const GpuScore& score = op_.forward.score;
+    if (rows.tile >= 0 || score.has_softcap || score.slopes != nullptr) return false;
     const int last = min(rows.first + S::kRows, op_.forward.queries) - 1;
     return interval(last).x <= first_key_ && interval(rows.first).y >= first_key_ + S::kKeys;
   }
 
-  /** A tile of 32 x kWarpKeys to the shared memory at `to`, in elements. */
-  __device__ void store(const Scores& s, int to) const {
-    char* const at = shared_ + to + row_of(0, 0) * S::kScorePitch +
-                     (warp_ / S::kRowWarps * S::kWarpKeys + lane_ % 4 * 2) * 2;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-#pragma unroll
-        for (int j = 0; j < S::kWarpKeys / 8; j++) {
-          *reinterpret_cast<uint32_t*>(at + (16 * i + 8 * half) * S::kScorePitch + 16 * j) =
-              pack<T>(s[i][j][2 * half], s[i][j][2 * half + 1]);
-        }
-      }
-    }
-  }
-
-  __device__ void stream(int head, int2 seen) {
+  /** What a warp's keys are to a query. */
+  struct Seen {
+    int begin, end;  // seen keys, counted from the lane's first
+    uint32_t bits;   // of the keys from the lane's first on
+    int position;
+    float slope;
+  };
+  __device__ Seen seen_by(int query, const RowTile& rows, int lane_key) const {
     const ForwardSm80& forward = op_.forward;
-    RowTiles<S::kRows, kHasMask> tiles(op_.mask_columns, first_key_, seen.x, seen.y);
-    RowTile rows = tiles.next();
-    if (rows.first < 0) return;
-    const T *const q = rows_of(forward.q, head), *const dout = rows_of(op_.dout, head);
-    const float2* const statistics =
-        op_.statistics + (int64_t{batch_} * forward.heads + head) * op_.padded_queries;
-    float* const dq =
-        op_.dq_sum + (int64_t{batch_} * forward.heads + head) * op_.padded_queries * S::kHeadDim;
-    __syncthreads();  // the head before is read
-    load_rows<S::kRows>(tiles_ + S::kQueriesAt, q, forward.q.row, rows.first, forward.queries);
-    load_rows<S::kRows>(tiles_ + S::kGradientsAt, dout, op_.dout.row, rows.first, forward.queries);
-    commit_copies();
-    const uint32_t rows_at = warp_ % S::kRowWarps * 32 * S::kPitch;
-    const uint32_t keys_at = warp_ / S::kRowWarps * S::kWarpKeys * S::kPitch;
-    // The warp's share of the other products: which 32 keys or queries, which columns.
-    constexpr int kKeyTiles = S::kKeys / 32;
-    const int key_tile = warp_ % kKeyTiles, key_column = warp_ / kKeyTiles * S::kKeyGradientColumns;
-    const int row_tile = warp_ % S::kRowWarps, row_column = warp_ / S::kRowWarps * S::kQueryGradientColumns;
-    for (int stage = 0; rows.first >= 0; stage = 1 - stage) {
-      const uint32_t queries_at = S::kQueriesAt + stage * S::kRowBytes;
-      const RowTile next = tiles.next();
-      float2 row_statistics[2][2];  // log-sum-exp in powers of 2, delta
-#pragma unroll
-      for (int r = 0; r < 4; r++)
-        row_statistics[r / 2][r % 2] = statistics[rows.first + row_of(r / 2, r % 2)];
-      wait_copies<0>();
-      __syncthreads();  // the tile has arrived, and everybody is done with the P, dS and queries before it
-      if (next.first >= 0) {
-        load_rows<S::kRows>(tiles_ + S::kQueriesAt + (1 - stage) * S::kRowBytes, q, forward.q.row, next.first,
-                            forward.queries);
-      }
-      commit_copies();
-      Scores s, ds;
-      multiply_rows(s, tiles_ + queries_at + rows_at, tiles_ + keys_at);
-      const bool plain = is_plain(rows);
-      if (!plain) adjust(s, rows, head);
-      const bool capped = forward.score.has_softcap;
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-#pragma unroll
-        for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            ds[i][j][e] =
-                exp2_approximate(fmaf(s[i][j][e], forward.score.exponent, -row_statistics[i][e / 2].x));
-          }
-        }
-      }
-      store(ds, S::kWeightsAt);
-      if (!capped) {
-#pragma unroll
-        for (int e = 0; e < 2 * S::kWarpKeys / 8 * 4; e++) {
-          s[e / (S::kWarpKeys / 2)][e / 4 % (S::kWarpKeys / 8)][e % 4] =
-              ds[e / (S::kWarpKeys / 2)][e / 4 % (S::kWarpKeys / 8)][e % 4];
-        }
-      }
-      multiply_rows(ds, tiles_ + S::kGradientsAt + rows_at, tiles_ + S::kKeyBytes + keys_at);
-      if (capped) uncap(s, rows, head, row_statistics);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-#pragma unroll
-        for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) ds[i][j][e] = s[i][j][e] * (ds[i][j][e] - row_statistics[i][e / 2].y);
-        }
-      }
-      store(ds, S::kScoresAt);
-      __syncthreads();  // P and dS are there
-      multiply_columns<true, S::kRows>(dv_, tiles_ + S::kWeightsAt + key_tile * 64,
-                                       tiles_ + S::kGradientsAt + key_column * 2);
-      __syncthreads();  // everybody is done with dout
-      if (next.first >= 0) {
-        load_rows<S::kRows>(tiles_ + S::kGradientsAt, dout, op_.dout.row, next.first, forward.queries);
-      }
-      commit_copies();
-      multiply_columns<true, S::kRows>(dk_, tiles_ + S::kScoresAt + key_tile * 64,
-                                       tiles_ + queries_at + key_column * 2);
-      float sum[2][S::kQueryGradientColumns / 8][4] = {};
-      multiply_columns<false, S::kKeys>(sum, tiles_ + S::kScoresAt + row_tile * 32 * S::kScorePitch,
-                                        tiles_ + row_column * 2);
-      float* const to =
-          dq + sum_offset(rows.first + row_tile * 32, row_column, S::kHeadDim) + sum_lane_offset(lane_);
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-#pragma unroll
-        for (int n = 0; n < S::kQueryGradientColumns / 8; n++) {
-          add_four(to + 16 * i * S::kHeadDim + 128 * n, sum[i][n]);
-        }
-      }
-      rows = next;
+    query = min(query, forward.queries - 1);
+    const int2 keys = interval(query);
+    Seen seen{keys.x - lane_key, keys.y - lane_key, ~0u, 0, 0};
+    if (kHasMask && rows.tile >= 0) {
+      const int64_t word = (int64_t{rows.tile} * 128 + query % 128) * 4 + lane_key / 32 % 4;
+      seen.bits = forward.mask.tiles[word] >> lane_key % 32;
     }
+    if (forward.score.slopes != nullptr) {
+      const int32_t* const positions = forward.score.query_positions;
+      seen.position = positions ? positions[query] : query + forward.visible.shift;
+      seen.slope = forward.score.slopes[rows.head] * forward.score.slope_unit;
+    }
+    return seen;
+  }
+  /** Softcap, ALiBi, and -inf where the query does not see the key; returns the softcap's derivative. */
+  __device__ float adjust(float& score, const Seen& seen, int key, int lane_key) const {
+    const ForwardSm80& forward = op_.forward;
+    float derivative = 1;
+    if (forward.score.has_softcap) {
+      score = tanh_accurate(score * forward.score.before_cap);
+      derivative = 1 - score * score;
+    }
+    if (forward.score.slopes != nullptr) {
+      const int32_t* const positions = forward.score.key_positions;
+      const int at = min(lane_key + key, forward.keys - 1);
+      score -= seen.slope * static_cast<float>(abs(seen.position - (positions ? positions[at] : at)));
+    }
+    if (key < seen.begin || key >= seen.end || (kHasMask && (seen.bits >> key & 1) == 0)) {
+      score = kMinusInfinity;
+    }
+    return derivative;
   }
 
-  /** From adjusted scores to weights times the derivative of the softcap. */
-  __device__ void uncap(Scores& s, const RowTile& rows, int head,
-                        const float2 (&row_statistics)[2][2]) const {
-    const GpuScore& score = op_.forward.score;
-    const int first_key = first_key_ + warp_ / S::kRowWarps * S::kWarpKeys + 2 * (lane_ % 4);
-    const float slope = score.slopes ? score.slopes[head] * score.slope_unit : 0;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-#pragma unroll
-      for (int j = 0; j < S::kWarpKeys / 8; j++) {
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          if (s[i][j][e] == kMinusInfinity) {
-            s[i][j][e] = 0;
-            continue;
-          }
-          float tangent = s[i][j][e];
-          if (score.slopes) {
-            const int query = min(rows.first + row_of(i, e / 2), op_.forward.queries - 1);
-            tangent += slope * distance(position_of(query), first_key + 8 * j + e % 2);
-          }
-          s[i][j][e] = exp2_approximate(fmaf(s[i][j][e], score.exponent, -row_statistics[i][e / 2].x)) *
-                       (1 - tangent * tangent);
+  /**
+   * dv += P^T dout, a step of 16 queries after the other while the next one's weights are made; the key warp
+   * gets P^T, times the softcap's derivative.
+   */
+  template <bool kPlain>
+  __device__ void add_values(const Scores& s, const RowTile& rows, int stage) {
+    auto* const to = reinterpret_cast<uint4*>(scores(stage)) + lane_;
+    const float exponent = op_.forward.score.exponent;
+    const int lane_key = first_key_ + group_ * S::kWarpKeys + lane_ / 4;
+    constexpr int kPairs = 4 * kKeyTiles, kColumns = S::kHeadDim / 16;
+    Fragment weights[2][kKeyTiles], passed[kKeyTiles];
+    float base[2];
+    Seen seen[2];
+    const auto weigh = [&](int step, int pair) {
+      const int n = pair / (2 * kKeyTiles), i = pair / 2 % kKeyTiles, half = pair % 2, tile = 2 * step + n;
+      if (pair % (2 * kKeyTiles) == 0) {
+        const float4 row_statistics = statistics(stage)[4 * tile];
+        base[0] = kWeightBits - row_statistics.x;
+        base[1] = kWeightBits - row_statistics.z;
+        if constexpr (!kPlain) {
+          keep_order();  // else all columns' operands are at hand at once, and the registers spill
+          const int query = rows.first + 8 * tile + lane_ % 4 * 2;
+          seen[0] = seen_by(query, rows, lane_key);
+          seen[1] = seen_by(query + 1, rows, lane_key);
         }
+      }
+      float p[2], derivative[2] = {1, 1};
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        float score = s[i][tile][2 * half + e];
+        if constexpr (!kPlain) derivative[e] = adjust(score, seen[e], 16 * i + 8 * half, lane_key);
+        p[e] = exp2_approximate(fmaf(score, exponent, base[e]));
+      }
+      weights[step % 2][i][2 * n + half] = pack<T>(p[0], p[1]);
+      passed[i][2 * n + half] = pack<Half>(p[0] * derivative[0], p[1] * derivative[1]);
+      if (n == 1 && half == 1) {
+        to[(step * kKeyTiles + i) * 32] = make_uint4(passed[i][0], passed[i][1], passed[i][2], passed[i][3]);
+      }
+    };
+#pragma unroll
+    for (int pair = 0; pair < kPairs; pair++) weigh(0, pair);
+    const uint32_t values = tiles_ + S::kGradientsAt + stage * S::kRowBytes + left_lane();
+    Fragment right[kAhead + 1];
+    const auto load = [&](int at) {
+      load_matrices_transposed(right[at % (kAhead + 1)],
+                               Rows::two_chunks(values, at % kColumns) + 16 * (at / kColumns) * S::kPitch);
+    };
+#pragma unroll
+    for (int at = 0; at < kAhead; at++) load(at);
+#pragma unroll
+    for (int at = 0; at < kQueryTiles * kColumns; at++) {
+      const int step = at / kColumns, n = at % kColumns;
+      if (step == kQueryTiles - 1 && n == 0) arrive_barrier(1 + group_, 64);
+      if (at + kAhead < kQueryTiles * kColumns) load(at + kAhead);
+      const Fragment& b = right[at % (kAhead + 1)];
+#pragma unroll
+      for (int i = 0; i < kKeyTiles; i++)
+        multiply_add<T>(gradient_[i][2 * n], weights[step % 2][i], b[0], b[1]);
+#pragma unroll
+      for (int i = 0; i < kKeyTiles; i++) {
+        multiply_add<T>(gradient_[i][2 * n + 1], weights[step % 2][i], b[2], b[3]);
+      }
+      if (step + 1 == kQueryTiles) continue;
+#pragma unroll
+      for (int pair = 0; pair < kPairs; pair++) {
+        if (pair * kColumns / kPairs == n) weigh(step + 1, pair);
       }
     }
   }
 
-  __device__ void write(const KeyGradient& gradient, const GpuRows& rows, float factor,
-                        bool is_float32) const {
-    constexpr int kKeyTiles = S::kKeys / 32;
-    const int first_row = warp_ % kKeyTiles * 32, first_column = warp_ / kKeyTiles * S::kKeyGradientColumns;
+  /** dS^T = P^T * (dP^T - delta), for dk and, in shared memory, for dq. */
+  __device__ void differentiate(const Scores& ds, Weights& weights, int stage) const {
+    char* const from = scores(stage);
+#pragma unroll
+    for (int at = 0; at < kQueryTiles * kKeyTiles; at++) {
+      const uint4 passed = reinterpret_cast<const uint4*>(from)[at * 32 + lane_];
+      Fragment& p = weights[at / kKeyTiles][at % kKeyTiles];
+      p[0] = passed.x;
+      p[1] = passed.y;
+      p[2] = passed.z;
+      p[3] = passed.w;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int step = 0; step < kQueryTiles; step++) {
+#pragma unroll
+      for (int i = 0; i < kKeyTiles; i++) {
+#pragma unroll
+        for (int part = 0; part < 4; part++) {
+          const float(&x)[4] = ds[i][2 * step + part / 2];
+          const int half = part % 2;
+          uint32_t& word = weights[step][i][part];
+          const float2 p = __half22float2(*reinterpret_cast<const __half2*>(&word));
+          constexpr float kUnit = kIsHalf ? kWeightUnit : 1;
+          word = pack<T>(p.x * kUnit * x[2 * half], p.y * kUnit * x[2 * half + 1]);
+          const uint32_t offset = ScoreRows::offset(16 * i + 8 * half + lane_ / 4, 2 * step + part / 2);
+          *reinterpret_cast<uint32_t*>(from + offset + lane_ % 4 * 4) = word;
+        }
+      }
+    }
+  }
+
+  /** Of the blocks that add to dq of these queries, how many come before this one. */
+  __device__ int blocks_before(int query) const {
+    const int first = interval(query).x / S::kKeys, block = first_key_ / S::kKeys;
+    if (!kHasMask) return block - first;
+    constexpr int kBlocks = 128 / S::kKeys;  // of keys, in a block of the mask
+    const GpuMask& mask = op_.forward.mask;
+    int before = 0;
+    for (int run = mask.first_run[query / 128]; run < mask.first_run[query / 128 + 1]; run++) {
+      const int begin = max(mask.runs[run].begin * kBlocks, first);
+      before += max(min(mask.runs[run].end * kBlocks, block) - begin, 0);
+    }
+    return before;
+  }
+
+  /** dq += dS k, the warp's share, of the tile whose first row among all heads' this is. */
+  __device__ void add_query_gradients(int first_row, int stage) const {
+    const int row = group_ % S::kQueryParts * S::kQueryRows,
+              column = group_ / S::kQueryParts * S::kQueryColumns;
+    constexpr int kSteps = S::kKeys / 16, kLeft = S::kQueryRows / 16;
+    const uint32_t left_at =
+        tiles_ + S::kScoresAt + stage * S::kScoreBytes + (lane_ % 8 + lane_ / 16 * 8) * S::kScorePitch;
+    const uint32_t right_at = tiles_ + lane_ % 16 * S::kPitch;
+    float sum[kLeft][S::kQueryColumns / 8][4] = {};
+    auto left = loaded_left<kSteps, kLeft>([&](Fragment(&to)[kLeft], int step) {
+#pragma unroll
+      for (int i = 0; i < kLeft; i++) {
+        const int chunk = ScoreRows::permuted(lane_ % 8, row / 8 + 2 * i + lane_ / 8 % 2);
+        load_matrices_transposed(to[i], left_at + 16 * step * S::kScorePitch + 16 * chunk);
+      }
+    });
+    multiply<kSteps>(
+        sum, [&](int step, bool begins) -> auto& { return left(step, begins); },
+        [&](Fragment& to, int step, int n) {
+          const int chunk = Rows::permuted(lane_ % 8, column / 8 + 2 * n + lane_ / 16);
+          load_matrices_transposed(to, right_at + 16 * step * S::kPitch + 16 * chunk);
+        });
+    int* turn = nullptr;
+    if (op_.dq_turns != nullptr) {
+      turn = op_.dq_turns + first_row / 32;
+      wait_for(turn, blocks_before(static_cast<int>(first_row % op_.padded_queries)) * S::kGroups);
+    }
+    float* const to =
+        op_.dq_sum + sum_offset(int64_t{first_row} + row, column, S::kHeadDim) + sum_lane_offset(lane_);
+#pragma unroll
+    for (int i = 0; i < kLeft; i++) {
+#pragma unroll
+      for (int n = 0; n < S::kQueryColumns / 8; n++) {
+        add_four(to + 16 * i * S::kHeadDim + 128 * n, sum[i][n]);
+      }
+    }
+    if (turn != nullptr) pass_turn(turn);
+  }
+
+  __device__ void wait_for(const int* turn, int value) const {
+    int now;
+    do {
+      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
+    } while (now < value);
+    __syncwarp();
+  }
+  __device__ void pass_turn(int* turn) const {
+    __threadfence();
+    __syncwarp();
+    if (lane_ == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+  }
+
+  __device__ void write(const GpuRows& rows, float factor, bool is_float32) const {
     const int head_dim = op_.forward.head_dim, keys = op_.forward.keys;
     const int64_t base = batch_ * rows.batch + key_head_ * rows.head;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < kKeyTiles; i++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int key = first_key_ + first_row + 16 * i + 8 * half + lane_ / 4;
+        const int key = first_key_ + group_ * S::kWarpKeys + 16 * i + 8 * half + lane_ / 4;
         if (key >= keys) continue;
 #pragma unroll
-        for (int n = 0; n < S::kKeyGradientColumns / 8; n++) {
-          const int column = first_column + 8 * n + lane_ % 4 * 2;
+        for (int n = 0; n < S::kHeadDim / 8; n++) {
+          const int column = 8 * n + lane_ % 4 * 2;
           if (column >= head_dim) continue;
-          const float low = gradient[i][n][2 * half] * factor, high = gradient[i][n][2 * half + 1] * factor;
+          const float low = gradient_[i][n][2 * half] * factor, high = gradient_[i][n][2 * half + 1] * factor;
           const int64_t at = base + key * rows.row + column;
           if (is_float32) {
             *reinterpret_cast<float2*>(static_cast<float*>(rows.data) + at) = make_float2(low, high);
@@ -535,14 +671,13 @@ class BackwardTile {
   char* const shared_;
   const uint32_t tiles_;
   const int warp_, lane_;
-  int first_key_, batch_, key_head_;
-  KeyGradient dk_, dv_;
+  int first_key_, batch_, key_head_, group_;
+  Gradient gradient_;  // dv of a value warp's keys, dk of a key warp's
 };
 
 template <class S, bool kHasMask>
-__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    backward_kernel(const __grid_constant__ BackwardSm80 op) {
-  extern __shared__ __align__(16) char shared[];
+__global__ void __launch_bounds__(S::kThreads, 1) backward_kernel(const __grid_constant__ BackwardSm80 op) {
+  extern __shared__ __align__(128) char shared[];
   BackwardTile<S, kHasMask>(op, shared).run();
 }
 
@@ -558,21 +693,25 @@ template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   switch (backward_columns_sm80(op.forward.head_dim)) {
     case 64:
-      return launch_shape<Shape<T, 64, 64, 128, 32, 1>, kHasMask>(cuda, op);
+      return launch_shape<Shape<T, 64, 64, 32, 4, 32>, kHasMask>(cuda, op);
+    case 80:
+      return launch_shape<Shape<T, 80, 64, 32, 4, 16>, kHasMask>(cuda, op);
     case 96:
-      return launch_shape<Shape<T, 96, 64, kHasMask ? 64 : 96, 32, 1>, kHasMask>(cuda, op);
+      return launch_shape<Shape<T, 96, 64, 32, 4, 32>, kHasMask>(cuda, op);
     case 128:
-      return launch_shape<Shape<T, 128, 64, 128, 32, 1>, kHasMask>(cuda, op);
+      return launch_shape<Shape<T, 128, 64, 32, 4, 32>, kHasMask>(cuda, op);
     default:
-      return launch_shape<Shape<T, 256, 64, 64, 16, 1>, kHasMask>(cuda, op);
+      return launch_shape<Shape<T, 256, 32, 16, 4, 32>, kHasMask>(cuda, op);
   }
 }
 
 }  // namespace
 
 int backward_columns_sm80(int head_dim) {
-  return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
+  return head_dim <= 64 ? 64 : head_dim <= 80 ? 80 : head_dim <= 96 ? 96 : head_dim <= 128 ? 128 : 256;
 }
+
+float backward_sum_unit_sm80(DType dtype) { return dtype == DType::Float16 ? 1 : kWeightUnit; }
 
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
   const auto typed = [&]<class T>(T) {

@@ -35,6 +35,15 @@ __device__ inline void wait_copies() {
 /** Also where the warps of a block are at different places of the code. */
 __device__ inline void block_barrier() { asm volatile("barrier.sync 0;" ::: "memory"); }
 
+/** Of `threads` of the block's threads, a whole number of warps; ids 1 to 15. */
+__device__ inline void named_barrier(int id, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/** The others may go on past that barrier; this warp does not wait for them. */
+__device__ inline void arrive_barrier(int id, int threads) {
+  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 /** The compiler moves no access to memory across this. */
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 /** The compiler computes what follows from `x` here, and keeps none of it in registers from before. */
