@@ -68,7 +68,7 @@ struct BackwardSm80 {
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
   int32_t*
-      dq_turns;  // [B Hq padded_queries / 32] counters, zero at first: whose turn it is to add to dq; or null
+      dq_turns;  // [B Hq padded_queries / 16] counters, zero at first: whose turn it is to add to dq; or null
   float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
   int64_t padded_queries;
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles

@@ -18,7 +18,8 @@ namespace {
 
 using namespace sm80;
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLn2 = 0.6931471805599453f;
+
 constexpr float kInfinity = INFINITY;
 
 /** Of a warp; in shared memory, since the registers are taken by operands. */

@@ -14,10 +14,15 @@
 //
 // Weights are in units of 2^-12, for as float16 they pass to the key warps: a weight of one in a million keys
 // would have four bits left.
+#include <type_traits>
+
 #include "attention/attention_sm80.h"
+#include "attention/query_tiles.h"
 #include "core/cuda.h"
+#include "tile/multiply.h"
 #include "tile/sm80.h"
 #include "tile/sum.h"
+#include "tile/swizzle.h"
 
 namespace longseq {
 namespace {
@@ -27,12 +32,12 @@ using namespace sm80;
 constexpr float kMinusInfinity = -INFINITY;
 constexpr float kWeightBits = 12, kWeightUnit = 1.f / 4096;
 
+/** Keys are kWarpKeys for each of kGroups pairs of warps; of dq a key warp takes kQueryRows. */
 template <class Element, int kHeadDim_, int kRows_, int kWarpKeys_, int kGroups_, int kQueryRows_>
 struct Shape {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kWarpKeys = kWarpKeys_, kGroups = kGroups_;
   static constexpr int kKeys = kWarpKeys * kGroups, kWarps = 2 * kGroups, kThreads = 32 * kWarps;
-  // A key warp's share of dq.
   static constexpr int kQueryRows = kQueryRows_, kQueryParts = kRows / kQueryRows,
                        kQueryColumns = kHeadDim / (kGroups / kQueryParts);
   static constexpr int kPitch = 2 * kHeadDim, kScorePitch = 2 * kRows;  // in bytes
@@ -48,105 +53,14 @@ struct Shape {
   static_assert(kQueryColumns % 16 == 0 && kWarpKeys % 16 == 0 && kRows % 16 == 0);
 };
 
-/** The 16-byte chunks of rows, so permuted that the same chunk of eight rows lies in different banks. */
-template <int kPitch>
-struct Swizzle {
-  static constexpr int kChunks = kPitch / 16;
-  static constexpr int kSpan = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : kChunks % 2 == 0 ? 2 : 1;
-
-  __device__ static int permuted(int row, int chunk) { return chunk ^ row / (8 / kSpan) % kSpan; }
-  /** Of chunk 2 i + (0 or 1), from the address of chunk 0 or 1. */
-  __device__ static uint32_t two_chunks(uint32_t address, int i) {
-    return (address ^ 32 * (i % (kSpan / 2))) + 16 * kSpan * (i / (kSpan / 2));
-  }
-  __device__ static uint32_t offset(int row, int chunk) { return row * kPitch + permuted(row, chunk) * 16; }
-};
-
-/** A tile of queries that see something of a block of keys. */
-struct RowTile {
-  int32_t first = -1;  // query; -1: none
-  int32_t head = 0;
-  int32_t tile = -1;  // of the mask, or -1
-};
-
-template <int kRows, bool kHasMask>
-class RowTiles;
-
-/**
- * Blocks that run at the same time begin at different tiles, or they would all add to the same dq at once; in
- * turn, each follows the one before it.
- */
-template <int kRows>
-class RowTiles<kRows, false> {
- public:
-  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
-      : begin_(seen.x / kRows * kRows),
-        tiles_((seen.y - begin_ + kRows - 1) / kRows),
-        head_(first_head),
-        left_(tiles_ * op.forward.group) {
-    if (tiles_ > 0 && op.dq_turns == nullptr) walk_ = first_ = first_key / kRows % tiles_;
-  }
-  __device__ RowTile next() {
-    if (left_-- <= 0) return {};
-    const RowTile tile{begin_ + walk_ * kRows, head_, -1};
-    if (++walk_ == tiles_) walk_ = 0;
-    if (walk_ == first_) head_++;
-    return tile;
-  }
-
- private:
-  int begin_, tiles_, head_, left_, walk_ = 0, first_ = 0;
-};
-
-template <int kRows>
-class RowTiles<kRows, true> {
- public:
-  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
-      : columns_(op.mask_columns),
-        block_(first_key / 128),
-        begin_(seen.x / kRows * kRows),
-        end_(seen.y),
-        head_(first_head),
-        end_head_(first_head + op.forward.group) {
-    restart();
-  }
-  __device__ RowTile next() {
-    for (; head_ < end_head_; head_++, restart()) {
-      while (run_ < columns_.first_run[block_ + 1]) {
-        const GpuBlockRun run = columns_.runs[run_];
-        walk_ = max(walk_, run.begin * 128);
-        if (walk_ >= end_) break;
-        if (walk_ >= run.end * 128) {
-          run_++;
-          continue;
-        }
-        const int tile = run.tile < 0 ? -1 : columns_.tile_index[run.tile + walk_ / 128 - run.begin];
-        walk_ += kRows;
-        return {walk_ - kRows, head_, tile};
-      }
-    }
-    return {};
-  }
-
- private:
-  __device__ void restart() {
-    walk_ = begin_;
-    run_ = columns_.first_run[block_];
-  }
-
-  const GpuMask& columns_;
-  int block_, begin_, end_, head_, end_head_, walk_, run_;
-};
-
 template <class S, bool kHasMask>
 class BackwardTile {
   using T = typename S::T;
-  using Fragment = uint32_t[4];
   using Rows = Swizzle<S::kPitch>;
   using ScoreRows = Swizzle<S::kScorePitch>;
   static constexpr int kKeyTiles = S::kWarpKeys / 16, kQueryTiles = S::kRows / 16;  // of 16
   static constexpr int kDepthSteps = S::kHeadDim / 16;
-  static constexpr bool kIsHalf = sizeof(T) == 2 && !__is_same(T, Bf16);
+  static constexpr bool kIsHalf = std::is_same_v<T, Half>;
   /** How many fragments are loaded before they are needed. */
   static constexpr int kAhead = S::kHeadDim == 128 ? 2 : 3;
 
@@ -275,45 +189,6 @@ class BackwardTile {
   /** Of the right operand, whose rows are the product's columns. */
   __device__ uint32_t right_lane() const { return Rows::offset(lane_ % 8 + lane_ / 16 * 8, lane_ / 8 % 2); }
 
-  /** c += a b, `kSteps` times 16 deep: left(step) gives the fragments of a, load(to, step, n) those of b. */
-  template <int kSteps, int kLeft, int kTiles, class Left, class Load>
-  __device__ static void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
-    constexpr int kPairs = kTiles / 2;
-    Fragment right[kAhead + 1];
-#pragma unroll
-    for (int at = 0; at < kAhead; at++) load(right[at], at / kPairs, at % kPairs);
-#pragma unroll
-    for (int at = 0; at < kSteps * kPairs; at++) {
-      const int later = at + kAhead, n = at % kPairs;
-      if (later < kSteps * kPairs) load(right[later % (kAhead + 1)], later / kPairs, later % kPairs);
-      const auto& a = left(at / kPairs, n == 0);
-      const Fragment& b = right[at % (kAhead + 1)];
-#pragma unroll
-      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
-#pragma unroll
-      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
-    }
-  }
-
-  /** Left fragments in shared memory, loaded a step ahead by load(to, step). */
-  template <int kSteps, int kLeft, class Load>
-  class LoadedLeft {
-   public:
-    __device__ explicit LoadedLeft(Load load) : load_(load) { load_(fragments_[0], 0); }
-    __device__ const Fragment (&operator()(int step, bool begins))[kLeft] {
-      if (begins && step + 1 < kSteps) load_(fragments_[(step + 1) % 2], step + 1);
-      return fragments_[step % 2];
-    }
-
-   private:
-    Load load_;
-    Fragment fragments_[2][kLeft];
-  };
-  template <int kSteps, int kLeft, class Load>
-  __device__ static auto loaded_left(Load load) {
-    return LoadedLeft<kSteps, kLeft, Load>(load);
-  }
-
   /** The warp's own keys or values: a product's left fragments, in registers where there are enough. */
   class OwnRows {
    public:
@@ -335,11 +210,11 @@ class BackwardTile {
         load_matrices(to, Rows::two_chunks(rows, step) + 16 * n * S::kPitch);
       };
       if constexpr (S::kOwnKept) {
-        multiply<kDepthSteps>(
+        multiply<T, kDepthSteps, kAhead>(
             c, [&](int step, bool) -> auto& { return kept_[step]; }, load_right);
       } else {
         auto left = loaded_left<kDepthSteps, kKeyTiles>([&](auto& to, int step) { load(to, step); });
-        multiply<kDepthSteps>(
+        multiply<T, kDepthSteps, kAhead>(
             c, [&](int step, bool begins) -> auto& { return left(step, begins); }, load_right);
       }
     }
@@ -355,7 +230,7 @@ class BackwardTile {
   /** gradient += weights rows, the kRows streamed ones at `rows_at`. */
   __device__ void add_weighted(const Weights& weights, uint32_t rows_at) {
     const uint32_t rows = rows_at + left_lane();
-    multiply<kQueryTiles>(
+    multiply<T, kQueryTiles, kAhead>(
         gradient_, [&](int step, bool) -> auto& { return weights[step]; },
         [&](Fragment& to, int step, int n) {
           load_matrices_transposed(to, Rows::two_chunks(rows, n) + 16 * step * S::kPitch);
@@ -606,7 +481,7 @@ class BackwardTile {
         load_matrices_transposed(to[i], left_at + 16 * step * S::kScorePitch + 16 * chunk);
       }
     });
-    multiply<kSteps>(
+    multiply<T, kSteps, kAhead>(
         sum, [&](int step, bool begins) -> auto& { return left(step, begins); },
         [&](Fragment& to, int step, int n) {
           const int chunk = Rows::permuted(lane_ % 8, column / 8 + 2 * n + lane_ / 16);
@@ -614,7 +489,7 @@ class BackwardTile {
         });
     int* turn = nullptr;
     if (op_.dq_turns != nullptr) {
-      turn = op_.dq_turns + first_row / 32;
+      turn = op_.dq_turns + first_row / 16;
       wait_for(turn, blocks_before(static_cast<int>(first_row % op_.padded_queries)) * S::kGroups);
     }
     float* const to =
@@ -689,19 +564,30 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
                                        S::kSharedBytes, op);
 }
 
+/** The small one where a block has too little shared memory: compute capability 8.6, 8.9 and 12. */
+template <class Large, class Small, bool kHasMask>
+void launch_fitting(const Cuda& cuda, const BackwardSm80& op) {
+  static_assert(Small::kSharedBytes <= 99 << 10);
+  if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
+    launch_shape<Large, kHasMask>(cuda, op);
+  } else {
+    launch_shape<Small, kHasMask>(cuda, op);
+  }
+}
+
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   switch (backward_columns_sm80(op.forward.head_dim)) {
     case 64:
       return launch_shape<Shape<T, 64, 64, 32, 4, 32>, kHasMask>(cuda, op);
     case 80:
-      return launch_shape<Shape<T, 80, 64, 32, 4, 16>, kHasMask>(cuda, op);
+      return launch_fitting<Shape<T, 80, 64, 32, 4, 16>, Shape<T, 80, 32, 32, 2, 16>, kHasMask>(cuda, op);
     case 96:
-      return launch_shape<Shape<T, 96, 64, 32, 4, 32>, kHasMask>(cuda, op);
+      return launch_fitting<Shape<T, 96, 64, 32, 4, 32>, Shape<T, 96, 32, 32, 2, 32>, kHasMask>(cuda, op);
     case 128:
-      return launch_shape<Shape<T, 128, 64, 32, 4, 32>, kHasMask>(cuda, op);
+      return launch_fitting<Shape<T, 128, 64, 32, 4, 32>, Shape<T, 128, 32, 32, 2, 32>, kHasMask>(cuda, op);
     default:
-      return launch_shape<Shape<T, 256, 32, 16, 4, 32>, kHasMask>(cuda, op);
+      return launch_fitting<Shape<T, 256, 32, 16, 4, 32>, Shape<T, 256, 16, 16, 2, 16>, kHasMask>(cuda, op);
   }
 }
 

@@ -321,15 +321,16 @@ class ForwardTile {
         const int2 seen = memory().intervals[row];
         const int begin = max(seen.x, tile().begin) - block.first - 2 * (lane_ % 4);
         const int end = min(seen.y, tile().end) - block.first - 2 * (lane_ % 4);
-        uint32_t bits[S::kKeys / 32];
+        constexpr int kWords = (S::kKeys + 31) / 32;
+        uint32_t bits[kWords];
 #pragma unroll
-        for (int word = 0; word < S::kKeys / 32; word++) {
+        for (int word = 0; word < kWords; word++) {
           bits[word] = ~0u;
           if (kHasMask && block.tile >= 0) {
             const int mask_row = query_of(min(row, last_row())) % 128;
             bits[word] = op_.mask.tiles[(static_cast<int64_t>(block.tile) * 128 + mask_row) * 4 +
                                         block.first / 32 % 4 + word] >>
-                         (2 * (lane_ % 4));
+                         (2 * (lane_ % 4) + block.first % 32);
           }
         }
 #pragma unroll
@@ -605,7 +606,15 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   } else if (op.head_dim <= 128) {
     launch_shape<Shape<T, 128, 4, 2, kHasMask ? 32 : 48, 2, false>, kHasMask>(cuda, op);
   } else {
-    launch_shape<Shape<T, 256, 8, 1, 32, 1, false>, kHasMask>(cuda, op);
+    using Large = Shape<T, 256, 8, 1, 32, 1, false>;
+    using Small =
+        Shape<T, 256, 4, 1, 16, 1, false>;  // compute capability 8.6, 8.9 and 12 have no more memory
+    static_assert(Small::kSharedBytes <= 99 << 10);
+    if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
+      launch_shape<Large, kHasMask>(cuda, op);
+    } else {
+      launch_shape<Small, kHasMask>(cuda, op);
+    }
   }
 }
 

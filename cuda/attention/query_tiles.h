@@ -1,0 +1,83 @@
+#pragma once
+// Which queries a block of keys streams, tile after tile.
+#include "attention/attention_sm80.h"
+
+namespace longseq {
+
+/** A tile of queries that see something of a block of keys. */
+struct RowTile {
+  int32_t first = -1;  // query; -1: none
+  int32_t head = 0;
+  int32_t tile = -1;  // of the mask, or -1
+};
+
+template <int kRows, bool kHasMask>
+class RowTiles;
+
+/**
+ * Blocks that run at the same time begin at different tiles, or they would all add to the same dq at once; in
+ * turn, each follows the one before it.
+ */
+template <int kRows>
+class RowTiles<kRows, false> {
+ public:
+  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
+      : begin_(seen.x / kRows * kRows),
+        tiles_((seen.y - begin_ + kRows - 1) / kRows),
+        head_(first_head),
+        left_(tiles_ * op.forward.group) {
+    if (tiles_ > 0 && op.dq_turns == nullptr) walk_ = first_ = first_key / kRows % tiles_;
+  }
+  __device__ RowTile next() {
+    if (left_-- <= 0) return {};
+    const RowTile tile{begin_ + walk_ * kRows, head_, -1};
+    if (++walk_ == tiles_) walk_ = 0;
+    if (walk_ == first_) head_++;
+    return tile;
+  }
+
+ private:
+  int begin_, tiles_, head_, left_, walk_ = 0, first_ = 0;
+};
+
+template <int kRows>
+class RowTiles<kRows, true> {
+ public:
+  __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
+      : columns_(op.mask_columns),
+        block_(first_key / 128),
+        begin_(seen.x / kRows * kRows),
+        end_(seen.y),
+        head_(first_head),
+        end_head_(first_head + op.forward.group) {
+    restart();
+  }
+  __device__ RowTile next() {
+    for (; head_ < end_head_; head_++, restart()) {
+      while (run_ < columns_.first_run[block_ + 1]) {
+        const GpuBlockRun run = columns_.runs[run_];
+        walk_ = max(walk_, run.begin * 128);
+        if (walk_ >= end_) break;
+        if (walk_ >= run.end * 128) {
+          run_++;
+          continue;
+        }
+        const int tile = run.tile < 0 ? -1 : columns_.tile_index[run.tile + walk_ / 128 - run.begin];
+        walk_ += kRows;
+        return {walk_ - kRows, head_, tile};
+      }
+    }
+    return {};
+  }
+
+ private:
+  __device__ void restart() {
+    walk_ = begin_;
+    run_ = columns_.first_run[block_];
+  }
+
+  const GpuMask& columns_;
+  int block_, begin_, end_, head_, end_head_, walk_, run_;
+};
+
+}  // namespace longseq

@@ -1,0 +1,51 @@
+#pragma once
+// A warp's product of two matrices, whose fragments are loaded before they are needed.
+#include "tile/sm80.h"
+
+namespace longseq::sm80 {
+
+using Fragment = uint32_t[4];
+
+/**
+ * c += a b, `kSteps` times 16 deep: left(step, begins) gives the fragments of a, load(to, step, n) those of
+ * 16 columns of b, kAhead before their turn.
+ */
+template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load>
+__device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
+  constexpr int kPairs = kTiles / 2;
+  Fragment right[kAhead + 1];
+#pragma unroll
+  for (int at = 0; at < kAhead; at++) load(right[at], at / kPairs, at % kPairs);
+#pragma unroll
+  for (int at = 0; at < kSteps * kPairs; at++) {
+    const int later = at + kAhead, n = at % kPairs;
+    if (later < kSteps * kPairs) load(right[later % (kAhead + 1)], later / kPairs, later % kPairs);
+    const auto& a = left(at / kPairs, n == 0);
+    const Fragment& b = right[at % (kAhead + 1)];
+#pragma unroll
+    for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
+#pragma unroll
+    for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
+  }
+}
+
+/** Left fragments in shared memory, loaded a step ahead by load(to, step). */
+template <int kSteps, int kLeft, class Load>
+class LoadedLeft {
+ public:
+  __device__ explicit LoadedLeft(Load load) : load_(load) { load_(fragments_[0], 0); }
+  __device__ const Fragment (&operator()(int step, bool begins))[kLeft] {
+    if (begins && step + 1 < kSteps) load_(fragments_[(step + 1) % 2], step + 1);
+    return fragments_[step % 2];
+  }
+
+ private:
+  Load load_;
+  Fragment fragments_[2][kLeft];
+};
+template <int kSteps, int kLeft, class Load>
+__device__ auto loaded_left(Load load) {
+  return LoadedLeft<kSteps, kLeft, Load>(load);
+}
+
+}  // namespace longseq::sm80
