@@ -43,6 +43,7 @@ export type NativeAttentionOptions = readonly [
   keyPositions: readonly number[] | null,
   mask: MaskHandle | null,
   implementation: string | null,
+  deterministic: boolean,
 ];
 
 export interface Native {

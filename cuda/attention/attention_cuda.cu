@@ -67,6 +67,13 @@ void backward_sm80(const Cuda& cuda, BackwardSm80& kernel, const AttentionBackwa
   const Memory sum = allocate(cuda, sum_bytes);
   cuda_check(cudaMemsetAsync(sum.data, 0, sum_bytes, cuda.stream.get()), "clearing");
   kernel.dq_sum = static_cast<float*>(sum.data);
+  Memory turns;
+  if (op.deterministic) {
+    const auto turn_bytes = static_cast<size_t>(rows / 32 * int64_t{sizeof(int32_t)});
+    turns = allocate(cuda, turn_bytes);
+    cuda_check(cudaMemsetAsync(turns.data, 0, turn_bytes, cuda.stream.get()), "clearing");
+    kernel.dq_turns = static_cast<int32_t*>(turns.data);
+  }
   launch_backward_sm80(cuda, op.forward.q.dtype, kernel);
   finish_query_gradient(cuda, kernel, op.forward.score.scale, op.dq);
 }

@@ -68,6 +68,9 @@ struct BackwardSm80 {
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
   float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
+  // [B Hq padded_queries / 32] counters, zero at first: the block of keys whose turn it is to add to these
+  // queries' dq; null: blocks add in any order.
+  int32_t* dq_turns;
   int64_t padded_queries;
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
   GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32
