@@ -5,6 +5,7 @@
 #include "attention/attention.h"
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
+#include "attention/mask_panels.h"
 #include "core/cuda.h"
 #include "elementwise/elementwise.h"
 
@@ -24,16 +25,40 @@ int splits_of(const Cuda& cuda, const ForwardSm80& op) {
   return static_cast<int>(std::clamp<int64_t>(std::min(slots / tiles, op.keys / kLeastKeys), 1, kMost));
 }
 
-void launch_forward(const Cuda& cuda, DType dtype, const ForwardSm80& kernel) {
-  if (dtype == DType::Float32) {
-    launch_forward_float32(cuda, kernel);
-  } else {
-    launch_forward_sm80(cuda, dtype, kernel);
+/** launch(kernel); of a mask that goes through the GPU in panels, for the queries of each. */
+template <class Kernel, class Launch>
+void launch_queries(const Cuda& cuda, const GpuCall& call, DType dtype, const Kernel& kernel, Launch launch) {
+  if (!call.mask || !call.mask->in_panels) return launch(kernel);
+  for_each_panel(cuda, *call.mask, MaskAxis::Rows, false,
+                 [&](const MaskPanel& panel) { launch(queries_of(panel, dtype, kernel)); });
+}
+/** The same for the keys of each. */
+template <class Launch>
+void launch_keys(const Cuda& cuda, const GpuCall& call, DType dtype, const BackwardSm80& kernel,
+                 Launch launch) {
+  if (!call.mask || !call.mask->in_panels) return launch(kernel);
+  Memory intervals;
+  if (kernel.forward.visible.begin != nullptr) {
+    intervals = allocate(cuda, static_cast<size_t>(kernel.forward.queries) * 2 * sizeof(int32_t));
   }
+  for_each_panel(cuda, *call.mask, MaskAxis::Columns, dtype == DType::Float32, [&](const MaskPanel& panel) {
+    launch(keys_of(cuda, panel, dtype, kernel, static_cast<int32_t*>(intervals.data)));
+  });
+}
+
+void launch_forward(const Cuda& cuda, const GpuCall& call, DType dtype) {
+  launch_queries(cuda, call, dtype, call.kernel, [&](const ForwardSm80& kernel) {
+    if (dtype == DType::Float32) {
+      launch_forward_float32(cuda, kernel);
+    } else {
+      launch_forward_sm80(cuda, dtype, kernel);
+    }
+  });
 }
 
 /** The keys in parts, each with a result of its own, which are then merged. */
-void forward_in_parts(const Cuda& cuda, ForwardSm80& kernel, const AttentionForward& op) {
+void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& op) {
+  ForwardSm80& kernel = call.kernel;
   const int64_t rows = op.q.size(0) * op.q.size(1) * op.q.size(2), head_dim = op.q.size(3);
   const Memory partial = allocate(cuda, static_cast<size_t>(kernel.splits * rows * (head_dim + 1)) * 4);
   auto* const outs = static_cast<float*>(partial.data);
@@ -41,7 +66,7 @@ void forward_in_parts(const Cuda& cuda, ForwardSm80& kernel, const AttentionForw
   kernel.out = {outs, rows / kernel.batch * head_dim, kernel.heads * head_dim, head_dim};
   kernel.out_float32 = true;
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
-  launch_forward(cuda, op.q.dtype, kernel);
+  launch_forward(cuda, call, op.q.dtype);
   std::vector<GpuPart> parts;
   for (int64_t part = 0; part < kernel.splits; part++) {
     parts.push_back({kernel.out, kernel.log_sum_exp, DType::Float32});
@@ -51,30 +76,43 @@ void forward_in_parts(const Cuda& cuda, ForwardSm80& kernel, const AttentionForw
   merge_parts(cuda, parts, op.out, op.log_sum_exp);
 }
 
-void backward_float32(const Cuda& cuda, BackwardSm80& kernel, const AttentionBackward& op) {
-  const float scale = op.forward.score.scale;
+void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
   const GpuResult dq(cuda, op.dq);
   kernel.dq = rows_of(dq.written());
-  launch_backward_float32(cuda, kernel);
-  apply_sign(cuda, dq.written(), scale);
+  launch_queries(cuda, call, DType::Float32, kernel,
+                 [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); });
+  apply_sign(cuda, dq.written(), op.forward.score.scale);
   dq.finish();
+  std::shared_ptr<const GpuMaskCopy> transposed;
+  if (call.mask && call.mask->in_panels) {
+    kernel.mask_transposed = kernel.mask_columns;  // of which each panel is transposed there
+  } else if (call.mask) {
+    transposed = transposed_gpu_mask(cuda, *op.forward.visibility->mask);
+    kernel.mask_transposed = transposed->columns;
+  }
+  launch_keys(cuda, call, DType::Float32, kernel,
+              [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
-void backward_sm80(const Cuda& cuda, BackwardSm80& kernel, const AttentionBackward& op) {
-  const ForwardSm80& forward = kernel.forward;
-  const int64_t rows = int64_t{forward.batch} * forward.heads * kernel.padded_queries;
-  const auto sum_bytes = static_cast<size_t>(rows * backward_columns_sm80(forward.head_dim)) * 4;
-  const Memory sum = allocate(cuda, sum_bytes);
-  cuda_check(cudaMemsetAsync(sum.data, 0, sum_bytes, cuda.stream.get()), "clearing");
+void backward_sm80(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, const AttentionBackward& op) {
+  const auto clear = [&](const Memory& memory) {
+    cuda_check(cudaMemsetAsync(memory.data, 0, memory.bytes, cuda.stream.get()), "clearing");
+  };
+  const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
+  const int64_t columns = backward_columns_sm80(kernel.forward.head_dim);
+  const Memory sum = allocate(cuda, static_cast<size_t>(rows * columns) * sizeof(float));
+  clear(sum);
   kernel.dq_sum = static_cast<float*>(sum.data);
   Memory turns;
   if (op.deterministic) {
-    const auto turn_bytes = static_cast<size_t>(rows / 32 * int64_t{sizeof(int32_t)});
-    turns = allocate(cuda, turn_bytes);
-    cuda_check(cudaMemsetAsync(turns.data, 0, turn_bytes, cuda.stream.get()), "clearing");
+    turns = allocate(cuda, static_cast<size_t>(rows / 32) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
-  launch_backward_sm80(cuda, op.forward.q.dtype, kernel);
+  launch_keys(cuda, call, op.forward.q.dtype, kernel, [&](const BackwardSm80& part) {
+    if (op.deterministic) clear(turns);
+    launch_backward_sm80(cuda, op.forward.q.dtype, part);
+  });
   finish_query_gradient(cuda, kernel, op.forward.score.scale, op.dq);
 }
 
@@ -87,12 +125,12 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   // The heads of a group share keys and values: where there are few queries they fill a tile together.
   if (kernel.group > 1 && kernel.queries < kGpuTileRows) kernel.packed = kernel.group;
   kernel.splits = splits_of(cuda, kernel);
-  if (kernel.splits > 1) return forward_in_parts(cuda, kernel, op);
+  if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
   const GpuResult out(cuda, op.out);
   kernel.out = rows_of(out.written());
   kernel.out_float32 = op.out.dtype == DType::Float32;
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
-  launch_forward(cuda, op.q.dtype, kernel);
+  launch_forward(cuda, call, op.q.dtype);
   out.finish();
 }
 
@@ -116,20 +154,15 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   find_row_statistics(cuda, op, kernel.padded_queries, static_cast<float2*>(statistics.data));
   kernel.statistics = static_cast<const float2*>(statistics.data);
   if (call.mask) kernel.mask_columns = call.mask->columns;
-  std::shared_ptr<const GpuMaskCopy> transposed;
-  if (call.mask && dtype == DType::Float32) {
-    transposed = transposed_gpu_mask(cuda, *forward.visibility->mask);
-    kernel.mask_transposed = transposed->columns;
-  }
   const GpuResult dk(cuda, op.dk), dv(cuda, op.dv);
   kernel.dk = rows_of(dk.written());
   kernel.dv = rows_of(dv.written());
   kernel.dk_float32 = op.dk.dtype == DType::Float32;
   kernel.dv_float32 = op.dv.dtype == DType::Float32;
   if (dtype == DType::Float32) {
-    backward_float32(cuda, kernel, op);
+    backward_float32(cuda, call, kernel, op);
   } else {
-    backward_sm80(cuda, kernel, op);
+    backward_sm80(cuda, call, kernel, op);
   }
   dk.finish();
   dv.finish();

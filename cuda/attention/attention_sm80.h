@@ -85,6 +85,7 @@ int backward_columns_sm80(int head_dim);
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** Of float32, as accurate as the CPU's. */
 void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);
-void launch_backward_float32(const Cuda& cuda, const BackwardSm80& op);
+void launch_query_gradient_float32(const Cuda& cuda, const BackwardSm80& op);  // dq
+void launch_key_gradients_float32(const Cuda& cuda, const BackwardSm80& op);   // dk, dv
 
 }  // namespace longseq
