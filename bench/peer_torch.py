@@ -4,7 +4,8 @@ Reads one JSON request a line on standard input and answers each with one JSON l
   {"op": "hello", "threads": N, "device": "cpu" | "cuda:N", "what": "attention" | ..., "dtype", "masked": bool}
       -> {"torch": version, "device": name, "implementations": [...]}
   {"op": "prepare", "implementation", "pass", "dtype", "batch", "heads", "kvHeads", "headDim", "seqLen", "causal",
-   "window": N or absent, "mask", "boundaries": of documents or null, "maskFile": path of S*S bytes or null}   -> {}
+   "window": N or absent, "deterministic": bool, "mask", "boundaries": of documents or null,
+   "maskFile": path of S*S bytes or null}   -> {}
   {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width", "headDim"}   -> {}
   {"op": "run"} -> {"ms": milliseconds by the host's clock, waiting included}
   {"op": "runMany", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
@@ -193,6 +194,9 @@ class Peer:
     def prepare_attention(self, request):
         batch, length, dim = request["batch"], request["seqLen"], request["headDim"]
         dtype = getattr(torch, request["dtype"])
+        # With warnings only, attention's kernels would stay as they are.
+        torch.use_deterministic_algorithms(request.get("deterministic", False))
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
         def normal(heads, seed):
             generator = torch.Generator(self.device).manual_seed(seed)

@@ -9,6 +9,11 @@ export interface Gpu {
   computeCapability: number;
   multiprocessors: number;
   memoryBytes: number;
+  /**
+   * The most bytes that the bits of one mask take there: `LONGSEQ_MASK_BUDGET`, else a sixteenth of its memory. Those
+   * of a larger mask are copied to it in each call, piece by piece beside the work.
+   */
+  maskBudget: number;
 }
 
 /** What runs here: the package, its binary, and the processor as it is used. */

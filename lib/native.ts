@@ -2,6 +2,7 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { failure } from "./errors.ts";
+import type { Gpu } from "./info.ts";
 
 declare const brand: unique symbol;
 interface Handle<Name extends string> {
@@ -16,7 +17,7 @@ type MaskBuilderHandle = Handle<"mask builder">;
 export interface NativeInfo {
   cpu: { model: string; instructionSet: string; threads: number; threadsFrom: string; memoryLimit: number };
   /** Null where the binary holds no CUDA engine. */
-  gpus: { name: string; computeCapability: number; multiprocessors: number; memoryBytes: number }[] | null;
+  gpus: Gpu[] | null;
   compiler: string;
 }
 
@@ -43,6 +44,7 @@ export type NativeAttentionOptions = readonly [
   keyPositions: readonly number[] | null,
   mask: MaskHandle | null,
   implementation: string | null,
+  deterministic: boolean,
 ];
 
 export interface Native {

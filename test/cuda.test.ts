@@ -1,11 +1,21 @@
 // What only a GPU has: queues beside each other, its memory's limits, large tensors, its clock, waits at every call.
 import { once } from "node:events";
-import { attentionBackward, attentionForward, Device, info, Scope, Tensor } from "longseq";
+import {
+  AttentionMask,
+  type AttentionOptions,
+  attentionBackward,
+  attentionForward,
+  Device,
+  info,
+  Scope,
+  Tensor,
+} from "longseq";
 import t from "tap";
 import { differing } from "./support/bits.ts";
 import type { CudaDebug } from "./support/child/cuda-debug.ts";
 import type { CudaLimits } from "./support/child/cuda-limits.ts";
 import { answer, work } from "./support/child.ts";
+import { scatter } from "./support/masks.ts";
 
 const { compiled, gpus } = info().cuda;
 const [gpu] = gpus;
@@ -178,17 +188,34 @@ t.test("worker threads share the GPU", { skip }, async (t) => {
 
 t.test("the same bits in every run", { skip }, async (t) => {
   using device = new Device("cuda");
-  for (const dtype of ["bfloat16", "float32"] as const) {
-    const [q, k, v, dout] = [1, 2, 3, 4].map((seed) =>
-      Tensor.normal([2, 300, 4, 64], { seed, dtype, device }),
-    ) as [Tensor, Tensor, Tensor, Tensor];
-    const once = () => {
-      const { out, logSumExp } = attentionForward(q, k, v, { causal: true });
-      return { out, logSumExp, ...attentionBackward({ q, k, v, out, logSumExp, dout }, { causal: true }) };
-    };
-    const expected = once();
-    for (let round = 0; round < 10; round++) {
-      await Scope.run(async () => t.strictSame(await differing(once(), expected), [], `${dtype}, ${round}`));
+  using mask = AttentionMask.from(2000, 2000, scatter(7, 128));
+  const rules: AttentionOptions[] = [{ causal: true }, {}, { window: [300, 100], softcap: 5 }, { mask }];
+  const cases = [
+    { dtype: "float32", D: 64, deterministic: false },
+    { dtype: "bfloat16", D: 64, deterministic: false },
+    ...[64, 80, 96, 128, 256].map((D) => ({ dtype: "bfloat16", D, deterministic: true }) as const),
+    { dtype: "float16", D: 128, deterministic: true },
+  ] as const;
+  for (const { dtype, D, deterministic } of cases) {
+    for (const [i, rule] of rules.entries()) {
+      await Scope.run(async () => {
+        const input = (heads: number, seed: number) =>
+          Tensor.normal([2, 2000, heads, D], { seed, dtype, device });
+        const [q, k, v, dout] = [input(8, 1), input(4, 2), input(4, 3), input(8, 4)];
+        const options = { ...rule, deterministic };
+        const once = () => {
+          const { out, logSumExp } = attentionForward(q, k, v, options);
+          return { out, logSumExp, ...attentionBackward({ q, k, v, out, logSumExp, dout }, options) };
+        };
+        const expected = once();
+        const found = new Set<string>();
+        for (let round = 0; round < 10; round++) {
+          await Scope.run(async () => {
+            for (const name of await differing(once(), expected, options)) found.add(name);
+          });
+        }
+        t.strictSame([...found], [], `${dtype}, D ${D}, rule ${i}${deterministic ? ", deterministic" : ""}`);
+      });
     }
   }
 });

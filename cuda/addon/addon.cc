@@ -29,6 +29,7 @@ Napi::Value info(Napi::Env env) {
     gpu.Set("computeCapability", gpus[i].compute_capability / 10.0);
     gpu.Set("multiprocessors", gpus[i].multiprocessors);
     gpu.Set("memoryBytes", static_cast<double>(gpus[i].memory_bytes));
+    gpu.Set("maskBudget", static_cast<double>(mask_budget(gpus[i].memory_bytes)));
     list.Set(i, gpu);
   }
   out.Set("gpus", list);

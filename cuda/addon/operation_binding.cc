@@ -36,6 +36,7 @@ struct From<AttentionOptions> {
     read(options.key_positions);
     read(options.mask);
     read(options.implementation);
+    read(options.deterministic);
     return options;
   }
 };

@@ -221,7 +221,8 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                        .dlog_sum_exp = {},
                        .dq = with_batch(std::move(dq), 4),
                        .dk = with_batch(std::move(dk), 4),
-                       .dv = with_batch(std::move(dv), 4)};
+                       .dv = with_batch(std::move(dv), 4),
+                       .deterministic = options.deterministic};
   const AttentionForward& forward = op.forward;
   check_like(op.dout, "attention: dout", forward.out, "out");
   check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(op.dout.dtype),

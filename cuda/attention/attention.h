@@ -46,6 +46,7 @@ struct AttentionBackward {
   AttentionForward forward;
   Tensor dout /*[B Sq Hq D]*/, dlog_sum_exp /*[B Hq Sq], or none*/;
   Tensor dq, dk, dv;
+  bool deterministic = false;  // the same bits of dq in every run, where an engine has a faster way
 };
 
 /** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'

@@ -18,6 +18,7 @@ struct AttentionOptions {
   std::optional<std::vector<int64_t>> query_positions, key_positions;  // start, length, start, length, ...
   std::optional<std::shared_ptr<const Mask>> mask;
   std::optional<std::string> implementation;  // none: the best of the device
+  bool deterministic;                         // dq is summed in the same order in every run
 };
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,

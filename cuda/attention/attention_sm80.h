@@ -67,10 +67,12 @@ struct BackwardSm80 {
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
-  int32_t*
-      dq_turns;  // [B Hq padded_queries / 16] counters, zero at first: whose turn it is to add to dq; or null
   float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
+  // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
+  // queries' dq; null: blocks add in any order.
+  int32_t* dq_turns;
   int64_t padded_queries;
+  int32_t first_key_block;  // of the mask's 128 keys; not 0 where keys are a part of those that it has
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
   GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32
   float scale;
@@ -86,6 +88,7 @@ float backward_sum_unit_sm80(DType dtype);
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** Of float32, as accurate as the CPU's. */
 void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);
-void launch_backward_float32(const Cuda& cuda, const BackwardSm80& op);
+void launch_query_gradient_float32(const Cuda& cuda, const BackwardSm80& op);  // dq
+void launch_key_gradients_float32(const Cuda& cuda, const BackwardSm80& op);   // dk, dv
 
 }  // namespace longseq

@@ -19,7 +19,6 @@ namespace {
 using namespace sm80;
 
 constexpr float kLn2 = 0.6931471805599453f;
-
 constexpr float kInfinity = INFINITY;
 
 /** Of a warp; in shared memory, since the registers are taken by operands. */
@@ -536,25 +535,28 @@ static_assert(fit_anywhere<QueryGradient64, QueryGradient128Small, QueryGradient
 
 }  // namespace
 
-void launch_backward_float32(const Cuda& cuda, const BackwardSm80& op) {
+void launch_query_gradient_float32(const Cuda& cuda, const BackwardSm80& op) {
   if (op.forward.head_dim <= 64) {
     launch_query_gradient<QueryGradient64>(cuda, op);
-    launch_key_gradient<KeyGradient64>(cuda, op);
-  } else if (op.forward.head_dim <= 128) {
-    if (has_room<QueryGradient128>(cuda)) {
-      launch_query_gradient<QueryGradient128>(cuda, op);
-    } else {
-      launch_query_gradient<QueryGradient128Small>(cuda, op);
-    }
-    if (has_room<KeyGradient128>(cuda)) {
-      launch_key_gradient<KeyGradient128>(cuda, op);
-    } else {
-      launch_key_gradient<KeyGradient128Small>(cuda, op);
-    }
-  } else {
+  } else if (op.forward.head_dim > 128) {
     launch_query_gradient<QueryGradient256>(cuda, op);
+  } else if (has_room<QueryGradient128>(cuda)) {
+    launch_query_gradient<QueryGradient128>(cuda, op);
+  } else {
+    launch_query_gradient<QueryGradient128Small>(cuda, op);
+  }
+}
+
+void launch_key_gradients_float32(const Cuda& cuda, const BackwardSm80& op) {
+  if (op.forward.head_dim <= 64) {
+    launch_key_gradient<KeyGradient64>(cuda, op);
+  } else if (op.forward.head_dim > 128) {
     launch_key_gradient<KeyOnlyGradient256>(cuda, op);
     launch_key_gradient<ValueOnlyGradient256>(cuda, op);
+  } else if (has_room<KeyGradient128>(cuda)) {
+    launch_key_gradient<KeyGradient128>(cuda, op);
+  } else {
+    launch_key_gradient<KeyGradient128Small>(cuda, op);
   }
 }
 

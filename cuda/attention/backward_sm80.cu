@@ -459,8 +459,9 @@ class BackwardTile {
     const GpuMask& mask = op_.forward.mask;
     int before = 0;
     for (int run = mask.first_run[query / 128]; run < mask.first_run[query / 128 + 1]; run++) {
-      const int begin = max(mask.runs[run].begin * kBlocks, first);
-      before += max(min(mask.runs[run].end * kBlocks, block) - begin, 0);
+      const int begin = (mask.runs[run].begin - op_.first_key_block) * kBlocks,
+                end = (mask.runs[run].end - op_.first_key_block) * kBlocks;
+      before += max(min(end, block) - max(begin, first), 0);
     }
     return before;
   }

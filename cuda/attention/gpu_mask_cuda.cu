@@ -1,10 +1,18 @@
-#include <cstring>
-#include <vector>
+#include <numeric>
 
 #include "attention/gpu_mask.h"
 
 namespace longseq {
 namespace {
+
+int32_t tiles_used(const BlockRow& blocks) {
+  int32_t used = 0;
+  for (int32_t r = 0; r < blocks.run_count; r++) {
+    const BlockRun& run = blocks.runs[r];
+    if (!run.full()) used = std::max(used, run.tile + run.end - run.begin);
+  }
+  return used;
+}
 
 /** What stands in the copy's memory, one array behind the other. */
 struct Arrays {
@@ -24,12 +32,10 @@ Arrays arrays_of(const Mask& mask) {
   for (int64_t row = 0; row < rows; row++) {
     const BlockRow& blocks = mask.block_row(row);
     out.first_run.push_back(static_cast<int32_t>(out.runs.size()));
-    int32_t used = 0;
     for (int32_t r = 0; r < blocks.run_count; r++) {
       const BlockRun& run = blocks.runs[r];
       const auto tile = static_cast<int32_t>(out.tiles + run.tile);
       out.runs.push_back({run.begin, run.end, run.full() ? -1 : tile});
-      if (!run.full()) used = std::max(used, run.tile + run.end - run.begin);
       for (int32_t column = run.begin; column < run.end; column++) {
         std::vector<ColumnRun>& runs = by_column[static_cast<size_t>(column)];
         const bool joins =
@@ -41,7 +47,7 @@ Arrays arrays_of(const Mask& mask) {
         if (!run.full()) runs.back().tiles.push_back(tile + column - run.begin);
       }
     }
-    out.tiles += used;
+    out.tiles += tiles_used(blocks);
   }
   out.first_run.push_back(static_cast<int32_t>(out.runs.size()));
   for (const std::vector<ColumnRun>& runs : by_column) {
@@ -56,26 +62,51 @@ Arrays arrays_of(const Mask& mask) {
   return out;
 }
 
-std::shared_ptr<GpuMaskCopy> make_copy(const Mask& mask) {
-  const Arrays arrays = arrays_of(mask);
-  const auto tile_bytes = static_cast<size_t>(arrays.tiles) * sizeof(BitTile);
+HostTiles tiles_of_rows(const Mask& mask) {
+  HostTiles out{.tiles = {}, .first = {0}};
+  for (int64_t row = 0; row < block_count(mask.queries()); row++) {
+    const BlockRow& blocks = mask.block_row(row);
+    for (int32_t tile = 0; tile < tiles_used(blocks); tile++) out.tiles.push_back(blocks.tiles + tile);
+    out.first.push_back(static_cast<int64_t>(out.tiles.size()));
+  }
+  return out;
+}
+
+HostTiles tiles_of_columns(const Arrays& arrays, const HostTiles& of_rows) {
+  HostTiles out{.tiles = {}, .first = {0}};
+  for (const int32_t tile : arrays.tile_index) out.tiles.push_back(of_rows.tiles[static_cast<size_t>(tile)]);
+  for (size_t column = 0; column + 1 < arrays.first_column_run.size(); column++) {
+    int64_t count = 0;
+    for (auto r = arrays.first_column_run[column]; r < arrays.first_column_run[column + 1]; r++) {
+      const GpuBlockRun& run = arrays.column_runs[static_cast<size_t>(r)];
+      if (run.tile >= 0) count += run.end - run.begin;
+    }
+    out.first.push_back(out.first.back() + count);
+  }
+  return out;
+}
+
+std::shared_ptr<GpuMaskCopy> make_copy(const Cuda& cuda, const Mask& mask) {
+  Arrays arrays = arrays_of(mask);
+  const auto copy = std::make_shared<GpuMaskCopy>();
+  const int64_t all_bytes = arrays.tiles * static_cast<int64_t>(sizeof(BitTile));
+  copy->in_panels = all_bytes > mask_budget(cuda.gpu->memory_bytes);
+  copy->indexed_tiles = static_cast<int64_t>(arrays.tile_index.size());
+  if (copy->in_panels) {
+    copy->of_rows = tiles_of_rows(mask);
+    copy->of_columns = tiles_of_columns(arrays, copy->of_rows);
+    std::iota(arrays.tile_index.begin(), arrays.tile_index.end(), 0);
+  }
+  const size_t tile_bytes = copy->in_panels ? 0 : static_cast<size_t>(all_bytes);
   const auto bytes_of = [](const auto& items) { return (items.size() * sizeof(items[0]) + 255) / 256 * 256; };
   const size_t bytes = tile_bytes + bytes_of(arrays.first_run) + bytes_of(arrays.first_column_run) +
                        bytes_of(arrays.tile_index) + bytes_of(arrays.runs) + bytes_of(arrays.column_runs);
-  // Not of the stream's pool: every queue of the GPU reads it, and cudaFree waits for them all.
-  void* memory = nullptr;
-  cuda_check(cudaMalloc(&memory, bytes), "memory for a mask");
-  const auto copy = std::make_shared<GpuMaskCopy>();
-  copy->memory = {memory, [](void* freed) { cudaFree(freed); }};
-  char* next = static_cast<char*>(memory);
-  for (int64_t row = 0; row < block_count(mask.queries()); row++) {
+  copy->memory = allocate_for_all(cuda, bytes);
+  char* next = static_cast<char*>(copy->memory.get());
+  const auto* const tiles = reinterpret_cast<const uint32_t*>(next);
+  for (int64_t row = 0; !copy->in_panels && row < block_count(mask.queries()); row++) {
     const BlockRow& blocks = mask.block_row(row);
-    int32_t used = 0;
-    for (int32_t r = 0; r < blocks.run_count; r++) {
-      const BlockRun& run = blocks.runs[r];
-      if (!run.full()) used = std::max(used, run.tile + run.end - run.begin);
-    }
-    const size_t size = static_cast<size_t>(used) * sizeof(BitTile);
+    const size_t size = static_cast<size_t>(tiles_used(blocks)) * sizeof(BitTile);
     if (size > 0) cuda_check(cudaMemcpy(next, blocks.tiles, size, cudaMemcpyHostToDevice), "a mask");
     next += size;
   }
@@ -87,40 +118,42 @@ std::shared_ptr<GpuMaskCopy> make_copy(const Mask& mask) {
     next += bytes_of(items);
     return at;
   };
-  const auto* const tiles = static_cast<const uint32_t*>(memory);
-  copy->indexed_tiles = static_cast<int64_t>(arrays.tile_index.size());
   copy->rows = {place(arrays.first_run), place(arrays.runs), tiles, nullptr};
   copy->columns = {place(arrays.first_column_run), place(arrays.column_runs), tiles,
                    place(arrays.tile_index)};
   return copy;
 }
 
-/** Tile i is the transpose of tile index[i]; a thread makes one row. */
-__global__ void transpose_kernel(const uint32_t* tiles, const int32_t* index, uint32_t* to) {
-  const uint32_t* const from = tiles + int64_t{index[blockIdx.x]} * 512;
+/** A block a tile, a thread a row of both. */
+__global__ void __launch_bounds__(kMaskBlock)
+    transpose_kernel(const uint32_t* tiles, const int32_t* index, uint32_t* to) {
+  __shared__ uint4 rows[kMaskBlock];
+  const int64_t tile = index != nullptr ? index[blockIdx.x] : int64_t{blockIdx.x};
   const int row = threadIdx.x;
+  rows[row] = reinterpret_cast<const uint4*>(tiles + tile * 4 * kMaskBlock)[row];
+  __syncthreads();
+  const uint32_t* const words = reinterpret_cast<const uint32_t*>(rows) + row / 32;
+  uint32_t bits[4] = {};
+#pragma unroll
   for (int word = 0; word < 4; word++) {
-    uint32_t bits = 0;
-    for (int bit = 0; bit < 32; bit++) {
-      bits |= (from[(32 * word + bit) * 4 + row / 32] >> row % 32 & 1) << bit;
-    }
-    to[int64_t{blockIdx.x} * 512 + row * 4 + word] = bits;
+#pragma unroll
+    for (int bit = 0; bit < 32; bit++) bits[word] |= (words[(32 * word + bit) * 4] >> row % 32 & 1) << bit;
   }
+  reinterpret_cast<uint4*>(to + int64_t{blockIdx.x} * 4 * kMaskBlock)[row] = {bits[0], bits[1], bits[2],
+                                                                              bits[3]};
 }
 
 std::shared_ptr<GpuMaskCopy> make_transposed(const Cuda& cuda, const Mask& mask) {
   const auto straight = gpu_mask(cuda, mask);
   const auto copy = std::make_shared<GpuMaskCopy>();
-  void* memory = nullptr;
-  cuda_check(cudaMalloc(&memory,
-                        static_cast<size_t>(std::max<int64_t>(straight->indexed_tiles, 1)) * sizeof(BitTile)),
-             "memory for a mask");
-  copy->memory = {memory, [straight](void* freed) { cudaFree(freed); }};
+  const int64_t count = straight->indexed_tiles;
+  const auto memory =
+      allocate_for_all(cuda, static_cast<size_t>(std::max<int64_t>(count, 1)) * sizeof(BitTile));
+  copy->memory = {memory.get(), [straight, memory](void*) {}};
   copy->columns = straight->columns;
-  copy->columns.tiles = static_cast<const uint32_t*>(memory);
-  launch<transpose_kernel>(cuda, dim3(static_cast<unsigned>(straight->indexed_tiles)), 128, 0,
-                           straight->columns.tiles, straight->columns.tile_index,
-                           static_cast<uint32_t*>(memory));
+  copy->columns.tiles = static_cast<const uint32_t*>(memory.get());
+  transpose_tiles(cuda, straight->columns.tiles, straight->columns.tile_index, count,
+                  static_cast<uint32_t*>(memory.get()));
   // Other queues of the GPU will read it too.
   cuda_check(cudaStreamSynchronize(cuda.stream.get()), "a mask");
   return copy;
@@ -130,12 +163,17 @@ std::shared_ptr<GpuMaskCopy> make_transposed(const Cuda& cuda, const Mask& mask)
 
 std::shared_ptr<const GpuMaskCopy> gpu_mask(const Cuda& cuda, const Mask& mask) {
   return std::static_pointer_cast<const GpuMaskCopy>(
-      mask.kept(cuda.gpu, [&]() -> std::shared_ptr<void> { return make_copy(mask); }));
+      mask.kept(cuda.gpu, [&]() -> std::shared_ptr<void> { return make_copy(cuda, mask); }));
 }
 
 std::shared_ptr<const GpuMaskCopy> transposed_gpu_mask(const Cuda& cuda, const Mask& mask) {
   return std::static_pointer_cast<const GpuMaskCopy>(
       mask.kept(&cuda.gpu->pool, [&]() -> std::shared_ptr<void> { return make_transposed(cuda, mask); }));
+}
+
+void transpose_tiles(const Cuda& cuda, const uint32_t* tiles, const int32_t* index, int64_t count,
+                     uint32_t* to) {
+  launch<transpose_kernel>(cuda, dim3(static_cast<unsigned>(count)), kMaskBlock, 0, tiles, index, to);
 }
 
 }  // namespace longseq

@@ -33,6 +33,10 @@ void wait_for(const Event& event);
 /** Keeps `owner` until everything launched so far has run. */
 void keep(const Cuda& cuda, std::shared_ptr<void> owner);
 
+/** Memory of the GPU that belongs to none of its queues: all may use it, and giving it back waits for them.
+ */
+std::shared_ptr<void> allocate_for_all(const Cuda& cuda, size_t bytes);
+
 /** Pinned memory of the host, which the GPU copies from and to by itself; it counts as the host's. */
 Memory pinned_memory(size_t bytes);
 

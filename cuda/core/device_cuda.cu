@@ -127,6 +127,38 @@ std::pair<int64_t, int64_t> memory_left(const Gpu& gpu) {
                    (cuda.gpu->use->live - cuda.use->live) / kMebibyte, " MiB by its other queues"));
 }
 
+/** Takes memory by `take_some`; once more when all that is about to be freed, on whichever queue, has been.
+ */
+template <class Take>
+void take_memory(const Cuda& cuda, size_t bytes, Take take_some) {
+  const Gpu& gpu = *cuda.gpu;
+  const auto size = static_cast<int64_t>(bytes);
+  const auto take = [&] {
+    gpu.use->add(size);
+    const cudaError_t status =
+        gpu.use->live > wanted_memory_limit() ? cudaErrorMemoryAllocation : take_some();
+    if (status != cudaSuccess) gpu.use->add(-size);
+    return status;
+  };
+  cudaError_t status = take();
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    if (!cuda.queue->is_current_thread()) {
+      Reached here;
+      cuda.queue->push_watcher([&here](std::exception_ptr) { here.set(nullptr); });
+      here.wait();
+    }
+    cudaDeviceSynchronize();
+    cudaMemPoolTrimTo(gpu.pool, 0);
+    status = take();
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      refuse(cuda, bytes);
+    }
+  }
+  cuda_check(status, "memory");
+}
+
 /** Whether the driver refuses all further work of this process after such an error. */
 bool is_final(cudaError_t status) {
   switch (status) {
@@ -240,33 +272,9 @@ Memory allocate(const Cuda& cuda, size_t bytes) {
   if (bytes > static_cast<size_t>(std::min(left, all))) refuse(cuda, bytes);
   const int64_t size = std::max<int64_t>(256, (static_cast<int64_t>(bytes) + 255) / 256 * 256);
   void* data = nullptr;
-  const auto take = [&] {
-    gpu.use->add(size);
-    const cudaError_t status =
-        gpu.use->live > wanted_memory_limit()
-            ? cudaErrorMemoryAllocation
-            : cudaMallocFromPoolAsync(&data, static_cast<size_t>(size), gpu.pool, cuda.stream.get());
-    if (status != cudaSuccess) gpu.use->add(-size);
-    return status;
-  };
-  cudaError_t status = take();
-  if (status == cudaErrorMemoryAllocation) {
-    // What is about to be freed, here or on another queue, may suffice.
-    cudaGetLastError();
-    if (!cuda.queue->is_current_thread()) {
-      Reached here;
-      cuda.queue->push_watcher([&here](std::exception_ptr) { here.set(nullptr); });
-      here.wait();
-    }
-    cudaDeviceSynchronize();
-    cudaMemPoolTrimTo(gpu.pool, 0);
-    status = take();
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      refuse(cuda, bytes);
-    }
-  }
-  cuda_check(status, "memory");
+  take_memory(cuda, static_cast<size_t>(size), [&] {
+    return cudaMallocFromPoolAsync(&data, static_cast<size_t>(size), gpu.pool, cuda.stream.get());
+  });
   cuda.use->add(size);
   const auto release = [stream = cuda.stream, use = cuda.use, &gpu, size](void* freed) {
     cudaFreeAsync(freed, stream.get());
@@ -274,6 +282,16 @@ Memory allocate(const Cuda& cuda, size_t bytes) {
     gpu.use->add(-size);
   };
   return {data, static_cast<size_t>(size), std::shared_ptr<void>(data, release)};
+}
+
+std::shared_ptr<void> allocate_for_all(const Cuda& cuda, size_t bytes) {
+  use_gpu(*cuda.gpu);
+  void* data = nullptr;
+  take_memory(cuda, bytes, [&] { return cudaMalloc(&data, bytes); });
+  return {data, [use = cuda.gpu->use, bytes](void* freed) {
+            cudaFree(freed);
+            use->add(-static_cast<int64_t>(bytes));
+          }};
 }
 
 void push(const Cuda& cuda, std::function<void()> task) {

@@ -120,6 +120,12 @@ int64_t parse_size(const char* value) {
   return static_cast<int64_t>(number * static_cast<double>(int64_t{1} << shift));
 }
 
+/** A variable's bytes (512m, 4g); 0 where it names none. */
+int64_t wanted_bytes(const char* variable) {
+  const char* const text = std::getenv(variable);
+  return text ? std::max<int64_t>(parse_size(text), 0) : 0;
+}
+
 int64_t read_number(const char* path) {
   std::ifstream file(path);
   int64_t value;
@@ -157,12 +163,13 @@ int64_t find_limit() {
 }  // namespace
 
 int64_t wanted_memory_limit() {
-  static const int64_t wanted = [] {
-    const char* const text = std::getenv("LONGSEQ_MEMORY_LIMIT");
-    const int64_t bytes = text ? parse_size(text) : 0;
-    return bytes > 0 ? bytes : INT64_MAX;
-  }();
-  return wanted;
+  static const int64_t wanted = wanted_bytes("LONGSEQ_MEMORY_LIMIT");
+  return wanted > 0 ? wanted : INT64_MAX;
+}
+
+int64_t mask_budget(int64_t gpu_bytes) {
+  static const int64_t wanted = wanted_bytes("LONGSEQ_MASK_BUDGET");
+  return wanted > 0 ? wanted : std::min(gpu_bytes, wanted_memory_limit()) / 16;
 }
 
 int64_t memory_limit() {

@@ -53,6 +53,9 @@ struct Memory {
 
 /** LONGSEQ_MEMORY_LIMIT, on a GPU too; INT64_MAX where there is none. */
 int64_t wanted_memory_limit();
+/** LONGSEQ_MASK_BUDGET: the most that a mask's bits take on a GPU of so much memory, which larger masks go
+ * through in panels. A sixteenth of that memory where nothing is said. */
+int64_t mask_budget(int64_t gpu_bytes);
 /** The most of the host's that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the
  * machine's or the cgroup's memory. */
 int64_t memory_limit();

@@ -12,6 +12,14 @@ __device__ inline void add_four(float* to, const float (&values)[4]) {
                "f"(values[2]), "f"(values[3])
                : "memory");
 }
+/** Of the tile at `from`, what the lane added to it. */
+__device__ inline void load_four(const float* from, int lane, float (&values)[4]) {
+  const float4 four = __ldcs(reinterpret_cast<const float4*>(from) + lane);
+  values[0] = four.x;
+  values[1] = four.y;
+  values[2] = four.z;
+  values[3] = four.w;
+}
 #else
 __device__ inline int sum_lane_offset(int lane) { return lane; }
 __device__ inline void add_four(float* to, const float (&values)[4]) {
@@ -20,21 +28,14 @@ __device__ inline void add_four(float* to, const float (&values)[4]) {
     asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to + 32 * e), "f"(values[e]) : "memory");
   }
 }
+__device__ inline void load_four(const float* from, int lane, float (&values)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; e++) values[e] = __ldcs(from + 32 * e + lane);
+}
 #endif
 /** Of the tile whose first row and column these are. */
 __host__ __device__ inline int64_t sum_offset(int64_t row, int column, int columns) {
   return row * columns + 16 * column;
 }
-struct SumView {
-  const float* data;
-  int columns;
-
-  /** Of the element of a row and a column behind `first_row`, a multiple of 16. */
-  __device__ float at(int64_t first_row, int row, int column) const {
-    const int lane = row % 8 * 4 + column % 8 / 2, e = row % 16 / 8 * 2 + column % 2;
-    return data[(first_row + row / 16 * 16) * columns + 16 * (column / 8 * 8) +
-                (sum_lane_offset(1) == 4 ? 4 * lane + e : 32 * e + lane)];
-  }
-};
 
 }  // namespace longseq

@@ -145,9 +145,9 @@ function engineFacts(cuda: Info["cuda"] | undefined, system: Accelerator): Fact[
   }
   return [
     { name: "engine", value: "in this binary" },
-    ...cuda.gpus.map(({ name, memoryBytes, computeCapability, multiprocessors }, i): Fact => {
+    ...cuda.gpus.map(({ name, memoryBytes, maskBudget, computeCapability, multiprocessors }, i): Fact => {
       const capability = computeCapability.toFixed(1);
-      const value = `${name}, ${formatBytes(memoryBytes)}, ${multiprocessors} multiprocessors, compute capability ${capability}`;
+      const value = `${name}, ${formatBytes(memoryBytes)} (${formatBytes(maskBudget)} for a mask), ${multiprocessors} multiprocessors, compute capability ${capability}`;
       const fact = { name: `cuda:${i}`, value };
       return computeCapability >= oldestGpu
         ? fact

@@ -42,6 +42,11 @@ export interface AttentionOptions {
   keyPositions?: readonly Piece[];
   /** "reference" is the definition, in float64 and slow; "sm80" and "sm90" need a GPU. Default: the device's best. */
   implementation?: "reference" | "cpu" | "sm80" | "sm90";
+  /**
+   * The same bits of all gradients in every run. Only dq of 16-bit tensors on a GPU needs it, and takes longer for it:
+   * otherwise it is summed in float32 in an order that varies. Everything else always has the same bits. Default: false.
+   */
+  deterministic?: boolean;
   /** dtype of the result: float32 keeps partial results exact until `mergeAttention`. Default: that of q. */
   outDtype?: "float32";
 }
@@ -54,6 +59,7 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
     softcap = 0,
     causal = false,
     window = [-1, -1],
+    deterministic = false,
   } = options;
   if (typeof scale !== "number") throw wrongKind("attention: scale", "a number", scale);
   if (typeof softcap !== "number") throw wrongKind("attention: softcap", "a number", softcap);
@@ -62,6 +68,8 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
   if (window.length !== 2 || !window.every(Number.isInteger)) {
     throw failure("ERR_OPTION", `attention: window is ${shown(window)}, expected two integers`);
   }
+  if (typeof deterministic !== "boolean")
+    throw wrongKind("attention: deterministic", "a boolean", deterministic);
   const { implementation = null } = options;
   if (implementation !== null && typeof implementation !== "string")
     throw wrongKind("attention: implementation", "a string", implementation);
@@ -78,6 +86,7 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
     flatPieces("keyPositions", options.keyPositions),
     options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
     implementation,
+    deterministic,
   ];
 }
 

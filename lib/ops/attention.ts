@@ -81,9 +81,9 @@ export function attentionForward(
 }
 
 /**
- * The gradients of sum(out * dout) + sum(logSumExp * dlogSumExp) in q, k and v. Deterministic: the same bits at any
- * thread count; but on a GPU dq of 16-bit tensors is summed in float32 in an order that varies. Errors are those of
- * `attention`.
+ * The gradients of sum(out * dout) + sum(logSumExp * dlogSumExp) in q, k and v. The same bits in every run and at any
+ * thread count; on a GPU dq of 16-bit tensors needs the option `deterministic` for that, else its last bits vary.
+ * Errors are those of `attention`.
  *
  *     P = exp(s - logSumExp)      dP = dout v^T      ds = P * (dP - rowsum(dout * out) + dlogSumExp)
  *     dq = scale ds k             dk = scale ds^T q  dv = P^T dout

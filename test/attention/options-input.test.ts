@@ -32,6 +32,7 @@ t.test("options", async (t) => {
     [withOptions({ softcap: -1 }), "ERR_OPTION", /softcap is -1, expected a finite number of 0 or more/],
     [withOptions({ softcap: Number.POSITIVE_INFINITY }), "ERR_OPTION", /softcap is inf/],
     [withOptions({ causal: 1 }), "ERR_OPTION", "attention: causal is number, expected a boolean"],
+    [withOptions({ deterministic: null }), "ERR_OPTION", /deterministic is null, expected a boolean/],
     [withOptions({ window: 5 }), "ERR_OPTION", "attention: window is number, expected [left, right]"],
     [withOptions({ window: [1] }), "ERR_OPTION", "attention: window is [1], expected two integers"],
     [withOptions({ window: [0.5, 1] }), "ERR_OPTION", /window is \[0.5, 1\], expected two integers/],

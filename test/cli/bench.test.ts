@@ -103,12 +103,15 @@ t.test("full, windows and masks count what is visible", async (t) => {
 t.test("documents in a batch, and every type and implementation", async (t) => {
   for (const args of [
     ["--mask", "documents", "--batch", "3", "--dtype", "float16"],
+    ["--deterministic", "--dtype", "bfloat16"],
     ["--implementation", "reference", "--dtype", "float32", "--mask", "blocks"],
     ["--seq-len", "1", "--mask", "blocks"],
   ]) {
     const lines = await measured(args.includes("--seq-len") ? args : [...args, "--seq-len", "64"]);
     t.equal(lines.length, 2, args.join(" "));
     t.ok(lines.every(({ ms = 0 }) => ms > 0));
+    const isDeterministic = args.includes("--deterministic");
+    t.ok(lines.every(({ deterministic = false }) => deterministic === isDeterministic));
   }
 });
 
@@ -324,7 +327,14 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
   t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
   const asked = jsonLines(await readFile(log, "utf8"));
   t.match(asked[0], { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
-  t.match(asked[1], { op: "prepare", seqLen: 64, pass: "forward", causal: true, maskFile: null });
+  t.match(asked[1], {
+    op: "prepare",
+    seqLen: 64,
+    pass: "forward",
+    causal: true,
+    deterministic: false,
+    maskFile: null,
+  });
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
     environment,

@@ -16,6 +16,7 @@ export interface Problem {
   /** Keys that a query sees before it, and after it too where not causal. */
   readonly window: number | undefined;
   readonly mask: MaskName;
+  readonly deterministic?: boolean;
   readonly seqLen: number;
 }
 
@@ -40,8 +41,8 @@ export function documentBoundaries(seqLen: number): number[] {
 
 /** The options of our attention for a problem. Whoever takes them disposes the mask. */
 export function attentionOptions(problem: Problem): AttentionOptions {
-  const { seqLen, batch, causal, window, mask } = problem;
-  const options: AttentionOptions = { causal };
+  const { seqLen, batch, causal, window, mask, deterministic = false } = problem;
+  const options: AttentionOptions = { causal, deterministic };
   if (window !== undefined) options.window = [window, causal ? 0 : window];
   if (mask === "documents") {
     const boundaries = documentBoundaries(seqLen);

@@ -50,6 +50,9 @@ export const benchOptions: OptionTable = {
     value: "none|documents|blocks",
     help: "documents: 16 packed documents of unequal length; blocks: a window of a sixteenth of the sequence to each side, and a thirty-second of the tokens that see all and are seen by all (default: none)",
   },
+  deterministic: {
+    help: "attention's gradients are the same bits in every run; the peer's too, where it has such a way",
+  },
   pass: { value: "forward|backward|both", help: "what to time (default: both, one row for each)" },
   seconds: {
     value: "N",
@@ -83,6 +86,7 @@ export interface Settings {
   readonly causal: boolean;
   readonly window: number | undefined;
   readonly mask: MaskName;
+  readonly deterministic: boolean;
   readonly passes: readonly Pass[];
   /** How long each measurement is repeated. */
   readonly seconds: number;
@@ -126,6 +130,7 @@ export function benchSettings(given: Arguments): Settings {
     causal: given.flag("causal", true),
     window: given.integer("window", 0),
     mask: given.choice("mask", maskNames) ?? "none",
+    deterministic: given.flag("deterministic", false),
     passes: pass === "both" ? passes : [pass],
     seconds: given.amount("seconds") ?? (lengths === undefined ? 0.5 : 1.5),
     hasPeer: given.choice("peer", ["torch"]) === "torch",

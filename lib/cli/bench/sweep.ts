@@ -20,6 +20,7 @@ export interface Measurement {
   readonly causal: boolean;
   readonly mask: MaskName;
   readonly window?: number;
+  readonly deterministic?: true;
   readonly seqLen: number;
   /** The median, in milliseconds. */
   readonly ms?: number;
@@ -81,8 +82,9 @@ export async function* sweep(options: SweepOptions): AsyncGenerator<Measurement[
 
 async function measureOne(options: SweepOptions, effort: Effort, seqLen: number, pass: Pass) {
   const { settings, device, dtype, peer, signal } = options;
-  const { batch, heads, kvHeads, headDim, causal, window, mask } = settings;
-  const problem: Problem = { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen };
+  const { batch, heads, kvHeads, headDim, causal, window, mask, deterministic } = settings;
+  const shape = { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen };
+  const problem: Problem = { ...shape, deterministic };
   const contenders: Contender[] = [
     new OwnAttention(device, problem, pass, settings.implementation),
     ...(peer?.contenders(problem, pass) ?? []),
@@ -112,6 +114,7 @@ function measurementOf(
     deviceName: device.description,
     ...shape,
     ...(window === undefined ? {} : { window }),
+    ...(problem.deterministic ? { deterministic: true as const } : {}),
   };
   if (!figures) return { ...measurement, oom: true };
   const tflops = floatingPointOperations(problem, pass, share) / (figures.ms / 1000) / 1e12;

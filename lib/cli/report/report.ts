@@ -41,12 +41,13 @@ export function renderReport(kind: ReportKind, report: Report): string {
 }
 
 export function titleOf(shape: Omit<Problem, "seqLen">): string {
-  const { dtype, causal, mask, window, batch, heads, kvHeads, headDim } = shape;
+  const { dtype, causal, mask, window, deterministic, batch, heads, kvHeads, headDim } = shape;
   const parts = [
     dtype,
     causal ? "causal" : "full",
     ...(mask === "none" ? [] : [mask === "documents" ? "packed documents" : "block mask"]),
     ...(window === undefined ? [] : [`window ${window}`]),
+    ...(deterministic ? ["deterministic"] : []),
     `batch ${batch}`,
     `${heads} heads of ${headDim}${kvHeads === heads ? "" : ` over ${kvHeads}`}`,
   ];

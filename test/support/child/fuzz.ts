@@ -94,6 +94,7 @@ const options = fc.dictionary(
       "queryPositions",
       "keyPositions",
       "implementation",
+      "deterministic",
       "outDtype",
       "dtype",
       "device",
@@ -205,12 +206,14 @@ const handles = [
   call("maskBuilder", 4, 4),
 ];
 const [q, statistics] = tensors;
-const attentionOptions = [1, 0, null, false, -1, -1, null, null, null, null, null, null];
+const attentionOptions = [1, 0, null, false, -1, -1, null, null, null, null, null, null, false];
 const nativeArgument = fc.oneof(
   { weight: 4, arbitrary: fc.constantFrom<unknown>(...handles) },
   { weight: 2, arbitrary: fc.constantFrom<unknown>(q, q, statistics, [q], [statistics]) },
   fc.array(fc.constantFrom(-1, 0, 1, 2, 3, 4), { maxLength: 7 }),
-  fc.tuple(fc.nat(11), garbage).map(([index, value]) => attentionOptions.with(index, value as never)),
+  fc
+    .tuple(fc.nat(attentionOptions.length - 1), garbage)
+    .map(([index, value]) => attentionOptions.with(index, value as never)),
   garbage,
 );
 // It measures for a tenth of a second at each call.

@@ -1,0 +1,63 @@
+#pragma once
+// What a call of attention gives to the kernels: its operands in a form that they take, its results in one
+// that they can write, and who sees what. Included by .cu files alone.
+#include "attention/attention.h"
+#include "attention/attention_sm80.h"
+#include "attention/gpu_mask.h"
+#include "core/cuda.h"
+
+namespace longseq {
+
+inline constexpr int64_t kGpuTileRows =
+    128;  // of queries: the forward kernels', and what padded rows are rounded up to
+
+/** Whether every row begins at 16 bytes, as the kernels' copies need it. */
+bool rows_aligned(const Tensor& x);
+/** x, or a copy of it, in a form that the kernels read. */
+Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype);
+/** The kernels take scores times a positive scale: of another, the sign goes to the queries. */
+float positive_scale(float scale);
+/** Of float32 and in place, of rows with gaps too: x = -x where the scale is negative, 0 where it is 0. */
+void apply_sign(const Cuda& cuda, const Tensor& x, float scale);
+
+inline GpuRows rows_of(const Tensor& x) { return {x.data<char>(), x.stride(0), x.stride(1), x.stride(2)}; }
+inline GpuStatistics statistics_of(const Tensor& x) { return {x.data<float>(), x.stride(0), x.stride(1)}; }
+
+/** A result that the kernels can write; copied to its place when this ends. */
+class GpuResult {
+ public:
+  GpuResult(const Cuda& cuda, const Tensor& y);
+  const Tensor& written() const { return written_; }
+  void finish() const;
+
+ private:
+  const Cuda& cuda_;
+  Tensor y_, written_;
+};
+
+/** The rule's arrays, in memory that the GPU reads. */
+struct DeviceRule {
+  Memory memory;
+  RuleView view;
+};
+
+/** Both directions' view of a call. */
+class GpuCall {
+ public:
+  GpuCall(const Cuda& cuda, const AttentionForward& op);
+
+  ForwardSm80 kernel{};
+  std::shared_ptr<const GpuMaskCopy> mask;  // of kind Blocks, or none
+
+ private:
+  void score(const ScoreRule& rule);
+  void see(const Cuda& cuda, const VisibilityRule& rule);
+  void place(const Cuda& cuda, const AttentionForward& op);
+  RuleView rule_on_gpu(const Cuda& cuda, const VisibilityRule& rule);
+
+  Tensor q_, k_, v_, slopes_;
+  DeviceRule device_{};
+  Memory intervals_, positions_;
+};
+
+}  // namespace longseq

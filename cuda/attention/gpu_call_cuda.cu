@@ -1,0 +1,220 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "attention/gpu_call.h"
+#include "attention/visibility.h"
+#include "elementwise/elementwise.h"
+
+namespace longseq {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr int64_t kCachedBytes = int64_t{20} << 20;  // of keys and values that are worked on together
+constexpr int kThreads = 256;
+
+dim3 blocks_of(int64_t rows) { return dim3(static_cast<unsigned>((rows + kThreads - 1) / kThreads)); }
+
+Tensor scratch_like(const Cuda& cuda, const Tensor& x, DType dtype) {
+  Tensor made = x;
+  made.dtype = dtype;
+  made.offset = 0;
+  int64_t stride = 1;
+  for (int axis = x.rank - 1; axis >= 0; axis--) {
+    made.strides[static_cast<size_t>(axis)] = stride;
+    stride *= x.size(axis);
+  }
+  made.storage = std::make_shared<Storage>(x.device(), allocate(cuda, static_cast<size_t>(made.bytes())));
+  return made;
+}
+
+template <class T>
+__global__ void negate_kernel(T* x, int64_t elements) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements;
+       i += int64_t{gridDim.x} * kThreads) {
+    x[i] = from_float<T>(-static_cast<float>(x[i]));
+  }
+}
+
+Tensor negated(const Cuda& cuda, const Tensor& x) {
+  const Tensor copy = scratch_like(cuda, x, x.dtype);
+  run(cuda, Copy{x, copy});
+  visit_float(x.dtype, [&]<class T>(T) {
+    const dim3 blocks = blocks_of(std::clamp<int64_t>(copy.elements(), 1, 4096 * kThreads));
+    launch<negate_kernel<T>>(cuda, blocks, kThreads, 0, copy.data<T>(), copy.elements());
+  });
+  return copy;
+}
+
+Tensor with_sign(const Cuda& cuda, const Tensor& q, float scale) {
+  if (scale > 0) return as_input(cuda, q, q.dtype);
+  if (scale < 0) return negated(cuda, q);
+  const Tensor zeros = scratch_like(cuda, q, q.dtype);
+  run(cuda, Fill{zeros, 0});
+  return zeros;
+}
+
+DeviceRule device_rule(const Cuda& cuda, const VisibilityRule& rule) {
+  DeviceRule out{.memory = {}, .view = view_of(rule)};
+  const size_t documents = rule.documents.size() * 8, key_documents = rule.key_documents.size() * 8,
+               queries = rule.query_positions.size() * sizeof(Piece),
+               keys = rule.key_positions.size() * sizeof(Piece);
+  const size_t bytes = documents + key_documents + queries + keys;
+  const Memory staging = allocate_staging(cuda, bytes);
+  out.memory = allocate(cuda, bytes);
+  char *to = static_cast<char*>(staging.data), *from = static_cast<char*>(out.memory.data);
+  const auto place = [&]<class T>(const T*& items, size_t size) {
+    if (size > 0) std::memcpy(to, items, size);
+    items = reinterpret_cast<const T*>(from);
+    to += size;
+    from += size;
+  };
+  place(out.view.documents, documents);
+  place(out.view.key_documents, key_documents);
+  place(out.view.query_pieces, queries);
+  place(out.view.key_pieces, keys);
+  upload(cuda, out.memory.data, staging, bytes);
+  return out;
+}
+
+__global__ void intervals_kernel(RuleView rule, const int32_t* mask_begin, const int32_t* mask_end,
+                                 int queries, int keys, int32_t* begin, int32_t* end) {
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row >= queries) return;
+  KeyRange range = visible_keys(rule, row);
+  if (mask_begin != nullptr) {
+    range.begin = max(range.begin, int64_t{mask_begin[row]});
+    range.end = max(range.begin, min(range.end, int64_t{mask_end[row]}));
+  }
+  begin[row] = static_cast<int32_t>(min(range.begin, int64_t{keys}));
+  end[row] = static_cast<int32_t>(min(range.end, int64_t{keys}));
+}
+
+__global__ void positions_kernel(RuleView rule, int queries, int keys, int32_t* of_queries,
+                                 int32_t* of_keys) {
+  const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (row < queries) of_queries[row] = static_cast<int32_t>(query_position(rule, row));
+  if (row < keys) of_keys[row] = static_cast<int32_t>(key_position(rule, row));
+}
+
+}  // namespace
+
+bool rows_aligned(const Tensor& x) {
+  const auto multiple = [&](int64_t elements) { return elements * size_of(x.dtype) % 16 == 0; };
+  if (reinterpret_cast<uintptr_t>(x.data<char>()) % 16 != 0) return false;
+  for (int axis = 0; axis < 3; axis++) {
+    if (x.size(axis) > 1 && !multiple(x.stride(axis))) return false;
+  }
+  return true;
+}
+
+Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype) {
+  if (x.dtype == dtype && rows_aligned(x)) return x;
+  const Tensor copy = scratch_like(cuda, x, dtype);
+  run(cuda, Copy{x, copy});
+  return copy;
+}
+
+float positive_scale(float scale) { return scale == 0 ? 1 : std::fabs(scale); }
+
+void apply_sign(const Cuda& cuda, const Tensor& x, float scale) {
+  if (scale == 0) return run(cuda, Fill{x, 0});
+  if (scale < 0) run(cuda, Copy{negated(cuda, x), x});
+}
+
+GpuResult::GpuResult(const Cuda& cuda, const Tensor& y)
+    : cuda_(cuda), y_(y), written_(rows_aligned(y) ? y : scratch_like(cuda, y, y.dtype)) {}
+
+void GpuResult::finish() const {
+  if (written_.storage != y_.storage) run(cuda_, Copy{written_, y_});
+}
+
+GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
+    : q_(with_sign(cuda, op.q, op.score.scale)),
+      k_(as_input(cuda, op.k, op.k.dtype)),
+      v_(as_input(cuda, op.v, op.v.dtype)) {
+  kernel.q = rows_of(q_);
+  kernel.k = rows_of(k_);
+  kernel.v = rows_of(v_);
+  kernel.batch = static_cast<int32_t>(q_.size(0));
+  kernel.queries = static_cast<int32_t>(q_.size(1));
+  kernel.keys = static_cast<int32_t>(k_.size(1));
+  kernel.heads = static_cast<int32_t>(q_.size(2));
+  kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
+  kernel.head_dim = static_cast<int32_t>(q_.size(3));
+  kernel.packed = kernel.splits = 1;
+  const int64_t head_bytes = 2 * k_.size(1) * k_.size(3) * size_of(k_.dtype) * std::max(1, kernel.group);
+  kernel.heads_together = static_cast<int32_t>(std::max<int64_t>(
+      1, std::min<int64_t>(int64_t{kernel.batch} * kernel.heads,
+                           kCachedBytes / std::max<int64_t>(1, head_bytes) * std::max(1, kernel.group))));
+  score(op.score);
+  see(cuda, *op.visibility);
+  if (op.score.alibi_slopes) place(cuda, op);
+}
+
+void GpuCall::score(const ScoreRule& rule) {
+  GpuScore& score = kernel.score;
+  score.has_softcap = rule.softcap > 0;
+  const float scale = positive_scale(rule.scale);
+  score.before_cap = score.has_softcap ? scale / rule.softcap : 0;
+  score.exponent = (score.has_softcap ? rule.softcap : scale) * kLog2e;
+  score.slope_unit = kLog2e / score.exponent;
+}
+
+RuleView GpuCall::rule_on_gpu(const Cuda& cuda, const VisibilityRule& rule) {
+  if (device_.memory.data == nullptr) device_ = device_rule(cuda, rule);
+  return device_.view;
+}
+
+void GpuCall::see(const Cuda& cuda, const VisibilityRule& rule) {
+  GpuIntervals& visible = kernel.visible;
+  const auto only_piece = [](const std::vector<Piece>& pieces, int64_t start) {
+    return pieces.size() == 1 && (start < 0 || pieces[0].start == start);
+  };
+  const bool has_blocks = rule.mask != nullptr && rule.mask->kind() == Mask::Kind::Blocks;
+  if (has_blocks) {
+    mask = gpu_mask(cuda, *rule.mask);
+    kernel.mask = mask->rows;
+  }
+  const int64_t shift = rule.query_positions.empty() ? 0 : rule.query_positions[0].start;
+  visible.shift = static_cast<int32_t>(shift);
+  if ((rule.mask == nullptr || has_blocks) && rule.documents.empty() &&
+      only_piece(rule.query_positions, -1) && only_piece(rule.key_positions, 0)) {
+    const auto side = [](int64_t window) { return static_cast<int32_t>(window < 0 ? INT32_MAX : window); };
+    visible.left = side(rule.window_left);
+    visible.right = rule.causal && rule.window_right != 0 ? 0 : side(rule.window_right);
+    return;
+  }
+  const size_t size = static_cast<size_t>(kernel.queries) * 4;
+  intervals_ = allocate(cuda, 4 * size);
+  auto* const begin = static_cast<int32_t*>(intervals_.data);
+  auto* const end = begin + kernel.queries;
+  const int32_t *mask_begin = nullptr, *mask_end = nullptr;
+  if (rule.mask != nullptr && !has_blocks) {
+    const Memory staging = allocate_staging(cuda, 2 * size);
+    std::memcpy(staging.data, rule.mask->intervals().begin, size);
+    std::memcpy(static_cast<char*>(staging.data) + size, rule.mask->intervals().end, size);
+    upload(cuda, end + kernel.queries, staging, 2 * size);
+    mask_begin = end + kernel.queries;
+    mask_end = mask_begin + kernel.queries;
+  }
+  launch<intervals_kernel>(cuda, blocks_of(kernel.queries), kThreads, 0, rule_on_gpu(cuda, rule), mask_begin,
+                           mask_end, kernel.queries, kernel.keys, begin, end);
+  visible.begin = begin;
+  visible.end = end;
+}
+
+void GpuCall::place(const Cuda& cuda, const AttentionForward& op) {
+  slopes_ = op.score.alibi_slopes;
+  kernel.score.slopes = slopes_.data<float>();
+  positions_ = allocate(cuda, static_cast<size_t>(kernel.queries + int64_t{kernel.keys}) * 4);
+  auto* const of_queries = static_cast<int32_t*>(positions_.data);
+  launch<positions_kernel>(cuda, blocks_of(std::max(kernel.queries, kernel.keys)), kThreads, 0,
+                           rule_on_gpu(cuda, *op.visibility), kernel.queries, kernel.keys, of_queries,
+                           of_queries + kernel.queries);
+  kernel.score.query_positions = of_queries;
+  kernel.score.key_positions = of_queries + kernel.queries;
+}
+
+}  // namespace longseq

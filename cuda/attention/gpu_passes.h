@@ -1,0 +1,27 @@
+#pragma once
+// The passes over rows around attention's own kernels. Included by .cu files alone.
+#include <vector>
+
+#include "attention/attention.h"
+#include "attention/attention_sm80.h"
+#include "core/cuda.h"
+
+namespace longseq {
+
+/** One of the partial results that are merged. */
+struct GpuPart {
+  GpuRows out;
+  GpuStatistics log_sum_exp;
+  DType dtype;
+};
+/** Always summed in the parts' order. */
+void merge_parts(const Cuda& cuda, const std::vector<GpuPart>& parts, const Tensor& out,
+                 const Tensor& log_sum_exp);
+
+/** Writes what BackwardSm80 calls statistics, padded_queries of them a head. */
+void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to);
+
+/** dq = scale times dq_sum. */
+void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale, const Tensor& dq);
+
+}  // namespace longseq
