@@ -1,12 +1,20 @@
 // Attention under masks of blocks: writes the results of all cases to the file that the first argument names, and prints
 // how much memory a mask takes beside the rest. A budget for masks is read once, so it is set for the whole process.
-import { AttentionMask, type AttentionOptions, Device, saveSafetensors, Tensor } from "longseq";
+import {
+  AttentionMask,
+  type AttentionOptions,
+  attentionBackward,
+  attentionForward,
+  Device,
+  saveSafetensors,
+  Tensor,
+} from "longseq";
 import type { FloatType } from "../compare.ts";
 import { type Predicate, scatter } from "../masks.ts";
 import { type Results, solve } from "../problems.ts";
 
 export interface PanelsReport {
-  /** What both directions held at most with a mask, beyond what they hold without: of all block rows partial. */
+  /** Of a mask of partial blocks: the most that a direction holds beyond what it holds without one. */
   maskBytes: Record<string, number>;
 }
 
@@ -78,15 +86,28 @@ function both({ sizes: [Sq, Sk, Hq, Hkv, D], dtype, options = {} }: Case, mask?:
   });
 }
 
-async function peakOf(run: () => Results): Promise<number> {
+/** The most that each direction holds, beyond its inputs and results. */
+async function peaksOf(dtype: FloatType, options: AttentionOptions): Promise<[number, number]> {
   const device = Device.default;
-  await device.synchronize();
-  device.resetPeak();
-  const { liveBytes } = device.memory();
-  const results = run();
-  await device.synchronize();
-  for (const tensor of Object.values(results)) tensor.dispose();
-  return device.memory().peakBytes - liveBytes;
+  const [q, k, v, dout] = [1, 2, 3, 4].map((seed) => Tensor.normal([2, 2048, 2, 64], { seed, dtype })) as [
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+  ];
+  const peaks: number[] = [];
+  const during = async <Result extends Readonly<Record<string, Tensor>>>(call: () => Result) => {
+    await device.synchronize();
+    device.resetPeak();
+    const results = call();
+    await device.synchronize();
+    const { peakBytes, liveBytes } = device.memory();
+    peaks.push(peakBytes - liveBytes);
+    return results;
+  };
+  const { out, logSumExp } = await during(() => ({ ...attentionForward(q, k, v, options) }));
+  await during(() => attentionBackward({ q, k, v, out, logSumExp, dout }, options));
+  return peaks as [number, number];
 }
 
 const tensors: Record<string, Tensor> = {};
@@ -101,8 +122,9 @@ await saveSafetensors(process.argv[2] ?? "", tensors);
 const report: PanelsReport = { maskBytes: {} };
 const mask = AttentionMask.from(2048, 2048, scattered);
 for (const dtype of ["bfloat16", "float32"] as const) {
-  const given: Case = { sizes: [2048, 2048, 2, 2, 64], dtype };
-  const without = await peakOf(() => both(given));
-  report.maskBytes[dtype] = (await peakOf(() => both(given, mask))) - without;
+  const [without, masked] = [await peaksOf(dtype, {}), await peaksOf(dtype, { mask })];
+  for (const [i, pass] of (["forward", "backward"] as const).entries()) {
+    report.maskBytes[`${dtype}, ${pass}`] = (masked[i] ?? 0) - (without[i] ?? 0);
+  }
 }
 console.log(JSON.stringify(report));
