@@ -325,6 +325,7 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
   const asked = jsonLines(await readFile(log, "utf8"));
   t.match(asked[0], { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
   t.match(asked[1], { op: "prepare", seqLen: 64, pass: "forward", causal: true, maskFile: null });
+  t.ok(asked.slice(1).every(({ implementation }) => implementation === "torch-cpu"));
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
     environment,
