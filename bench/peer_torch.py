@@ -1,5 +1,7 @@
 """PyTorch's attention and other operations, one run at a time, for `longseq bench --peer torch`.
 
+Several implementations are ready at once, so that their runs alternate: every request but the first names one.
+
 Reads one JSON request a line on standard input and answers each with one JSON line on standard output:
   {"op": "hello", "threads": N, "device": "cpu" | "cuda:N", "what": "attention" | ..., "dtype", "masked": bool}
       -> {"torch": version, "device": name, "implementations": [...]}
@@ -7,9 +9,10 @@ Reads one JSON request a line on standard input and answers each with one JSON l
    "window": N or absent, "deterministic": bool, "mask", "boundaries": of documents or null,
    "maskFile": path of S*S bytes or null}   -> {}
   {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width", "headDim"}   -> {}
-  {"op": "run"} -> {"ms": milliseconds by the host's clock, waiting included}
-  {"op": "runMany", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
-  {"op": "resetPeak"} -> {}     {"op": "peak"} -> {"bytes": N or null}     {"op": "dispose"} -> {}
+  {"op": "run", "implementation"} -> {"ms": milliseconds by the host's clock, waiting included}
+  {"op": "runMany", "implementation", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
+  {"op": "resetPeak", "implementation"} -> {}     {"op": "peak", "implementation"} -> {"bytes": N or null}
+  {"op": "dispose", "implementation"} -> {}
 A request that fails is answered {"error": text}, with "oom": true where memory ran out, "unsupported": true where this
 implementation has no kernel for it. Ends with its input.
 
@@ -22,6 +25,7 @@ import sys
 import time
 
 import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -128,35 +132,14 @@ def adamw_step(parameter, gradient):
     return step
 
 
-class Peer:
-    def hello(self, request):
-        torch.set_num_threads(request["threads"])
-        self.device = torch.device(request["device"])
-        self.is_cuda = self.device.type == "cuda"
-        if self.is_cuda and self.device.index is None:
-            self.device = torch.device("cuda", 0)
-        self.call = self.inputs = self.out = self.dout = self.cold = None
-        is_attention = request["what"] == "attention"
-        # The allocator of the CPU keeps no count: what the process grows by from here on stands for it.
-        self.base_bytes = resident_bytes("VmRSS")
-        if not self.is_cuda:
-            return {"torch": torch.__version__, "device": "cpu", "implementations": ["torch-cpu"]}
-        torch.cuda.set_device(self.device)
-        self.cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=self.device)
-        if not is_attention:
-            names = ["torch-eager", "torch-compiled"]
-        elif request["masked"]:
-            # Neither flash nor cuDNN takes a mask of one's own.
-            names = ["torch-flex", "torch-efficient"]
-        elif request["dtype"] == "float32":
-            names = ["torch-efficient"]
-        else:
-            names = ["torch-flash", "torch-cudnn"]
-        name = torch.cuda.get_device_name(self.device)
-        return {"torch": torch.__version__, "device": name, "implementations": names}
+class Prepared:
+    """One implementation of one pass of one problem, with its inputs, on a device."""
 
-    def prepare(self, request):
+    def __init__(self, request, device):
+        self.device = device
+        self.is_cuda = device.type == "cuda"
         self.is_backward = request["pass"] == "backward"
+        before = torch.cuda.memory_allocated(device) if self.is_cuda else 0
         if "what" in request:
             self.prepare_operation(request)
         else:
@@ -168,8 +151,8 @@ class Peer:
         if self.is_cuda:
             # Here and not at the first run: what is compiled at run time fails in many ways, and takes long.
             self.once()
-        self.synchronize()
-        return {}
+            torch.cuda.synchronize(device)
+            self.held_bytes = torch.cuda.memory_allocated(device) - before
 
     def prepare_operation(self, request):
         names, function = OPERATIONS[request["what"]]
@@ -188,7 +171,8 @@ class Peer:
                 raise Unsupported("the fused optimiser is one kernel already")
             function = adamw_step(*self.inputs)
         if request["implementation"] == "torch-compiled":
-            function = torch.compile(function)
+            # For this shape alone, as good as it gets.
+            function = torch.compile(function, dynamic=False)
         self.call = lambda: function(*self.inputs)
 
     def prepare_attention(self, request):
@@ -236,20 +220,57 @@ class Peer:
         with torch.no_grad():
             return self.call()
 
+
+class Peer:
+    def hello(self, request):
+        torch.set_num_threads(request["threads"])
+        self.device = torch.device(request["device"])
+        self.is_cuda = self.device.type == "cuda"
+        if self.is_cuda and self.device.index is None:
+            self.device = torch.device("cuda", 0)
+        self.prepared = {}
+        is_attention = request["what"] == "attention"
+        # The allocator of the CPU keeps no count: what the process grows by from here on stands for it.
+        self.base_bytes = resident_bytes("VmRSS")
+        if not self.is_cuda:
+            return {"torch": torch.__version__, "device": "cpu", "implementations": ["torch-cpu"]}
+        torch.cuda.set_device(self.device)
+        self.cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device=self.device)
+        # A compiled backward pass is run more than once here: it may not write over what it was given.
+        torch._functorch.config.donated_buffer = False
+        if not is_attention:
+            names = ["torch-eager", "torch-compiled"]
+        elif request["masked"]:
+            # Neither flash nor cuDNN takes a mask of one's own.
+            names = ["torch-flex", "torch-efficient"]
+        elif request["dtype"] == "float32":
+            names = ["torch-efficient"]
+        else:
+            names = ["torch-flash", "torch-cudnn"]
+        name = torch.cuda.get_device_name(self.device)
+        return {"torch": torch.__version__, "device": name, "implementations": names}
+
+    def prepare(self, request):
+        self.dispose(request)
+        self.prepared[request["implementation"]] = Prepared(request, self.device)
+        return {}
+
     def run(self, request):
+        prepared = self.prepared[request["implementation"]]
         self.synchronize()
         start = time.perf_counter()
-        self.once()
+        prepared.once()
         self.synchronize()
         return {"ms": 1000 * (time.perf_counter() - start)}
 
     def runMany(self, request):
+        prepared = self.prepared[request["implementation"]]
         pairs = []
         for _ in range(request["count"]):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self.cold.zero_()
             start.record()
-            self.once()
+            prepared.once()
             end.record()
             pairs.append((start, end))
         self.synchronize()
@@ -268,12 +289,14 @@ class Peer:
 
     def peak(self, request):
         if self.is_cuda:
-            return {"bytes": torch.cuda.max_memory_allocated(self.device) - COLD_BYTES}
+            others = (one for name, one in self.prepared.items() if name != request["implementation"])
+            not_its_own = COLD_BYTES + sum(one.held_bytes for one in others)
+            return {"bytes": torch.cuda.max_memory_allocated(self.device) - not_its_own}
         most = resident_bytes("VmHWM")
         return {"bytes": None if most is None or self.base_bytes is None else most - self.base_bytes}
 
     def dispose(self, request):
-        self.call = self.inputs = self.out = self.dout = None
+        self.prepared.pop(request["implementation"], None)
         if self.is_cuda:
             torch.cuda.empty_cache()
         return {}

@@ -14,6 +14,8 @@
 //
 // Weights are in units of 2^-12, for as float16 they pass to the key warps: a weight of one in a million keys
 // would have four bits left.
+//
+// May spill registers: a few words of where a warp is among the tiles, read once a tile.
 #include <type_traits>
 
 #include "attention/attention_sm80.h"
@@ -49,7 +51,7 @@ struct Shape {
                        kFirstRowAt = kStatisticsAt + 2 * kStatisticBytes;
   static constexpr int kSharedBytes = kFirstRowAt + 16;
   /** Keys stay in registers where there are enough. */
-  static constexpr bool kOwnKept = kHeadDim <= 80;
+  static constexpr bool kOwnKept = kHeadDim <= 64;
   static_assert(kQueryColumns % 16 == 0 && kWarpKeys % 16 == 0 && kRows % 16 == 0);
 };
 
@@ -62,7 +64,7 @@ class BackwardTile {
   static constexpr int kDepthSteps = S::kHeadDim / 16;
   static constexpr bool kIsHalf = std::is_same_v<T, Half>;
   /** How many fragments are loaded before they are needed. */
-  static constexpr int kAhead = S::kHeadDim == 128 ? 2 : 3;
+  static constexpr int kAhead = S::kHeadDim >= 96 ? 2 : 3;
 
   using Scores = float[kKeyTiles][2 * kQueryTiles][4];
   using Weights = Fragment[kQueryTiles][kKeyTiles];
@@ -506,16 +508,13 @@ class BackwardTile {
   }
 
   __device__ void wait_for(const int* turn, int value) const {
-    int now;
-    do {
-      asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
-    } while (now < value);
+    while (load_acquire(turn) < value) continue;
     __syncwarp();
   }
   __device__ void pass_turn(int* turn) const {
     __threadfence();
     __syncwarp();
-    if (lane_ == 0) asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turn) : "memory");
+    if (lane_ == 0) add_release(turn, 1);
   }
 
   __device__ void write(const GpuRows& rows, float factor, bool is_float32) const {

@@ -44,6 +44,16 @@ __device__ inline void arrive_barrier(int id, int threads) {
   asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/** What others have added with add_release, and all that they had written before. */
+__device__ inline int load_acquire(const int* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+__device__ inline void add_release(int* to, int value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
+}
+
 /** The compiler moves no access to memory across this. */
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 /** The compiler computes what follows from `x` here, and keeps none of it in registers from before. */

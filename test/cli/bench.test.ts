@@ -335,6 +335,7 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     deterministic: false,
     maskFile: null,
   });
+  t.ok(asked.slice(1).every(({ implementation }) => implementation === "torch-cpu"));
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
     environment,

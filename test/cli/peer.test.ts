@@ -1,7 +1,8 @@
 // PyTorch itself, where a Python has it: LONGSEQ_PYTHON, else python3.
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 import t from "tap";
 import { operationNames } from "../../lib/cli/bench/operations.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
@@ -18,6 +19,36 @@ t.test("the peer has every operation", async (t) => {
   for (const name of operationNames) t.match(script, `    "${name}": ([`, name);
 });
 
+const skip = !hasTorch && `${python} has no torch`;
+
+t.test(
+  "implementations are ready beside each other, and each is timed under its own name",
+  { skip },
+  async (t) => {
+    const child = spawn(python, [join(root, "bench/peer_torch.py")], { stdio: ["pipe", "pipe", "inherit"] });
+    const answers = createInterface(child.stdout)[Symbol.asyncIterator]();
+    const ask = async (request: object) => {
+      child.stdin.write(`${JSON.stringify(request)}\n`);
+      return JSON.parse((await answers.next()).value) as { ms?: number; error?: string };
+    };
+    const problem = { what: "matmul", pass: "forward", dtype: "float32", headDim: 1 };
+    await ask({ op: "hello", device: "cpu", threads: 1, what: "matmul", dtype: "float32", masked: false });
+    await ask({ op: "prepare", implementation: "large", ...problem, rows: 512, width: 1024 });
+    await ask({ op: "prepare", implementation: "small", ...problem, rows: 1, width: 8 });
+    const times = async (implementation: string) => {
+      const all = [];
+      for (let i = 0; i < 5; i++) all.push((await ask({ op: "run", implementation })).ms ?? 0);
+      return Math.min(...all);
+    };
+    const [large, small] = [await times("large"), await times("small")];
+    t.ok(small > 0 && large > 10 * small, `${large} ms, ${small} ms`);
+    await ask({ op: "dispose", implementation: "small" });
+    t.match(await ask({ op: "run", implementation: "small" }), { error: /small/ });
+    t.match(await ask({ op: "run", implementation: "large" }), { ms: Number });
+    child.stdin.end();
+  },
+);
+
 const [plain, masked] =
   kind === "cuda"
     ? [
@@ -31,30 +62,26 @@ for (const { args, peers } of [
   { args: ["--dtype", "bfloat16", "--no-causal", "--kv-heads", "1"], peers: plain },
   { args: ["--dtype", "bfloat16", "--mask", "documents"], peers: masked },
 ]) {
-  t.test(
-    `PyTorch beside ours: ${args.join(" ")}`,
-    { skip: !hasTorch && `${python} has no torch` },
-    async (t) => {
-      const shape = ["--heads", "2", "--head-dim", "16", "--seq-len", "96", "--seconds", "0"];
-      const { code, stdout, stderr } = await longseq([
-        "bench",
-        ...shape,
-        ...args,
-        "--peer",
-        "torch",
-        "--json",
-        "-",
-      ]);
-      t.equal(code, 0, stderr);
-      const lines = jsonLines<Measurement>(stdout);
-      for (const pass of ["forward", "backward"]) {
-        const [first, ...others] = lines
-          .filter((line) => line.pass === pass)
-          .map(({ implementation }) => implementation);
-        t.equal(first, own);
-        t.ok(others.length > 0 && others.every((name) => peers?.includes(name)), `${pass}: ${others}`);
-      }
-      t.ok(lines.every(({ tflops = 0, ms = 0 }) => tflops > 0 && ms > 0));
-    },
-  );
+  t.test(`PyTorch beside ours: ${args.join(" ")}`, { skip }, async (t) => {
+    const shape = ["--heads", "2", "--head-dim", "16", "--seq-len", "96", "--seconds", "0"];
+    const { code, stdout, stderr } = await longseq([
+      "bench",
+      ...shape,
+      ...args,
+      "--peer",
+      "torch",
+      "--json",
+      "-",
+    ]);
+    t.equal(code, 0, stderr);
+    const lines = jsonLines<Measurement>(stdout);
+    for (const pass of ["forward", "backward"]) {
+      const [first, ...others] = lines
+        .filter((line) => line.pass === pass)
+        .map(({ implementation }) => implementation);
+      t.equal(first, own);
+      t.ok(others.length > 0 && others.every((name) => peers?.includes(name)), `${pass}: ${others}`);
+    }
+    t.ok(lines.every(({ tflops = 0, ms = 0 }) => tflops > 0 && ms > 0));
+  });
 }

@@ -1,5 +1,5 @@
-// PyTorch as a peer: one Python process for the whole sweep, told over standard input what to prepare and when to
-// run, so that its runs and ours alternate.
+// PyTorch as a peer: one Python process for the whole sweep, told over standard input what to prepare and which of its
+// implementations to run when, so that their runs and ours alternate.
 import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { unlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
@@ -85,32 +85,31 @@ class TorchContender implements Contender {
     this.#process = process;
     this.implementation = implementation;
     this.#request = request;
-    if (isGpu) {
-      this.runMany = async (count) => {
-        return (await process.ask<{ ms: number[] }>({ op: "runMany", count })).ms;
-      };
-    }
+    if (isGpu) this.runMany = async (count) => (await this.#ask<{ ms: number[] }>("runMany", { count })).ms;
+  }
+
+  #ask<Answer = object>(op: string, more: object = {}): Promise<Answer> {
+    return this.#process.ask<Answer>({ op, implementation: this.implementation, ...more });
   }
 
   async prepare(): Promise<void> {
-    const { implementation } = this;
-    await this.#process.ask({ op: "prepare", implementation, ...(await this.#request()) });
+    await this.#ask("prepare", await this.#request());
   }
 
   async run(): Promise<number> {
-    return (await this.#process.ask<{ ms: number }>({ op: "run" })).ms;
+    return (await this.#ask<{ ms: number }>("run")).ms;
   }
 
   async resetPeak(): Promise<void> {
-    await this.#process.ask({ op: "resetPeak" });
+    await this.#ask("resetPeak");
   }
 
   async peakBytes(): Promise<number | undefined> {
-    return (await this.#process.ask<{ bytes: number | null }>({ op: "peak" })).bytes ?? undefined;
+    return (await this.#ask<{ bytes: number | null }>("peak")).bytes ?? undefined;
   }
 
   async dispose(): Promise<void> {
-    await this.#process.ask({ op: "dispose" });
+    await this.#ask("dispose");
   }
 }
 
