@@ -5,6 +5,7 @@
 
 #include "core/cuda.h"
 #include "matmul/matmul.h"
+#include "tile/pack.h"
 #include "tile/parts.h"
 
 namespace longseq {
@@ -15,12 +16,7 @@ constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps, kAtOnce = 8;
 constexpr int64_t kPartRows = 128, kMostParts = 256;
 
 template <class T, int kPack>
-struct alignas(sizeof(T) * kPack) Pack {
-  T values[kPack];
-};
-
-template <class T, int kPack>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     column_parts_kernel(const T* x, int64_t stride, int64_t rows, int64_t columns, int64_t part_rows,
                         float* partial) {
   __shared__ float sums[kWarps][kLanes * kPack];
@@ -34,12 +30,14 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int r = 0; r < kAtOnce; r++) {
         const int64_t at = row + r * kWarps;
-        if (at < end) held[r] = *reinterpret_cast<const Pack<T, kPack>*>(x + at * stride + column);
+        if (at < end) held[r] = read_pack<kPack>(x + at * stride + column);
       }
 #pragma unroll
       for (int r = 0; r < kAtOnce; r++) {
+        float values[kPack];
+        widen(held[r], values);
 #pragma unroll
-        for (int i = 0; i < kPack; i++) sum[i] += static_cast<float>(held[r].values[i]);
+        for (int i = 0; i < kPack; i++) sum[i] += values[i];
       }
     }
   }
