@@ -69,6 +69,7 @@ OPERATIONS = {
     "crossEntropy": (["x", "targets"], lambda x, targets: F.cross_entropy(x, targets)),
     "rotaryEmbedding": (["heads", "cosine", "sine"], rotate),
     "adamW": (["x", "gradient"], None),
+    "globalNorm": (["x"], lambda x: torch.linalg.vector_norm(x, dtype=torch.float32)),
     "matmul": (["x", "matrix"], lambda x, matrix: x @ matrix),
     "linear": (["x", "matrix"], lambda x, matrix: F.linear(x, matrix)),
 }

@@ -47,7 +47,7 @@ function parse(tap) {
 function runFile(path, environment) {
   const child = spawn(process.execPath, [join(folder, path)], {
     cwd: root,
-    env: { ...process.env, ...environment },
+    env: { ...process.env, TAP_TIMEOUT: String(timeoutMs / 1000), ...environment },
     stdio: ["ignore", "pipe", "pipe"],
   });
   let stdout = "";

@@ -75,6 +75,30 @@ t.test("memory goes from queue to queue", { skip }, async (t) => {
 
 const sizes = /asked for \d+ MiB on cuda:0, \d+ MiB are left of \d+, \d+ MiB are held by tensors and scratch/;
 
+// Processes of their own, before the tests that take all of the GPU's memory.
+t.test("a limit of one's own", { skip }, async (t) => {
+  const limits = await answer<CudaLimits>("cuda-limits.ts", {
+    args: ["48"],
+    environment: { LONGSEQ_MEMORY_LIMIT: "48m" },
+  });
+  t.match(limits.tensor, ["ERR_OUT_OF_MEMORY", sizes]);
+  t.match(limits.queued, ["ERR_OUT_OF_MEMORY", /out of memory/]);
+  t.equal(limits.liveBytes, 0);
+  t.strictSame(limits.later, [1, 2, 3]);
+});
+
+t.test("LONGSEQ_CUDA_DEBUG: every call waits, and throws its own error", { skip }, async (t) => {
+  const limit = { LONGSEQ_MEMORY_LIMIT: "64m" };
+  const plain = await answer<CudaDebug>("cuda-debug.ts", { environment: limit });
+  const debug = await answer<CudaDebug>("cuda-debug.ts", {
+    environment: { ...limit, LONGSEQ_CUDA_DEBUG: "1" },
+  });
+  t.ok(plain.wait > plain.call, `${plain.call} ms in the call, ${plain.wait} ms behind it`);
+  t.ok(debug.call > debug.wait, `waiting: ${debug.call} ms in the call, ${debug.wait} ms behind it`);
+  t.match(plain, { where: "await", code: "ERR_OUT_OF_MEMORY" });
+  t.match(debug, { where: "call", code: "ERR_OUT_OF_MEMORY" });
+});
+
 t.test("10^12 bytes are refused, and all goes on", { skip }, async (t) => {
   using device = new Device("cuda");
   for (let i = 0; i < 3; i++) {
@@ -105,17 +129,6 @@ t.test("memory is used to its end, and is there again", { skip }, async (t) => {
     await device.synchronize();
     t.equal(device.memory().liveBytes, 0);
   }
-});
-
-t.test("a limit of one's own", { skip }, async (t) => {
-  const limits = await answer<CudaLimits>("cuda-limits.ts", {
-    args: ["48"],
-    environment: { LONGSEQ_MEMORY_LIMIT: "48m" },
-  });
-  t.match(limits.tensor, ["ERR_OUT_OF_MEMORY", sizes]);
-  t.match(limits.queued, ["ERR_OUT_OF_MEMORY", /out of memory/]);
-  t.equal(limits.liveBytes, 0);
-  t.strictSame(limits.later, [1, 2, 3]);
 });
 
 t.test("2^31 + 8 elements: both ends, and a view of the last", { skip }, async (t) => {
@@ -166,18 +179,6 @@ t.test("marks: the GPU's own clock", { skip }, async (t) => {
   t.ok(terabytes > 0.1 && terabytes < 10, `${terabytes} TB/s`);
   const [other] = [new Device("cuda").mark()];
   await t.rejects(other.since(start as (typeof marks)[number]), { code: "ERR_DEVICE" });
-});
-
-t.test("LONGSEQ_CUDA_DEBUG: every call waits, and throws its own error", { skip }, async (t) => {
-  const limit = { LONGSEQ_MEMORY_LIMIT: "64m" };
-  const plain = await answer<CudaDebug>("cuda-debug.ts", { environment: limit });
-  const debug = await answer<CudaDebug>("cuda-debug.ts", {
-    environment: { ...limit, LONGSEQ_CUDA_DEBUG: "1" },
-  });
-  t.ok(plain.wait > plain.call, `${plain.call} ms in the call, ${plain.wait} ms behind it`);
-  t.ok(debug.call > debug.wait, `waiting: ${debug.call} ms in the call, ${debug.wait} ms behind it`);
-  t.match(plain, { where: "await", code: "ERR_OUT_OF_MEMORY" });
-  t.match(debug, { where: "call", code: "ERR_OUT_OF_MEMORY" });
 });
 
 t.test("worker threads share the GPU", { skip }, async (t) => {

@@ -9,11 +9,13 @@
 #include "activation/rows.h"
 #include "core/cuda.h"
 #include "tile/pack.h"
+#include "tile/parts.h"
 
 namespace longseq {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kSumBlocks = 2;  // a multiprocessor, of the pass that sums columns too
 
 /** Not to be contracted by the compiler, so that every kernel gives the same bits. */
 struct ScalarVerbs {
@@ -32,10 +34,9 @@ struct ScalarVerbs {
 };
 using Activation = Formulas<ScalarVerbs>;
 
-/** How a launch is cut: a block takes `lanes * pack` columns of `block_rows` rows. */
+/** How a launch is cut: a block takes `lanes * pack` columns of rows, of which a tile is one row's share. */
 struct Cut {
   int lanes, tiles;
-  int64_t block_rows;
 };
 
 template <class T, int inputs, int outputs>
@@ -94,29 +95,34 @@ struct SwigluGradient {
   }
 };
 
-/** A thread's rows: `step` apart from `row` on, kRowsAtOnce of them loaded before the first is computed. */
+/** A thread's part of kRowsAtOnce rows, `step` apart: all of it is loaded before the first is computed. */
 template <class T, int pack, class Function, size_t tensors>
-__device__ void each_row(Function& function,
-                         const Operands<T, Function::kInputs, Function::kOutputs>& operands,
-                         const Rows<tensors>& rows, int64_t row, int64_t end, int64_t step, int64_t column) {
-  constexpr int kInputs = Function::kInputs, kOutputs = Function::kOutputs, kAtOnce = Function::kRowsAtOnce;
-  for (; row < end; row += kAtOnce * step) {
-    Pack<T, pack> loaded[kAtOnce][kInputs];
+class Batch {
+ public:
+  using Tensors = Operands<T, Function::kInputs, Function::kOutputs>;
+  static constexpr int kRowsAtOnce = Function::kRowsAtOnce;
+
+  __device__ void load(const Tensors& operands, const Rows<tensors>& rows, int64_t row, int64_t step,
+                       int64_t column) {
 #pragma unroll
-    for (int r = 0; r < kAtOnce; r++) {
+    for (int r = 0; r < kRowsAtOnce; r++) {
 #pragma unroll
-      for (int i = 0; i < kInputs; i++) {
-        if (row + r * step < end) {
-          loaded[r][i] = read_pack<pack>(operands.in[i] + rows.offset(i, row + r * step) + column);
+      for (int i = 0; i < Function::kInputs; i++) {
+        if (row + r * step < rows.rows) {
+          loaded_[r][i] = read_pack<pack>(operands.in[i] + rows.offset(i, row + r * step) + column);
         }
       }
     }
+  }
+  __device__ void apply(Function& function, const Tensors& operands, const Rows<tensors>& rows, int64_t row,
+                        int64_t step, int64_t column) const {
+    constexpr int kInputs = Function::kInputs, kOutputs = Function::kOutputs;
 #pragma unroll
-    for (int r = 0; r < kAtOnce; r++) {
-      if (row + r * step >= end) break;
+    for (int r = 0; r < kRowsAtOnce; r++) {
+      if (row + r * step >= rows.rows) break;
       float in[kInputs][pack], out[kOutputs][pack];
 #pragma unroll
-      for (int i = 0; i < kInputs; i++) widen(loaded[r][i], in[i]);
+      for (int i = 0; i < kInputs; i++) widen(loaded_[r][i], in[i]);
 #pragma unroll
       for (int e = 0; e < pack; e++) function.apply(e, in, out);
 #pragma unroll
@@ -125,36 +131,52 @@ __device__ void each_row(Function& function,
       }
     }
   }
-}
 
-/** Grid: tiles of columns within blocks of rows. */
+ private:
+  Pack<T, pack> loaded_[kRowsAtOnce][Function::kInputs];
+};
+
+/** Grid: tiles of columns within blocks of rows, a batch each. Three blocks a multiprocessor: for four ptxas
+ * spills. */
 template <class T, int pack, class Function, size_t tensors>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     rows_kernel(Function function, Operands<T, Function::kInputs, Function::kOutputs> operands,
                 Rows<tensors> rows, Cut cut) {
-  const int lane = threadIdx.x & (cut.lanes - 1), group = threadIdx.x / cut.lanes;
+  const int lane = threadIdx.x & (cut.lanes - 1), group = threadIdx.x / cut.lanes,
+            groups = kThreads / cut.lanes;
   const int64_t column = (static_cast<int64_t>(blockIdx.x % cut.tiles) * cut.lanes + lane) * pack;
   if (column >= rows.columns) return;
-  const int64_t first = blockIdx.x / cut.tiles * cut.block_rows;
-  const int64_t end = min(rows.rows, first + cut.block_rows);
+  const int64_t row = static_cast<int64_t>(blockIdx.x / cut.tiles) * groups * Function::kRowsAtOnce + group;
+  Batch<T, pack, Function, tensors> batch;
+  batch.load(operands, rows, row, groups, column);
   function.start(column);
-  each_row<T, pack>(function, operands, rows, first + group, end, kThreads / cut.lanes, column);
+  batch.apply(function, operands, rows, row, groups, column);
 }
 
-/** The same, and each block's sums of its columns: partials [blocks of rows, F]. Shared: kThreads packs.
- * Two blocks a multiprocessor, since ptxas spills where it tries for three. */
+/** The same, and each block's sums of its columns: partials [blocks of rows, F]. A block takes batches in
+ * turn with the others, so that all work on neighbouring rows, and loads each before it computes the one
+ * ahead. Shared: kThreads packs. Two blocks a multiprocessor: for three ptxas spills. */
 template <class T, int pack, class Function, size_t tensors>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kSumBlocks)
     rows_and_sums_kernel(Function function, Operands<T, Function::kInputs, Function::kOutputs> operands,
                          Rows<tensors> rows, Cut cut, float* partials) {
   __shared__ float shared[kThreads * pack];
-  const int lane = threadIdx.x & (cut.lanes - 1), group = threadIdx.x / cut.lanes;
+  const int lane = threadIdx.x & (cut.lanes - 1), group = threadIdx.x / cut.lanes,
+            groups = kThreads / cut.lanes;
   const int64_t tile = static_cast<int64_t>(blockIdx.x % cut.tiles) * cut.lanes * pack;
   const int64_t column = tile + lane * pack, block = blockIdx.x / cut.tiles;
   if (column < rows.columns) {
-    const int64_t first = block * cut.block_rows, end = min(rows.rows, first + cut.block_rows);
+    const int block_rows = groups * Function::kRowsAtOnce;
+    const int64_t step = int64_t{gridDim.x / cut.tiles} * block_rows;
+    int64_t row = block * block_rows + group;
     function.start(column);
-    each_row<T, pack>(function, operands, rows, first + group, end, kThreads / cut.lanes, column);
+    Batch<T, pack, Function, tensors> batch, next;
+    batch.load(operands, rows, row, groups, column);
+    for (; row < rows.rows; row += step) {
+      next.load(operands, rows, row + step, groups, column);
+      batch.apply(function, operands, rows, row, groups, column);
+      batch = next;
+    }
 #pragma unroll
     for (int e = 0; e < pack; e++) shared[threadIdx.x * pack + e] = function.sums[e];
   }
@@ -162,41 +184,24 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int width = cut.lanes * pack;
   for (int c = threadIdx.x; c < width && tile + c < rows.columns; c += kThreads) {
     float sum = 0;
-    for (int g = 0; g < kThreads / cut.lanes; g++) sum += shared[g * width + c];
+    for (int g = 0; g < groups; g++) sum += shared[g * width + c];
     partials[block * rows.columns + tile + c] = sum;
   }
 }
 
-constexpr int kSumColumns = 32, kSumLanes = kThreads / kSumColumns;
-
-/** y [F] = the sum over the rows of partials [count, F], in a fixed order. */
-template <class T>
-__global__ void sum_partials_kernel(const float* partials, int64_t count, int64_t columns, T* y) {
-  __shared__ float shared[kSumLanes][kSumColumns];
-  const int lane = threadIdx.x / kSumColumns, at = threadIdx.x % kSumColumns;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kSumColumns + at;
-  float sum = 0;
-  if (column < columns) {
-    for (int64_t p = lane; p < count; p += kSumLanes) sum += partials[p * columns + column];
-  }
-  shared[lane][at] = sum;
-  __syncthreads();
-  if (lane != 0 || column >= columns) return;
-  for (int other = 1; other < kSumLanes; other++) sum += shared[other][at];
-  y[column] = from_float<T>(sum);
-}
-
 int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-Cut cut_of(int64_t rows, int64_t columns, int pack, int64_t block_rows) {
+Cut cut_of(int64_t columns, int pack) {
   const int64_t packs = ceil_div(columns, pack);
   int lanes = 1;
   while (lanes < packs && lanes < kThreads) lanes *= 2;
-  return {lanes, static_cast<int>(ceil_div(packs, lanes)), std::clamp<int64_t>(block_rows, 1, rows)};
+  return {lanes, static_cast<int>(ceil_div(packs, lanes))};
 }
 
-dim3 grid_of(const Cut& cut, int64_t rows) {
-  return dim3(static_cast<unsigned>(ceil_div(rows, cut.block_rows) * cut.tiles));
+/** Blocks of rows, of a batch each. */
+template <class Function>
+int64_t row_blocks(const Cut& cut, int64_t rows) {
+  return ceil_div(rows, int64_t{kThreads / cut.lanes} * Function::kRowsAtOnce);
 }
 
 /** Whether whole packs of all rows lie at multiples of 16 bytes. */
@@ -215,10 +220,10 @@ template <class T, int pack, class Function, size_t tensors>
 void launch_rows(const Cuda& cuda, const Function& function,
                  const Operands<T, Function::kInputs, Function::kOutputs>& operands,
                  const Rows<tensors>& rows) {
-  Cut cut = cut_of(rows.rows, rows.columns, pack, 1);
-  cut.block_rows = int64_t{kThreads / cut.lanes} * Function::kRowsAtOnce;
-  launch<rows_kernel<T, pack, Function, tensors>>(cuda, grid_of(cut, rows.rows), kThreads, 0, function,
-                                                  operands, rows, cut);
+  const Cut cut = cut_of(rows.columns, pack);
+  const auto blocks = static_cast<unsigned>(row_blocks<Function>(cut, rows.rows) * cut.tiles);
+  launch<rows_kernel<T, pack, Function, tensors>>(cuda, dim3(blocks), kThreads, 0, function, operands, rows,
+                                                  cut);
 }
 
 /** Calls f with the pack's size, as a constant: 16 bytes, or one element. */
@@ -235,9 +240,6 @@ void with_form(GeluForm form, const Tensor& bias, Then then) {
   form == GeluForm::Tanh ? then(Function<T, pack, Activation::Tanh>{shift})
                          : then(Function<T, pack, Activation::Erf>{shift});
 }
-
-/** Blocks of rows in the pass that sums them: by shape alone, and enough blocks for any GPU. */
-constexpr int64_t kSumBlocks = 1024;
 
 }  // namespace
 
@@ -272,16 +274,15 @@ void run(const Cuda& cuda, const GeluBackward& op) {
       with_form<GeluGradient, T, pack>(op.form, op.bias, [&]<class Function>(const Function& function) {
         const Operands<T, 2, 1> operands{{op.x.data<T>(), op.dy.data<T>()}, {op.dx.data<T>()}};
         if (!op.dbias) return launch_rows<T, pack>(cuda, function, operands, rows);
-        Cut cut = cut_of(rows.rows, rows.columns, pack, 1);
-        const int64_t rows_at_once = int64_t{kThreads / cut.lanes} * Function::kRowsAtOnce;
-        cut.block_rows = ceil_div(ceil_div(rows.rows * cut.tiles, kSumBlocks), rows_at_once) * rows_at_once;
-        const int64_t blocks = ceil_div(rows.rows, cut.block_rows);
+        const Cut cut = cut_of(rows.columns, pack);
+        const int64_t most = std::max<int64_t>(1, kSumBlocks * cuda.gpu->multiprocessors / cut.tiles);
+        const int64_t blocks = std::min(most, row_blocks<Function>(cut, rows.rows));
         const Memory partials = allocate(cuda, static_cast<size_t>(blocks * rows.columns) * sizeof(float));
         float* const sums = static_cast<float*>(partials.data);
-        launch<rows_and_sums_kernel<T, pack, Function, 3>>(cuda, grid_of(cut, rows.rows), kThreads, 0,
-                                                           function, operands, rows, cut, sums);
-        launch<sum_partials_kernel<T>>(cuda, dim3(static_cast<unsigned>(ceil_div(rows.columns, kSumColumns))),
-                                       kThreads, 0, sums, blocks, rows.columns, op.dbias.data<T>());
+        launch<rows_and_sums_kernel<T, pack, Function, 3>>(cuda,
+                                                           dim3(static_cast<unsigned>(blocks * cut.tiles)),
+                                                           kThreads, 0, function, operands, rows, cut, sums);
+        sum_parts<T>(cuda, {{sums, nullptr}, {op.dbias.data<T>(), nullptr}}, blocks, rows.columns);
       });
     });
   });

@@ -10,6 +10,8 @@
 
 namespace longseq {
 
+class SmallBlocks;
+
 /** A GPU of this process, the same for all queues on it. */
 struct Gpu {
   int ordinal;
@@ -20,6 +22,7 @@ struct Gpu {
   int64_t memory_bytes, cache_bytes;
   cudaMemPool_t pool;
   std::shared_ptr<MemoryUse> use;  // of all its queues
+  std::shared_ptr<SmallBlocks> small_blocks;
 };
 
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */

@@ -117,28 +117,28 @@ struct alignas(sizeof(T) * count) Packed {
   T values[count];
 };
 
-/** y = x in packs, 16 bytes of the wider type. */
+/** y = x in packs, 16 bytes of the wider type: a thread a pack, and an element of what is left. A grid that
+ * loops has fewer loads under way (6 % slower). */
 template <class From, class To>
 __global__ void convert_kernel(const From* x, To* y, int64_t packs, int64_t elements) {
   constexpr int kPack = 16 / std::max(sizeof(From), sizeof(To));
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t i = first; i < packs; i += step) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, rest = packs * kPack + i;
+  if (i < packs) {
     const auto in = reinterpret_cast<const Packed<From, kPack>*>(x)[i];
     Packed<To, kPack> out;
 #pragma unroll
     for (int e = 0; e < kPack; e++) out.values[e] = convert<To>(in.values[e]);
     reinterpret_cast<Packed<To, kPack>*>(y)[i] = out;
   }
-  for (int64_t i = packs * kPack + first; i < elements; i += step) y[i] = convert<To>(x[i]);
+  if (rest < elements) y[rest] = convert<To>(x[rest]);
 }
 
+/** The same of y = a + b. */
 template <class T>
 __global__ void add_kernel(const T* a, const T* b, T* y, int64_t packs, int64_t elements) {
   constexpr int kPack = 16 / sizeof(T);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  for (int64_t i = first; i < packs; i += step) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, rest = packs * kPack + i;
+  if (i < packs) {
     const auto left = reinterpret_cast<const Packed<T, kPack>*>(a)[i];
     const auto right = reinterpret_cast<const Packed<T, kPack>*>(b)[i];
     Packed<T, kPack> out;
@@ -146,7 +146,12 @@ __global__ void add_kernel(const T* a, const T* b, T* y, int64_t packs, int64_t 
     for (int e = 0; e < kPack; e++) out.values[e] = sum(left.values[e], right.values[e]);
     reinterpret_cast<Packed<T, kPack>*>(y)[i] = out;
   }
-  for (int64_t i = packs * kPack + first; i < elements; i += step) y[i] = sum(a[i], b[i]);
+  if (rest < elements) y[rest] = sum(a[rest], b[rest]);
+}
+
+/** For a thread each pack; one block has threads enough for what is left. */
+dim3 grid_of_packs(int64_t elements, int64_t pack) {
+  return dim3(static_cast<unsigned>(std::max<int64_t>(1, (elements / pack + kThreads - 1) / kThreads)));
 }
 
 bool aligned(std::initializer_list<const void*> pointers) {
@@ -172,7 +177,7 @@ void run(const Cuda& cuda, const Copy& op) {
       To* const y = op.y.data<To>();
       if (contiguous && aligned({x, y})) {
         constexpr int kPack = 16 / std::max(sizeof(From), sizeof(To));
-        launch<convert_kernel<From, To>>(cuda, dim3(blocks_for(cuda, elements / kPack)), kThreads, 0, x, y,
+        launch<convert_kernel<From, To>>(cuda, grid_of_packs(elements, kPack), kThreads, 0, x, y,
                                          elements / kPack, elements);
       } else {
         for_each_element<2>(cuda, {&op.x, &op.y}, CopyElement<From, To>{x, y});
@@ -189,8 +194,8 @@ void run(const Cuda& cuda, const Add& op) {
     T* const y = op.y.data<T>();
     constexpr int64_t kPack = 16 / sizeof(T);
     if (Axes<3>({&op.a, &op.b, &op.y}).contiguous() && aligned({a, b, y})) {
-      launch<add_kernel<T>>(cuda, dim3(blocks_for(cuda, elements / kPack)), kThreads, 0, a, b, y,
-                            elements / kPack, elements);
+      launch<add_kernel<T>>(cuda, grid_of_packs(elements, kPack), kThreads, 0, a, b, y, elements / kPack,
+                            elements);
     } else {
       for_each_element<3>(cuda, {&op.a, &op.b, &op.y}, AddElements<T>{a, b, y});
     }

@@ -40,10 +40,21 @@ __device__ void for_single(const RowGroup& group, const RowParts& parts, int64_t
   for (int64_t c = tail + group.lane(); c < columns; c += group.size()) f(c);
 }
 
+/** The sum of exp(x - most) over what a thread has seen, and the highest of it. */
+struct Exponentials {
+  float most = -INFINITY, sum = 0;
+
+  __device__ void raise(float to) {
+    if (to <= most) return;
+    sum *= exponential(most - to);
+    most = to;
+  }
+};
+
 /** grid: rows over groups; block: 256, or the threads of a row. sums: of each block's losses, then its
- * counts. */
+ * counts. Three blocks a multiprocessor: what one waits for in its reductions the others load. */
 template <class T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, 3)
     cross_entropy_forward_kernel(const __grid_constant__ CrossEntropyForwardRows op, unsigned group_size,
                                  float* sums) {
   constexpr int kCount = RowPack<T>::kCount;
@@ -51,48 +62,45 @@ __global__ void __launch_bounds__(kMostThreads)
   RowGroup group(group_size, shared);
   const int64_t row = static_cast<int64_t>(blockIdx.x) * group.count() + group.index();
   const bool inside = row < op.end;
-  const int64_t columns = inside ? op.columns : 0;
   const T* const x = op.logits.row<const T>(row);
-  const RowParts parts = parts_of(x, columns);
-  float most = -INFINITY, total = 0;  // of exp(x - most), over what this thread has seen
-  const auto raise = [&](float to) {
-    if (to > most) {
-      total *= exponential(most - to);
-      most = to;
-    }
-  };
-  for_single<T>(group, parts, columns, [&](int64_t c) {
-    const float value = static_cast<float>(x[c]);
-    raise(value);
-    total += exponential(value - base_of(most));
-  });
-  for (int64_t first = group.lane(); first < parts.packs; first += kPacks * group.size()) {
-    RowPack<T> held[kPacks];
-    float highest = most;
+  Exponentials seen;
+  if (inside) {
+    const RowParts parts = parts_of(x, op.columns);
+    for_single<T>(group, parts, op.columns, [&](int64_t c) {
+      const float value = static_cast<float>(x[c]);
+      seen.raise(value);
+      seen.sum += exponential(value - base_of(seen.most));
+    });
+    const T* const from = x + parts.head;
+    const int packs = static_cast<int>(parts.packs), step = group.size();
+    for (int first = group.lane(); first < packs; first += kPacks * step) {
+      RowPack<T> held[kPacks];
+      float highest = seen.most;
 #pragma unroll
-    for (int i = 0; i < kPacks; i++) {
-      const int64_t pack = first + i * group.size();
-      if (pack < parts.packs) held[i] = load_once(x + parts.head + pack * kCount);
-    }
+      for (int i = 0; i < kPacks; i++) {
+        if (first + i * step < packs) held[i] = load_once(from + int64_t{first + i * step} * kCount);
+      }
 #pragma unroll
-    for (int i = 0; i < kPacks; i++) {
-      if (first + i * group.size() >= parts.packs) continue;
-      float values[kCount];
-      held[i].get(values);
-      for (int e = 0; e < kCount; e++) highest = fmaxf(highest, values[e]);
-    }
-    raise(highest);
-    const float base = base_of(most);
+      for (int i = 0; i < kPacks; i++) {
+        if (first + i * step >= packs) continue;
+        float values[kCount];
+        held[i].get(values);
+        for (int e = 0; e < kCount; e++) highest = fmaxf(highest, values[e]);
+      }
+      seen.raise(highest);
+      const float base = base_of(seen.most);
 #pragma unroll
-    for (int i = 0; i < kPacks; i++) {
-      if (first + i * group.size() >= parts.packs) continue;
-      float values[kCount];
-      held[i].get(values);
-      for (int e = 0; e < kCount; e++) total += exponential(values[e] - base);
+      for (int i = 0; i < kPacks; i++) {
+        if (first + i * step >= packs) continue;
+        float values[kCount], sum = 0;
+        held[i].get(values);
+        for (int e = 0; e < kCount; e++) sum += exponential(values[e] - base);
+        seen.sum += sum;
+      }
     }
   }
-  const float base = base_of(group.reduce<Maximum>(most));
-  const float sum = group.reduce<Sum>(total * exponential(most - base));
+  const float base = base_of(group.reduce<Maximum>(seen.most));
+  const float sum = group.reduce<Sum>(seen.sum * exponential(seen.most - base));
   float loss_and_count[2] = {};
   if (inside && group.lane() == 0) {
     const float log_sum_exp = base + logf(sum);

@@ -1,38 +1,44 @@
 // Sums of columns on a GPU, in two passes without atomics. The first: grid (columns / kColumns, parts of the
 // rows), 256 threads, of which each row of 32 takes 16 bytes a lane of one row of x, every eighth row; shared
-// 8 rows of sums. Bound by memory: each element is read once, four loads in flight a thread.
+// 8 rows of sums. Bound by memory: each element is read once, eight loads in flight a thread.
 #include <algorithm>
 
 #include "core/cuda.h"
 #include "matmul/matmul.h"
+#include "tile/pack.h"
+#include "tile/parts.h"
 
 namespace longseq {
 namespace {
 
-constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps;
+constexpr int kLanes = 32, kWarps = 8, kThreads = kLanes * kWarps, kAtOnce = 8;
 /** Rows of a part: at least so many, and so many more that there are at most kMostParts. */
 constexpr int64_t kPartRows = 128, kMostParts = 256;
 
 template <class T, int kPack>
-struct alignas(sizeof(T) * kPack) Pack {
-  T values[kPack];
-};
-
-template <class T, int kPack>
-__global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const T* x, int64_t stride, int64_t rows, int64_t columns, int64_t part_rows,
-                     float* partial) {
+__global__ void __launch_bounds__(kThreads, 4)
+    column_parts_kernel(const T* x, int64_t stride, int64_t rows, int64_t columns, int64_t part_rows,
+                        float* partial) {
   __shared__ float sums[kWarps][kLanes * kPack];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int64_t column = (static_cast<int64_t>(blockIdx.x) * kLanes + lane) * kPack;
-  const int64_t first = blockIdx.y * part_rows, end = min(first + part_rows, rows);
+  const int64_t end = min((blockIdx.y + 1) * part_rows, rows);
   float sum[kPack] = {};
   if (column < columns) {
-#pragma unroll 4
-    for (int64_t row = first + warp; row < end; row += kWarps) {
-      const auto pack = *reinterpret_cast<const Pack<T, kPack>*>(x + row * stride + column);
+    for (int64_t row = blockIdx.y * part_rows + warp; row < end; row += kAtOnce * kWarps) {
+      Pack<T, kPack> held[kAtOnce] = {};
 #pragma unroll
-      for (int i = 0; i < kPack; i++) sum[i] += static_cast<float>(pack.values[i]);
+      for (int r = 0; r < kAtOnce; r++) {
+        const int64_t at = row + r * kWarps;
+        if (at < end) held[r] = read_pack<kPack>(x + at * stride + column);
+      }
+#pragma unroll
+      for (int r = 0; r < kAtOnce; r++) {
+        float values[kPack];
+        widen(held[r], values);
+#pragma unroll
+        for (int i = 0; i < kPack; i++) sum[i] += values[i];
+      }
     }
   }
 #pragma unroll
@@ -48,17 +54,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_parts_kernel(const float* partial, int64_t parts, int64_t columns, T* y, bool accumulate) {
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (column >= columns) return;
-  float sum = accumulate ? static_cast<float>(y[column]) : 0;
-#pragma unroll 8
-  for (int64_t part = 0; part < parts; part++) sum += partial[part * columns + column];
-  y[column] = from_float<T>(sum);
-}
-
 }  // namespace
 
 void run(const Cuda& cuda, const ColumnSum& op) {
@@ -70,25 +65,24 @@ void run(const Cuda& cuda, const ColumnSum& op) {
   auto* const partial = static_cast<float*>(memory.data);
   visit_float(op.x.dtype, [&]<class T>(T) {
     const T* const x = op.x.data<T>();
-    const auto sum_parts = [&]<int kPack>() {
+    const auto launch_parts = [&]<int kPack>() {
       const int64_t block_columns = kLanes * kPack;
       const dim3 grid(static_cast<unsigned>((columns + block_columns - 1) / block_columns),
                       static_cast<unsigned>(parts));
-      launch<sum_parts_kernel<T, kPack>>(cuda, grid, kThreads, 0, x, stride, rows, columns, part_rows,
-                                         partial);
+      launch<column_parts_kernel<T, kPack>>(cuda, grid, kThreads, 0, x, stride, rows, columns, part_rows,
+                                            partial);
     };
     constexpr int kPack = 16 / sizeof(T);
     const bool aligned =
         reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride % kPack == 0 && columns % kPack == 0;
     if (aligned) {
-      sum_parts.template operator()<kPack>();
+      launch_parts.template operator()<kPack>();
     } else {
-      sum_parts.template operator()<1>();
+      launch_parts.template operator()<1>();
     }
   });
   visit_float(op.y.dtype, [&]<class T>(T) {
-    launch<add_parts_kernel<T>>(cuda, dim3(static_cast<unsigned>((columns + kThreads - 1) / kThreads)),
-                                kThreads, 0, partial, parts, columns, op.y.data<T>(), op.accumulate);
+    sum_parts<T>(cuda, {{partial, nullptr}, {op.y.data<T>(), nullptr}}, parts, columns, op.accumulate);
   });
 }
 

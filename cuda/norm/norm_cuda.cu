@@ -8,16 +8,18 @@
 
 #include "core/cuda.h"
 #include "norm/norm.h"
+#include "tile/parts.h"
 #include "tile/row_group.h"
 
 namespace longseq {
 namespace {
 
-constexpr unsigned kMostThreads = 1024, kMostThreadsBackward = 512, kMostThreadsAny = 512;
-constexpr int kPacks = 4;            // of 16 bytes, that a thread has of a row: loads in flight
-constexpr int kStages = 2;           // rows that are there or on their way, of a group's backward
+constexpr unsigned kMostThreads = 1024, kMostThreadsAny = 512;
+constexpr int kPacks = 4;          // of 16 bytes, that a thread has of a row: loads in flight
+constexpr int kPacksBackward = 2;  // whose sums it holds too: twice as many would halve the threads that fit
+constexpr int kStages = 2;         // rows that are there or on their way, of a group's backward
 constexpr int kColumnsOfThread = 8;  // of a row that is not held, before further threads share it
-constexpr unsigned kColumnThreads = 256, kColumnsEach = 32;
+constexpr unsigned kColumnThreads = 256;
 constexpr int64_t kRowsEach = 4;  // at least, of a group of threads whose sums take memory of their own
 
 /** One value of a vector that all rows share. */
@@ -160,10 +162,15 @@ __global__ void __launch_bounds__(kMostThreadsAny)
  */
 template <class T>
 __device__ void store_part(const RowGroup& group, int packs, int64_t columns,
-                           const float (&held)[kPacks][RowPack<T>::kCount], float* sums, float* part) {
+                           const float (&held)[kPacksBackward][RowPack<T>::kCount], float* sums,
+                           float* part) {
   float* const to = group.count() == 1 ? part : sums + group.index() * columns;
-  for_packs<T, kPacks>(group, packs, [&](int i, int at) {
-    for (int e = 0; e < RowPack<T>::kCount; e++) to[at + e] = held[i][e];
+  for_packs<T, kPacksBackward>(group, packs, [&](int i, int at) {
+#pragma unroll
+    for (int e = 0; e < RowPack<T>::kCount; e += 4) {
+      *reinterpret_cast<float4*>(to + at + e) =
+          make_float4(held[i][e], held[i][e + 1], held[i][e + 2], held[i][e + 3]);
+    }
   });
   if (group.count() == 1) return;
   __syncthreads();
@@ -176,63 +183,71 @@ __device__ void store_part(const RowGroup& group, int packs, int64_t columns,
 }
 
 /** sum, dout and dsum: those of the row that is worked on, and of the next one. A thread reads what it
- * copied. */
-struct Staged {
-  RowPack<float>* packs;  // [stages][tensors][kPacks][threads]
-  int tensors;
-
+ * copied; what a thread has lies a warp's width apart, at distances that are constants. */
+class Staged {
+ public:
   static size_t bytes(unsigned threads, int tensors) {
-    return static_cast<size_t>(kStages * tensors * kPacks) * threads * sizeof(RowPack<float>);
+    return static_cast<size_t>(tensors * kStages * kPacksBackward) * threads * sizeof(RowPack<float>);
   }
+  __device__ Staged(void* memory, int tensors)
+      : own_(static_cast<RowPack<float>*>(memory) +
+             threadIdx.x / 32 * (tensors * kStages * kPacksBackward * 32) + threadIdx.x % 32) {}
   __device__ RowPack<float>* at(int stage, int tensor, int i) const {
-    return packs + ((stage * tensors + tensor) * kPacks + i) * blockDim.x + threadIdx.x;
+    return own_ + ((tensor * kStages + stage) * kPacksBackward + i) * 32;
   }
   template <class T>
   __device__ RowPack<T> get(int stage, int tensor, int i) const {
     const uint4 bits = *reinterpret_cast<const uint4*>(at(stage, tensor, i));
     return {bits.x, bits.y, bits.z, bits.w};
   }
+
+ private:
+  RowPack<float>* own_;
+};
+
+/** How backward is cut: constants of the launch, which registers have no room for. */
+struct BackwardCut {
+  unsigned group, step;  // threads of a row; rows of all blocks together
+  int packs;             // of a row
+  float scale;           // 1 / C
 };
 
 /** grid: as many blocks as fit, each takes rows in turns; shared: the group's, then what is staged. */
 template <class T>
-__global__ void __launch_bounds__(kMostThreadsBackward)
-    norm_backward_kernel(const __grid_constant__ NormBackwardRows op, unsigned group_size) {
+__global__ void __launch_bounds__(kMostThreads)
+    norm_backward_kernel(const __grid_constant__ NormBackwardRows op,
+                         const __grid_constant__ BackwardCut cut) {
   constexpr int kCount = RowPack<T>::kCount;
   extern __shared__ uint4 memory[];
-  RowGroup group(group_size, *reinterpret_cast<RowGroup::Shared*>(memory));
-  const Staged staged{reinterpret_cast<RowPack<float>*>(memory + sizeof(RowGroup::Shared) / sizeof(uint4)),
-                      op.dsum ? 3 : 2};
-  const int packs = static_cast<int>(op.columns / kCount);
-  const float scale = 1.0f / static_cast<float>(op.columns);
+  RowGroup group(cut.group, *reinterpret_cast<RowGroup::Shared*>(memory));
+  void* const behind = memory + sizeof(RowGroup::Shared) / sizeof(uint4);
+  const Staged staged(behind, op.dsum ? 3 : 2);
   const bool is_float32 = op.weight_dtype == DType::Float32;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * group.count();
-  int64_t row = static_cast<int64_t>(blockIdx.x) * group.count() + group.index();
-  const int64_t rounds = (op.end - static_cast<int64_t>(blockIdx.x) * group.count() + step - 1) / step;
   const auto fetch = [&](int64_t from, int stage) {
     if (from < op.end) {
       const T *const sum = op.sum.row<const T>(from), *const dout = op.dout.row<const T>(from);
       const T* const dsum = op.dsum ? op.dsum.row<const T>(from) : nullptr;
-      for_packs<T, kPacks>(group, packs, [&](int i, int at) {
-        sm80::copy_async(sm80::shared_address(staged.at(stage, 0, i)), sum + at, true);
-        sm80::copy_async(sm80::shared_address(staged.at(stage, 1, i)), dout + at, true);
-        if (dsum != nullptr) sm80::copy_async(sm80::shared_address(staged.at(stage, 2, i)), dsum + at, true);
+      for_packs<T, kPacksBackward>(group, cut.packs, [&](int i, int at) {
+        sm80::copy_async(sm80::shared_address(staged.at(stage, 0, i)), sum + at);
+        sm80::copy_async(sm80::shared_address(staged.at(stage, 1, i)), dout + at);
+        if (dsum != nullptr) sm80::copy_async(sm80::shared_address(staged.at(stage, 2, i)), dsum + at);
       });
     }
     sm80::commit_copies();
   };
-  float dweight[kPacks][kCount] = {}, dbias[kPacks][kCount] = {};
-  fetch(row, 0);
-  for (int64_t round = 0; round < rounds; round++, row += step) {
-    const int stage = static_cast<int>(round % kStages);
-    fetch(row + step, stage ^ 1);
+  float dweight[kPacksBackward][kCount] = {}, dbias[kPacksBackward][kCount] = {};
+  int64_t first = static_cast<int64_t>(blockIdx.x) * group.count();  // of the block's rows
+  fetch(first + group.index(), 0);
+  for (int stage = 0; first < op.end; first += cut.step, stage ^= 1) {
+    const int64_t row = first + group.index();
+    fetch(row + cut.step, stage ^ 1);
     const bool inside = row < op.end;
-    const int packs_here = inside ? packs : 0;
+    const int packs_here = inside ? cut.packs : 0;
     const float mean = inside && op.mean != nullptr ? op.mean[row] : 0.0f;
     const float r = inside ? op.reciprocal_deviation[row] : 0.0f;
     sm80::wait_copies<1>();
     float sums[2] = {};  // of g, of g n
-    for_packs<T, kPacks>(group, packs_here, [&](int i, int at) {
+    for_packs<T, kPacksBackward>(group, packs_here, [&](int i, int at) {
       float n[kCount], dy[kCount], weight[kCount];
       staged.get<T>(stage, 0, i).get(n);
       staged.get<T>(stage, 1, i).get(dy);
@@ -246,14 +261,17 @@ __global__ void __launch_bounds__(kMostThreadsBackward)
       }
     });
     group.reduce<Sum>(sums);
-    const float mean_g = op.mean != nullptr ? sums[0] * scale : 0.0f, mean_gn = sums[1] * scale;
+    const float shift = op.mean != nullptr ? -r * sums[0] * cut.scale : 0.0f;
+    const float slope = -r * (r * sums[1] * cut.scale);  // r * r alone may be past float's range
     T* const dx = op.dx.row<T>(row);
-    for_packs<T, kPacks>(group, packs_here, [&](int i, int at) {
+    for_packs<T, kPacksBackward>(group, packs_here, [&](int i, int at) {
       float n[kCount], d[kCount], weight[kCount];
       staged.get<T>(stage, 0, i).get(n);
       staged.get<T>(stage, 1, i).get(d);
       load_shared<T>(op.weight, is_float32, at, weight);
-      for (int e = 0; e < kCount; e++) d[e] = r * (d[e] * weight[e] - mean_g - (n[e] - mean) * r * mean_gn);
+      for (int e = 0; e < kCount; e++) {
+        d[e] = fmaf(n[e] - mean, slope, fmaf(d[e] * weight[e], r, shift));
+      }
       if (op.dsum) {
         staged.get<T>(stage, 2, i).get(n);
         for (int e = 0; e < kCount; e++) d[e] += n[e];
@@ -265,10 +283,10 @@ __global__ void __launch_bounds__(kMostThreadsBackward)
   }
   sm80::wait_copies<0>();
   __syncthreads();  // what was staged has been read by all: the sums take its place
-  float* const sums = reinterpret_cast<float*>(staged.packs);
+  float* const sums = static_cast<float*>(behind);
   const int64_t part = blockIdx.x * op.columns;
-  store_part<T>(group, packs, op.columns, dweight, sums, op.dweight + part);
-  if (op.dbias != nullptr) store_part<T>(group, packs, op.columns, dbias, sums, op.dbias + part);
+  store_part<T>(group, cut.packs, op.columns, dweight, sums, op.dweight + part);
+  if (op.dbias != nullptr) store_part<T>(group, cut.packs, op.columns, dbias, sums, op.dbias + part);
 }
 
 /** dx for any row, which is read twice. */
@@ -317,26 +335,6 @@ __global__ void norm_columns_kernel(const __grid_constant__ NormBackwardRows op)
   if (op.dbias != nullptr) op.dbias[blockIdx.y * op.columns + column] = dbias;
 }
 
-/** to = the sum of the parts. grid: 32 columns a block; block: 8 warps, each adds up every eighth part. */
-template <class W>
-__global__ void __launch_bounds__(kColumnThreads)
-    sum_parts_kernel(const float* from, int64_t parts, int64_t columns, W* to) {
-  constexpr int kWarps = kColumnThreads / kColumnsEach;
-  __shared__ float sums[kWarps][kColumnsEach];
-  const unsigned lane = threadIdx.x % kColumnsEach, warp = threadIdx.x / kColumnsEach;
-  const int64_t column = static_cast<int64_t>(blockIdx.x) * kColumnsEach + lane;
-  float total = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (int64_t part = warp; part < parts; part += kWarps) total += from[part * columns + column];
-  }
-  sums[warp][lane] = total;
-  __syncthreads();
-  if (warp > 0 || column >= columns) return;
-  for (int w = 1; w < kWarps; w++) total += sums[w][lane];
-  to[column] = from_float<W>(total);
-}
-
 bool on_16_bytes(const void* vector) { return reinterpret_cast<uintptr_t>(vector) % 16 == 0; }
 
 template <class T>
@@ -367,19 +365,21 @@ Memory allocate_parts(const Cuda& cuda, NormBackwardRows& op, int64_t parts, boo
 template <class T>
 void run_backward(const Cuda& cuda, NormBackwardRows op, const Tensor& dweight, const Tensor& dbias) {
   const int64_t packs = op.columns / RowPack<T>::kCount, multiprocessors = cuda.gpu->multiprocessors;
-  const RowThreads group_threads(packs, kPacks, kMostThreadsBackward);
+  const RowThreads group_threads(packs, kPacksBackward, kMostThreads);
   const size_t shared = sizeof(RowGroup::Shared) + Staged::bytes(group_threads.block, op.dsum ? 3 : 2);
-  const bool held = op.columns % RowPack<T>::kCount == 0 && packs <= kPacks * kMostThreadsBackward &&
+  const bool held = op.columns % RowPack<T>::kCount == 0 && packs <= kPacksBackward * kMostThreads &&
                     shared <= static_cast<size_t>(cuda.gpu->shared_bytes) &&
                     aligned({&op.sum, &op.dout, &op.dsum, &op.dx}, 16) && on_16_bytes(op.weight);
   int64_t parts;
   Memory memory;
   if (held) {
-    const int64_t most = multiprocessors * std::max<int64_t>(1, kMostThreadsBackward / group_threads.block);
+    const int64_t most = multiprocessors * std::max<int64_t>(1, kMostThreads / group_threads.block);
     parts = std::min(most, (group_threads.blocks(op.end) + kRowsEach - 1) / kRowsEach);
     memory = allocate_parts(cuda, op, parts, static_cast<bool>(dbias));
+    const BackwardCut cut{group_threads.group, static_cast<unsigned>(parts * group_threads.rows_each_block()),
+                          static_cast<int>(packs), 1.0f / static_cast<float>(op.columns)};
     launch<norm_backward_kernel<T>>(cuda, dim3(static_cast<unsigned>(parts)), group_threads.block, shared, op,
-                                    group_threads.group);
+                                    cut);
   } else {
     const RowThreads threads(op.columns, kColumnsOfThread, kMostThreadsAny);
     const int64_t across = (op.columns + kColumnThreads - 1) / kColumnThreads;
@@ -391,13 +391,9 @@ void run_backward(const Cuda& cuda, NormBackwardRows op, const Tensor& dweight, 
     launch<norm_columns_kernel<T>>(cuda, dim3(static_cast<unsigned>(across), static_cast<unsigned>(parts)),
                                    kColumnThreads, 0, op);
   }
-  const dim3 grid(static_cast<unsigned>((op.columns + kColumnsEach - 1) / kColumnsEach));
   visit_float(op.weight_dtype, [&]<class W>(W) {
-    const float *const weights = op.dweight, *const biases = op.dbias;
-    launch<sum_parts_kernel<W>>(cuda, grid, kColumnThreads, 0, weights, parts, op.columns, dweight.data<W>());
-    if (dbias) {
-      launch<sum_parts_kernel<W>>(cuda, grid, kColumnThreads, 0, biases, parts, op.columns, dbias.data<W>());
-    }
+    sum_parts<W>(cuda, {{op.dweight, op.dbias}, {dweight.data<W>(), dbias ? dbias.data<W>() : nullptr}},
+                 parts, op.columns);
   });
 }
 

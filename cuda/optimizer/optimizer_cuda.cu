@@ -152,6 +152,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const float* partials, int64_t count, float* norm, float most, float* factor) {
   double sum = 0;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < count; i += kThreads) sum += partials[i];
   sum = block_sum(sum);
   if (threadIdx.x != 0) return;

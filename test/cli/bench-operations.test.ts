@@ -1,6 +1,7 @@
 // Every operation that the bench can measure: run on small rows, with nothing left behind.
 import t from "tap";
-import { type Operation, operations } from "../../lib/cli/bench/operations.ts";
+import type { Operation } from "../../lib/cli/bench/operation.ts";
+import { operations } from "../../lib/cli/bench/operations.ts";
 import { Device } from "../../lib/index.ts";
 
 for (const [name, operation] of Object.entries<Operation>(operations)) {

@@ -6,14 +6,8 @@ import { type Column, type JsonLines, Table } from "../output.ts";
 import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
 import { type Contender, Own } from "./contender.ts";
 import { measure, type Timing } from "./measure.ts";
-import {
-  type Operation,
-  type OperationName,
-  operations,
-  type Prepared,
-  type Rows,
-  type Work,
-} from "./operations.ts";
+import type { Operation, Prepared, Rows, Work } from "./operation.ts";
+import { type OperationName, operations } from "./operations.ts";
 import type { TorchPeer } from "./peer.ts";
 import type { Pass } from "./problem.ts";
 import type { Settings } from "./settings.ts";

@@ -23,10 +23,10 @@ async function failureOf(call: () => unknown): Promise<CudaLimits["tensor"]> {
 const device = new Device("cuda");
 const limit = 2 ** 20 * Number(process.argv[2]);
 const tensor = await failureOf(() => Tensor.empty([limit + 1], { dtype: "uint8", device }));
-// A conversion of what is written goes by way of memory of its own, twice the tensor's.
-const most = Math.floor(limit * 0.6);
-const x = Tensor.empty([most / 2], { dtype: "bfloat16", device });
-x.write(new Float32Array(most / 2));
+// What is written as another type is converted on the GPU, from memory of its own there: a quarter of the tensor's.
+const count = Math.floor(limit * 0.22);
+const x = Tensor.empty([count], { device });
+x.write(new Uint8Array(count));
 const queued = await failureOf(() => device.synchronize());
 x.dispose();
 await device.synchronize();
