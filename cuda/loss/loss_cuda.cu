@@ -45,7 +45,7 @@ struct Exponentials {
   float most = -INFINITY, sum = 0;
 
   __device__ void raise(float to) {
-    if (to <= most) return;
+    if (!(to > most)) return;  // also of NaN, which the sum has
     sum *= exponential(most - to);
     most = to;
   }
