@@ -8,6 +8,7 @@
 
 #include "activation/rows.h"
 #include "activation/tasks.h"
+#include "core/division.h"
 #include "core/thread_pool.h"
 
 namespace longseq {
@@ -15,8 +16,6 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 15;    // elements a task: some tens of microseconds
 constexpr int64_t kMostPartials = 64;  // partial sums of a column: more than there are threads to gain
-
-int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 /** What a task takes: neighbouring rows at one distance, of one block of rows, and a block of their columns.
  */

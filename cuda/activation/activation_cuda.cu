@@ -8,6 +8,7 @@
 #include "activation/formulas.h"
 #include "activation/rows.h"
 #include "core/cuda.h"
+#include "core/division.h"
 #include "tile/pack.h"
 #include "tile/parts.h"
 
@@ -188,8 +189,6 @@ __global__ void __launch_bounds__(kThreads, kSumBlocks)
     partials[block * rows.columns + tile + c] = sum;
   }
 }
-
-int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 Cut cut_of(int64_t columns, int pack) {
   const int64_t packs = ceil_div(columns, pack);

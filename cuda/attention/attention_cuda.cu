@@ -7,12 +7,11 @@
 #include "attention/gpu_passes.h"
 #include "attention/mask_panels.h"
 #include "core/cuda.h"
+#include "core/division.h"
 #include "elementwise/elementwise.h"
 
 namespace longseq {
 namespace {
-
-int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 bool is_empty(const AttentionForward& op) { return op.q.size(0) * op.q.size(1) * op.q.size(2) == 0; }
 

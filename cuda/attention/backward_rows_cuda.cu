@@ -3,6 +3,7 @@
 // neighbours in memory. Rows that do not lie on 16 bytes are read or written by elements, in the same order.
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
+#include "core/division.h"
 #include "tile/row_group.h"
 #include "tile/sum.h"
 
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
 
 template <class T>
 void launch_finish(const Cuda& cuda, const FinishRows& op, bool is_aligned) {
-  const dim3 blocks(static_cast<unsigned>((op.queries + kFinishRows - 1) / kFinishRows * op.pairs));
+  const dim3 blocks(static_cast<unsigned>(ceil_div(op.queries, kFinishRows) * op.pairs));
   if (is_aligned) {
     launch<finish_kernel<T, true>>(cuda, blocks, kThreads, 0, op);
   } else {

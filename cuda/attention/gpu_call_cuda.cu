@@ -5,6 +5,7 @@
 
 #include "attention/gpu_call.h"
 #include "attention/visibility.h"
+#include "core/division.h"
 #include "elementwise/elementwise.h"
 
 namespace longseq {
@@ -14,7 +15,7 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr int64_t kCachedBytes = int64_t{20} << 20;  // of keys and values that are worked on together
 constexpr int kThreads = 256;
 
-dim3 blocks_of(int64_t rows) { return dim3(static_cast<unsigned>((rows + kThreads - 1) / kThreads)); }
+dim3 blocks_of(int64_t rows) { return dim3(static_cast<unsigned>(ceil_div(rows, kThreads))); }
 
 Tensor scratch_like(const Cuda& cuda, const Tensor& x, DType dtype) {
   Tensor made = x;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "attention/mask_panels.h"
+#include "core/division.h"
 
 namespace longseq {
 namespace {
@@ -72,7 +73,7 @@ class PanelCopies {
     }
     const auto& tiles = tiles_.tiles;
     auto* const pinned = static_cast<char*>(piece.memory.data);
-    parallel_for((last - first + kTilesTogether - 1) / kTilesTogether, [&](int64_t task) {
+    parallel_for(ceil_div(last - first, kTilesTogether), [&](int64_t task) {
       const int64_t begin = first + task * kTilesTogether, end = std::min(begin + kTilesTogether, last);
       for (int64_t tile = begin; tile < end; tile++) {
         std::memcpy(pinned + (tile - first) * kTileBytes, tiles[static_cast<size_t>(tile)], kTileBytes);
@@ -178,7 +179,7 @@ BackwardSm80 keys_of(const Cuda& cuda, const MaskPanel& panel, DType dtype, Back
   advance(op.dk, first, op.dk_float32 ? 4 : bytes);
   advance(op.dv, first, op.dv_float32 ? 4 : bytes);
   if (forward.visible.begin != nullptr) {
-    const dim3 blocks(static_cast<unsigned>((forward.queries + kThreads - 1) / kThreads));
+    const dim3 blocks(static_cast<unsigned>(ceil_div(forward.queries, kThreads)));
     int32_t *const begin = scratch, *const end = scratch + forward.queries;
     launch<intervals_of_keys_kernel>(cuda, blocks, kThreads, 0, forward.visible, static_cast<int>(first),
                                      forward.keys, forward.queries, begin, end);

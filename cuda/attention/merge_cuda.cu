@@ -3,6 +3,7 @@
 
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
+#include "core/division.h"
 
 namespace longseq {
 namespace {
@@ -83,7 +84,7 @@ void merge_parts(const Cuda& cuda, const std::vector<GpuPart>& parts, const Tens
   std::memcpy(staging.data, parts.data(), bytes);
   upload(cuda, on_gpu.data, staging, bytes);
   constexpr int64_t kRows = kThreads / 32;
-  launch<merge_kernel>(cuda, dim3(static_cast<unsigned>((rows + kRows - 1) / kRows)), kThreads, 0,
+  launch<merge_kernel>(cuda, dim3(static_cast<unsigned>(ceil_div(rows, kRows))), kThreads, 0,
                        static_cast<const GpuPart*>(on_gpu.data), static_cast<int>(parts.size()), rows_of(out),
                        out.dtype, statistics_of(log_sum_exp), static_cast<int>(out.size(1)),
                        static_cast<int>(out.size(2)), static_cast<int>(out.size(3)), rows);

@@ -6,6 +6,7 @@
 
 #include "core/cpu.h"
 #include "core/device.h"
+#include "core/division.h"
 #include "core/dtype.h"
 #include "mask/mask.h"
 
@@ -15,9 +16,6 @@ inline constexpr int64_t kPanel = 64;  // keys that are skipped, masked or taken
 inline constexpr int64_t kLargestHeadDim = 256;
 inline constexpr int64_t kWidestTile = 32;    // columns of the widest register tile
 inline constexpr int64_t kMostTileRows = 12;  // rows of the tallest
-
-inline constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-inline constexpr int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 /** Rows of one head: row i is the D values at data + i * stride. */
 struct HeadRows {

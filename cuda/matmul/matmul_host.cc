@@ -3,6 +3,7 @@
 // a fixed order, so results are the same bits at any thread count.
 #include <algorithm>
 
+#include "core/division.h"
 #include "core/thread_pool.h"
 #include "matmul/matmul.h"
 #include "matmul/tiles.h"
@@ -23,9 +24,6 @@ constexpr int64_t kFewTasks = 64, kLeastTask = 48 * 128;
 constexpr int64_t kPackBytes = 256 << 10;  // of a task
 /** Below this many multiply-adds, waking the pool costs more than it saves. */
 constexpr double kSmall = 2e6;
-
-int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
-int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
 
 /** Near `size`, so that the last of the pieces is no sliver. */
 int64_t even_piece(int64_t whole, int64_t size, int64_t unit) {

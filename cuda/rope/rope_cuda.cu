@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/cuda.h"
+#include "core/division.h"
 #include "rope/rope.h"
 #include "tile/pack.h"
 
@@ -114,8 +115,6 @@ __global__ void write_positions_kernel(int32_t* positions, Piece piece) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < piece.length) positions[i] = static_cast<int32_t>(piece.start + i);
 }
-
-int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
 /** Whether packs of `pack` elements of all heads lie at multiples of their size. */
 bool in_packs(const Tensor& tensor, int64_t pack) {

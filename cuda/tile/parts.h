@@ -2,6 +2,7 @@
 // The second pass of a sum over rows: each block of the first wrote its part, a row of float32, and these are
 // added up in an order that is always the same, without atomics.
 #include "core/cuda.h"
+#include "core/division.h"
 #include "core/dtype.h"
 
 namespace longseq {
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(kPartColumns* kMostPartWarps)
 template <class T>
 void sum_parts(const Cuda& cuda, const PartSums<T>& given, int64_t count, int64_t columns,
                bool accumulate = false) {
-  const int64_t across = (columns + kPartColumns - 1) / kPartColumns;
+  const int64_t across = ceil_div(columns, kPartColumns);
   const dim3 grid(static_cast<unsigned>(across), given.sums[1] != nullptr ? 2 : 1);
   // Where few blocks fill no GPU each is a large one, and the other way around.
   const unsigned warps = across >= 128 ? 8 : kMostPartWarps;
