@@ -246,7 +246,7 @@ class QueryGradientTile {
       const int query = min(query_of(half), last_);
       const int position = query_position(score, forward_.visible, query);
       const int2 seen = intervals()[query - first_];
-      const uint32_t bits = mask_bits(forward_.mask, block, query, block.first) >> 2 * (lane_ % 4);
+      const uint32_t bits = mask_bits(forward_.mask, block.tile, query, block.first) >> 2 * (lane_ % 4);
 #pragma unroll
       for (int j = 0; j < kTiles; j++) {
 #pragma unroll
@@ -314,21 +314,6 @@ class KeyGradientTile {
   }
   __device__ ColumnLimits* limits() const { return reinterpret_cast<ColumnLimits*>(shared_ + S::kLimitsAt); }
 
-  /** The first query that holds(the keys it sees): intervals only move forward. */
-  template <class Holds>
-  __device__ int first_query(const Holds& holds) const {
-    int low = 0, high = forward_.queries;
-    while (low < high) {
-      const int middle = low + (high - low) / 2;
-      if (holds(visible_keys(forward_.visible, middle, forward_.keys))) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
-  }
-
   __device__ void find_limits() {
     if (threadIdx.x < 4 * S::kWarps) {
       const int warp = threadIdx.x / 4, limit = threadIdx.x % 4;
@@ -337,7 +322,8 @@ class KeyGradientTile {
       // A query sees some of the keys: its end is behind the first, its begin not behind the last; all: the
       // other way round.
       const int key = limit == 0 || limit == 3 ? first_key : last_key;
-      const int query = first_query([&](int2 seen) { return (limit % 2 == 0 ? seen.y : seen.x) > key; });
+      const int query =
+          first_query(forward_, [&](int2 seen) { return (limit % 2 == 0 ? seen.y : seen.x) > key; });
       const bool has_plain = !forward_.score.has_softcap && forward_.score.slopes == nullptr;
       if (limit == 0) limits()[warp].seen_begin = query;
       if (limit == 1) limits()[warp].seen_end = query;
@@ -432,7 +418,7 @@ class KeyGradientTile {
     int position[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      bits[half] = mask_bits(op_.mask_transposed, block, key_of(half), block.first) >> 2 * (lane_ % 4);
+      bits[half] = mask_bits(op_.mask_transposed, block.tile, key_of(half), block.first) >> 2 * (lane_ % 4);
       position[half] = key_position(score, min(key_of(half), forward_.keys - 1));
     }
 #pragma unroll

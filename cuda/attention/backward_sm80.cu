@@ -19,8 +19,10 @@
 #include <type_traits>
 
 #include "attention/attention_sm80.h"
+#include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
 #include "core/cuda.h"
+#include "core/division.h"
 #include "tile/multiply.h"
 #include "tile/sm80.h"
 #include "tile/sum.h"
@@ -109,31 +111,14 @@ class BackwardTile {
   }
 
   __device__ int2 interval(int query) const {
-    const GpuIntervals& visible = op_.forward.visible;
-    if (visible.begin != nullptr) return make_int2(visible.begin[query], visible.end[query]);
-    const int64_t position = int64_t{query} + visible.shift, keys = op_.forward.keys;
-    const int64_t begin = max(position - visible.left, int64_t{0}),
-                  end = min(position + visible.right + 1, keys);
-    return make_int2(static_cast<int>(min(begin, keys)), static_cast<int>(max(end, int64_t{0})));
+    return visible_keys(op_.forward.visible, query, op_.forward.keys);
   }
 
-  /** The queries outside of this see none of the block's keys: intervals only move forward. */
+  /** The queries outside of this see none of the block's keys. */
   __device__ int2 seeing_queries() const {
     const int last_key = min(first_key_ + S::kKeys, op_.forward.keys) - 1;
-    const auto first_where = [&](auto holds) {
-      int low = 0, high = op_.forward.queries;
-      while (low < high) {
-        const int middle = low + (high - low) / 2;
-        if (holds(interval(middle))) {
-          high = middle;
-        } else {
-          low = middle + 1;
-        }
-      }
-      return low;
-    };
-    return make_int2(first_where([&](int2 keys) { return keys.y > first_key_; }),
-                     first_where([&](int2 keys) { return keys.x > last_key; }));
+    return make_int2(first_query(op_.forward, [&](int2 keys) { return keys.y > first_key_; }),
+                     first_query(op_.forward, [&](int2 keys) { return keys.x > last_key; }));
   }
 
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
@@ -321,13 +306,9 @@ class BackwardTile {
     query = min(query, forward.queries - 1);
     const int2 keys = interval(query);
     Seen seen{keys.x - lane_key, keys.y - lane_key, ~0u, 0, 0};
-    if (kHasMask && rows.tile >= 0) {
-      const int64_t word = (int64_t{rows.tile} * 128 + query % 128) * 4 + lane_key / 32 % 4;
-      seen.bits = forward.mask.tiles[word] >> lane_key % 32;
-    }
+    if (kHasMask) seen.bits = mask_bits(forward.mask, rows.tile, query, lane_key);
     if (forward.score.slopes != nullptr) {
-      const int32_t* const positions = forward.score.query_positions;
-      seen.position = positions ? positions[query] : query + forward.visible.shift;
+      seen.position = query_position(forward.score, forward.visible, query);
       seen.slope = forward.score.slopes[rows.head] * forward.score.slope_unit;
     }
     return seen;
@@ -341,9 +322,8 @@ class BackwardTile {
       derivative = 1 - score * score;
     }
     if (forward.score.slopes != nullptr) {
-      const int32_t* const positions = forward.score.key_positions;
-      const int at = min(lane_key + key, forward.keys - 1);
-      score -= seen.slope * static_cast<float>(abs(seen.position - (positions ? positions[at] : at)));
+      const int position = key_position(forward.score, min(lane_key + key, forward.keys - 1));
+      score -= seen.slope * static_cast<float>(abs(seen.position - position));
     }
     if (key < seen.begin || key >= seen.end || (kHasMask && (seen.bits >> key & 1) == 0)) {
       score = kMinusInfinity;
@@ -393,32 +373,22 @@ class BackwardTile {
 #pragma unroll
     for (int pair = 0; pair < kPairs; pair++) weigh(0, pair);
     const uint32_t values = tiles_ + S::kGradientsAt + stage * S::kRowBytes + left_lane();
-    Fragment right[kAhead + 1];
-    const auto load = [&](int at) {
-      load_matrices_transposed(right[at % (kAhead + 1)],
-                               Rows::two_chunks(values, at % kColumns) + 16 * (at / kColumns) * S::kPitch);
-    };
+    multiply<T, kQueryTiles, kAhead>(
+        gradient_,
+        [&](int step, bool begins) -> auto& {
+          if (begins && step == kQueryTiles - 1) arrive_barrier(1 + group_, 64);
+          return weights[step % 2];
+        },
+        [&](Fragment& to, int step, int n) {
+          load_matrices_transposed(to, Rows::two_chunks(values, n) + 16 * step * S::kPitch);
+        },
+        [&](int step, int n) {
+          if (step + 1 == kQueryTiles) return;
 #pragma unroll
-    for (int at = 0; at < kAhead; at++) load(at);
-#pragma unroll
-    for (int at = 0; at < kQueryTiles * kColumns; at++) {
-      const int step = at / kColumns, n = at % kColumns;
-      if (step == kQueryTiles - 1 && n == 0) arrive_barrier(1 + group_, 64);
-      if (at + kAhead < kQueryTiles * kColumns) load(at + kAhead);
-      const Fragment& b = right[at % (kAhead + 1)];
-#pragma unroll
-      for (int i = 0; i < kKeyTiles; i++)
-        multiply_add<T>(gradient_[i][2 * n], weights[step % 2][i], b[0], b[1]);
-#pragma unroll
-      for (int i = 0; i < kKeyTiles; i++) {
-        multiply_add<T>(gradient_[i][2 * n + 1], weights[step % 2][i], b[2], b[3]);
-      }
-      if (step + 1 == kQueryTiles) continue;
-#pragma unroll
-      for (int pair = 0; pair < kPairs; pair++) {
-        if (pair * kColumns / kPairs == n) weigh(step + 1, pair);
-      }
-    }
+          for (int pair = 0; pair < kPairs; pair++) {
+            if (pair * kColumns / kPairs == n) weigh(step + 1, pair);
+          }
+        });
   }
 
   /** dS^T = P^T * (dP^T - delta), for dk and, in shared memory, for dq. */
@@ -559,7 +529,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) backward_kernel(const __grid_c
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   const int64_t pairs = int64_t{op.forward.heads} / op.forward.group * op.forward.batch;
-  const int64_t blocks = (int64_t{op.forward.keys} + S::kKeys - 1) / S::kKeys * pairs;
+  const int64_t blocks = ceil_div(op.forward.keys, S::kKeys) * pairs;
   launch<backward_kernel<S, kHasMask>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
                                        S::kSharedBytes, op);
 }

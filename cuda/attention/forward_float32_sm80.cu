@@ -229,7 +229,7 @@ class ForwardTile {
       }
       const int begin = max(intervals()[row].x, limits().begin) - first;
       const int end = min(intervals()[row].y, limits().end) - first;
-      const uint32_t bits = mask_bits(op_.mask, block, query, block.first) >> 2 * (lane_ % 4);
+      const uint32_t bits = mask_bits(op_.mask, block.tile, query, block.first) >> 2 * (lane_ % 4);
 #pragma unroll
       for (int j = 0; j < kTiles; j++) {
 #pragma unroll

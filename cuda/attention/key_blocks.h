@@ -7,10 +7,25 @@ namespace longseq {
 /** The keys that a query sees, as far as the intervals go. */
 __device__ inline int2 visible_keys(const GpuIntervals& visible, int query, int keys) {
   if (visible.begin != nullptr) return make_int2(visible.begin[query], visible.end[query]);
-  const int64_t position = int64_t{query} + visible.shift;
+  const int64_t position = int64_t{query} + visible.shift, all = keys;
   const int64_t begin = max(position - visible.left, int64_t{0});
-  const int64_t end = min(position + visible.right + 1, int64_t{keys});
-  return make_int2(static_cast<int>(min(begin, int64_t{keys})), static_cast<int>(max(end, int64_t{0})));
+  const int64_t end = min(position + visible.right + 1, all);
+  return make_int2(static_cast<int>(min(begin, all)), static_cast<int>(max(end, int64_t{0})));
+}
+
+/** The first query where holds(the keys it sees), or the number of queries: intervals only move forward. */
+template <class Holds>
+__device__ int first_query(const ForwardSm80& op, const Holds& holds) {
+  int low = 0, high = op.queries;
+  while (low < high) {
+    const int middle = low + (high - low) / 2;
+    if (holds(visible_keys(op.visible, middle, op.keys))) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
 }
 
 /** A block of keys that a tile of queries sees something of. */
@@ -82,10 +97,10 @@ class KeyBlocks<kKeys, Masking::None> {
   int first_, least_;
 };
 
-/** The mask's bits of a row, from its column `first` on, as far as its word of 32 goes. */
-__device__ inline uint32_t mask_bits(const GpuMask& mask, const KeyBlock& block, int row, int first) {
-  if (block.tile < 0) return ~0u;
-  return mask.tiles[(int64_t{block.tile} * 128 + row % 128) * 4 + first / 32 % 4] >> first % 32;
+/** The bits of a row of a tile, from its column `first` on, as far as its word of 32 goes; no tile: all. */
+__device__ inline uint32_t mask_bits(const GpuMask& mask, int tile, int row, int first) {
+  if (tile < 0) return ~0u;
+  return mask.tiles[(int64_t{tile} * 128 + row % 128) * 4 + first / 32 % 4] >> first % 32;
 }
 
 __device__ inline int query_position(const GpuScore& score, const GpuIntervals& visible, int query) {

@@ -8,10 +8,10 @@ using Fragment = uint32_t[4];
 
 /**
  * c += a b, `kSteps` times 16 deep: left(step, begins) gives the fragments of a, load(to, step, n) those of
- * 16 columns of b, kAhead before their turn.
+ * 16 columns of b, kAhead before their turn; beside(step, n) is what else is done while they are multiplied.
  */
-template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load>
-__device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
+template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load, class Beside>
+__device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load, Beside beside) {
   constexpr int kPairs = kTiles / 2;
   Fragment right[kAhead + 1];
 #pragma unroll
@@ -26,7 +26,12 @@ __device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
     for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
 #pragma unroll
     for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
+    beside(at / kPairs, n);
   }
+}
+template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load>
+__device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
+  multiply<T, kSteps, kAhead>(c, left, load, [](int, int) {});
 }
 
 /** Left fragments in shared memory, loaded a step ahead by load(to, step). */
