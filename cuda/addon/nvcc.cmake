@@ -1,5 +1,6 @@
 # Decides whether the CUDA kernels are built, and says so in one line. LONGSEQ_CUDA: AUTO (when nvcc works), 1, 0;
-# a CMake variable or an environment variable. Sets LONGSEQ_HAVE_CUDA.
+# a CMake variable or an environment variable. Sets LONGSEQ_HAVE_CUDA, LONGSEQ_CUDA_ARCHITECTURES, and the options
+# LONGSEQ_CUDA_CODE (where no architectures are named) and LONGSEQ_CUDA_PACKING.
 if(NOT DEFINED LONGSEQ_CUDA AND DEFINED ENV{LONGSEQ_CUDA})
   set(LONGSEQ_CUDA "$ENV{LONGSEQ_CUDA}")
 endif()
@@ -49,10 +50,19 @@ if(CMAKE_CUDA_COMPILER)
       string(REPLACE "\n" ";" LONGSEQ_CUDA_ARCHITECTURES "${found}")
       list(REMOVE_DUPLICATES LONGSEQ_CUDA_ARCHITECTURES)
     endif()
-  elseif(LONGSEQ_CUDA_ARCHITECTURES STREQUAL "all")
-    set(LONGSEQ_CUDA_ARCHITECTURES 80-virtual 80-real 86-real 89-real 90-real)
   endif()
+  set(LONGSEQ_CUDA_PACKING -lineinfo -Xfatbin=-compress-all)
   message(STATUS "longseq: CUDA architectures: ${LONGSEQ_CUDA_ARCHITECTURES}")
+  if(LONGSEQ_CUDA_ARCHITECTURES STREQUAL "all")
+    # Of CMake's list each is compiled from the source: here all of 8.x share that half of the work. What comes after 9.0
+    # compiles its portable code. For users: as small as it can be, without a profiler's lines.
+    set(LONGSEQ_CUDA_ARCHITECTURES OFF)
+    set(LONGSEQ_CUDA_CODE "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
+      "--generate-code=arch=compute_90,code=[sm_90,compute_90]")
+    if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+      set(LONGSEQ_CUDA_PACKING --compress-mode=size)
+    endif()
+  endif()
   message(STATUS "longseq: CUDA kernels: YES (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, ${CMAKE_CUDA_COMPILER})")
   return()
 endif()
