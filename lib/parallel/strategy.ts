@@ -1,0 +1,61 @@
+// How a layer is split over ranks: a few moves around a layer that is written once.
+import type { AttentionOptions } from "../ops/attention-options.ts";
+import { attention } from "../ops/attention.ts";
+import { type LinearOptions, linear } from "../ops/linear.ts";
+import type { Tensor } from "../tensor.ts";
+import { SequenceShard } from "./shard.ts";
+
+/** From `begin` to before `end`. */
+export interface Range {
+  begin: number;
+  end: number;
+}
+
+/** Attention's options but for what a strategy gives itself: where its rows stand. */
+export type ShardedAttentionOptions = Omit<
+  AttentionOptions,
+  "queryPositions" | "keyPositions" | "outDtype" | "cuSeqlensKeys"
+>;
+
+/**
+ * What a layer asks of the ranks that share its sequence. On every rank the same calls are made in the same order.
+ * `serial` is the definition that all others must equal.
+ */
+export interface Strategy {
+  readonly name: "serial" | "megatron" | "ulysses" | "ring" | "zigzag" | "hybrid";
+  /** The rows of the hidden state [B, S, h] that this rank holds. */
+  readonly shard: SequenceShard;
+  /** The rows that `enter` gives and `leave` takes, of which `attend` gets q, k and v: the shard, or all of them. */
+  readonly inner: SequenceShard;
+  /** Of a layer's heads, those whose weights this rank holds. */
+  heads(queryHeads: number, keyValueHeads: number): { query: Range; keyValue: Range };
+  /** Of so many feed-forward columns, those whose weights this rank holds. */
+  columns(count: number): Range;
+  /** x weight^T + bias. x: [B, S of shard, h], weight: [its share of O, h]; gives [B, S of inner, share of O]. */
+  enter(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
+  /** x weight^T + bias. x: [B, S of inner, share of I], weight: [h, share of I], bias: [h]; gives [B, S of shard, h]. */
+  leave(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
+  /** Over the whole sequence. q, k, v: [B, S of inner, H, D]; cuSeqlens and mask are those of the whole sequence. */
+  attend(q: Tensor, k: Tensor, v: Tensor, options?: ShardedAttentionOptions): Tensor;
+  /** The sum over all ranks of what each has, on every rank. Not noted on a tape. */
+  sum(x: Tensor): Tensor;
+}
+
+/** One rank that holds everything. */
+export function serial(length: number): Strategy {
+  const whole = SequenceShard.whole(length);
+  return {
+    name: "serial",
+    shard: whole,
+    inner: whole,
+    heads: (queryHeads, keyValueHeads) => ({
+      query: { begin: 0, end: queryHeads },
+      keyValue: { begin: 0, end: keyValueHeads },
+    }),
+    columns: (count) => ({ begin: 0, end: count }),
+    enter: linear,
+    leave: linear,
+    attend: attention,
+    sum: (x) => x,
+  };
+}
