@@ -58,6 +58,8 @@ export {
 } from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
+export { Communicator, type LocalOptions, type Parcel } from "./parallel/communicator.ts";
+export type { Pending } from "./parallel/pending.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

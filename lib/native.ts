@@ -12,6 +12,8 @@ export type DeviceHandle = Handle<"device">;
 export type TensorHandle = Handle<"tensor">;
 export type MaskHandle = Handle<"mask">;
 export type MarkHandle = Handle<"mark">;
+export type CommunicatorHandle = Handle<"communicator">;
+export type FenceHandle = Handle<"fence">;
 type MaskBuilderHandle = Handle<"mask builder">;
 
 export interface NativeInfo {
@@ -86,6 +88,28 @@ export interface Native {
   maskInfo(mask: MaskHandle): NativeMaskInfo;
   maskToDense(mask: MaskHandle, out: Uint8Array): void;
   maskDispose(mask: MaskHandle): void;
+
+  communicatorsLocal(devices: readonly DeviceHandle[], timeoutMs: number): CommunicatorHandle[];
+  communicatorJoinLocal(
+    name: string,
+    rank: number,
+    size: number,
+    device: DeviceHandle,
+    timeoutMs: number,
+  ): CommunicatorHandle;
+  communicatorGroup(communicator: CommunicatorHandle, ranks: readonly number[]): CommunicatorHandle;
+  communicatorFollow(communicator: CommunicatorHandle): void;
+  communicatorExchange(
+    communicator: CommunicatorHandle,
+    sent: readonly TensorHandle[],
+    to: readonly number[],
+    received: readonly TensorHandle[],
+    from: readonly number[],
+  ): void;
+  communicatorSum(communicator: CommunicatorHandle, terms: readonly TensorHandle[], y: TensorHandle): void;
+  communicatorFence(communicator: CommunicatorHandle): FenceHandle;
+  communicatorJoin(communicator: CommunicatorHandle, fence: FenceHandle): void;
+  communicatorClose(communicator: CommunicatorHandle): void;
 
   copy(x: TensorHandle, y: TensorHandle): void;
   add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;

@@ -52,6 +52,7 @@ static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   longseq::bind<longseq::info>(exports, "info");
   longseq::bind_tensors(exports);
   longseq::bind_masks(exports);
+  longseq::bind_communicators(exports);
   longseq::bind_operations(exports);
   return exports;
 }

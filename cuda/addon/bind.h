@@ -19,9 +19,9 @@
 namespace longseq {
 
 inline Napi::Error to_js(Napi::Env env, const Error& error) {
-  constexpr const char* names[] = {"ERR_OPTION",  "ERR_SHAPE",         "ERR_DTYPE",
-                                   "ERR_DEVICE",  "ERR_OPTION",        "ERR_DISPOSED",
-                                   "ERR_NO_CUDA", "ERR_OUT_OF_MEMORY", "ERR_FILE"};
+  constexpr const char* names[] = {"ERR_OPTION", "ERR_SHAPE",    "ERR_DTYPE",   "ERR_DEVICE",
+                                   "ERR_OPTION", "ERR_DISPOSED", "ERR_NO_CUDA", "ERR_OUT_OF_MEMORY",
+                                   "ERR_FILE",   "ERR_COMM"};
   const auto with_code = [&](auto made) -> Napi::Error {
     made.Set("code", Napi::String::New(env, names[static_cast<int>(error.code)]));
     return made;
@@ -167,12 +167,28 @@ struct From<std::optional<T>> {
   }
 };
 
+template <class T>
+  requires std::is_same_v<T, Tensor> || std::is_same_v<T, std::optional<Tensor>>
+struct From<std::vector<T>> {
+  static std::vector<T> of(Napi::Value value, size_t index) {
+    check_kind(value.IsArray(), index, "an array of tensors");
+    const auto array = value.As<Napi::Array>();
+    std::vector<T> out;
+    for (uint32_t i = 0; i < array.Length(); i++) out.push_back(From<T>::of(array[i], index));
+    return out;
+  }
+};
+
 inline Napi::Value to_value(Napi::Env, Napi::Value value) { return value; }
 inline Napi::Value to_value(Napi::Env env, double value) { return Napi::Number::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, bool value) { return Napi::Boolean::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, const std::string& value) { return Napi::String::New(env, value); }
 inline Napi::Value to_value(Napi::Env env, DeviceHandle device) { return wrap(env, std::move(device)); }
 inline Napi::Value to_value(Napi::Env env, MarkHandle mark) { return wrap(env, std::move(mark)); }
+inline Napi::Value to_value(Napi::Env env, CommunicatorHandle communicator) {
+  return wrap(env, std::move(communicator));
+}
+inline Napi::Value to_value(Napi::Env env, FenceHandle fence) { return wrap(env, std::move(fence)); }
 inline Napi::Value to_value(Napi::Env env, Tensor tensor) { return wrap(env, std::move(tensor)); }
 
 template <auto function, class Signature = decltype(function)>

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "comm/communicator.h"
 #include "core/device.h"
 #include "core/tensor.h"
 #include "mask/mask.h"
@@ -16,6 +17,8 @@ namespace longseq {
 using DeviceHandle = std::shared_ptr<Device>;
 using MaskHandle = std::shared_ptr<const Mask>;
 using MarkHandle = std::shared_ptr<Mark>;
+using CommunicatorHandle = std::shared_ptr<Communicator>;
+using FenceHandle = std::shared_ptr<Fence>;
 
 template <class T>
 struct HandleType;
@@ -39,6 +42,17 @@ template <>
 struct HandleType<MarkHandle> {
   static constexpr const char* name = "a mark";
   static constexpr napi_type_tag tag = {0x6c6f6e6773657105, 0x1b5e8a4f0c3d4e05};
+};
+
+template <>
+struct HandleType<CommunicatorHandle> {
+  static constexpr const char* name = "a communicator";
+  static constexpr napi_type_tag tag = {0x6c6f6e6773657106, 0x1b5e8a4f0c3d4e06};
+};
+template <>
+struct HandleType<FenceHandle> {
+  static constexpr const char* name = "a fence";
+  static constexpr napi_type_tag tag = {0x6c6f6e6773657107, 0x1b5e8a4f0c3d4e07};
 };
 
 /** What an external points to. An empty value means that it was disposed. */

@@ -41,18 +41,6 @@ struct From<AttentionOptions> {
   }
 };
 
-template <class T>
-  requires std::is_same_v<T, Tensor> || std::is_same_v<T, std::optional<Tensor>>
-struct From<std::vector<T>> {
-  static std::vector<T> of(Napi::Value value, size_t index) {
-    check_kind(value.IsArray(), index, "an array of tensors");
-    const auto array = value.As<Napi::Array>();
-    std::vector<T> out;
-    for (uint32_t i = 0; i < array.Length(); i++) out.push_back(From<T>::of(array[i], index));
-    return out;
-  }
-};
-
 template <>
 struct From<std::vector<double>> {
   static std::vector<double> of(Napi::Value value, size_t index) {

@@ -9,7 +9,7 @@
 
 namespace longseq {
 
-enum class Code { Kind, Shape, DType, Device, Option, Disposed, NoCuda, OutOfMemory, File };
+enum class Code { Kind, Shape, DType, Device, Option, Disposed, NoCuda, OutOfMemory, File, Comm };
 
 class Error : public std::runtime_error {
  public:

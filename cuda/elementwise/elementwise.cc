@@ -75,6 +75,24 @@ void run(const Cpu&, const Add& op) {
   });
 }
 
+void run(const Cpu&, const Sum& op) {
+  visit_float(op.terms[0].dtype, [&]<class T>(T) {
+    constexpr int64_t kBlock = 1024;
+    parallel_for((op.y.elements() + kBlock - 1) / kBlock, [&](int64_t block) {
+      const int64_t first = block * kBlock, count = std::min(kBlock, op.y.elements() - first);
+      float sums[kBlock] = {};
+      for (const Tensor& term : op.terms) {
+        const T* const x = term.data<T>() + first;
+        for (int64_t i = 0; i < count; i++) sums[i] += convert<float>(x[i]);
+      }
+      visit_float(op.y.dtype, [&]<class To>(To) {
+        To* const y = op.y.data<To>() + first;
+        for (int64_t i = 0; i < count; i++) y[i] = convert<To>(sums[i]);
+      });
+    });
+  });
+}
+
 void run(const Cpu&, const Fill& op) {
   visit(op.y.dtype, [&]<class T>(T) {
     const T value = convert<T>(op.value);
@@ -128,6 +146,21 @@ void add(Tensor a, Tensor b, Tensor y) {
         " and ", name_of(b.dtype), ", expected one dtype");
   const auto device = y.device();
   device->submit(Add{std::move(a), std::move(b), std::move(y)});
+}
+
+void check_sum(const std::vector<Tensor>& terms, const Tensor& y) {
+  check(!terms.empty(), Code::Option, "sum: there are no terms");
+  const DType dtype = terms[0].dtype;
+  check(dtype == DType::Float32 || dtype == DType::BFloat16 || dtype == DType::Float16, Code::DType,
+        "sum: the terms are ", name_of(dtype), ", expected float32, bfloat16 or float16");
+  for (const Tensor& term : terms) {
+    check_same_shape(term, y, "sum: the terms and the sum");
+    check(term.dtype == dtype, Code::DType, "sum: the terms are ", name_of(dtype), " and ",
+          name_of(term.dtype), ", expected one dtype");
+    check(term.contiguous() && y.contiguous(), Code::Shape, "sum: a tensor is not contiguous");
+  }
+  check(y.dtype == dtype || y.dtype == DType::Float32, Code::DType, "sum: the result is ", name_of(y.dtype),
+        ", expected ", name_of(dtype), " or float32");
 }
 
 void fill(Tensor y, double value) {

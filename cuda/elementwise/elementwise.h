@@ -2,6 +2,7 @@
 // Elementwise operations over views of any strides: y = x (converted), y = a + b, y = value, y ~ normal.
 #include <memory>
 #include <shared_mutex>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -12,6 +13,12 @@ struct Copy {
 };
 struct Add {
   Tensor a, b, y;  // the same shape and dtype; y may be a or b
+};
+/** In float32, in the order of the terms, which are contiguous and of one shape and dtype; y is of that dtype
+ * or float32. */
+struct Sum {
+  std::vector<Tensor> terms;
+  Tensor y;
 };
 struct Fill {
   Tensor y;
@@ -45,12 +52,14 @@ struct ReadInto {
 
 void run(const Cpu&, const Copy&);
 void run(const Cpu&, const Add&);
+void run(const Cpu&, const Sum&);
 void run(const Cpu&, const Fill&);
 void run(const Cpu&, const FillNormal&);
 void run(const Cpu&, const WriteFrom&);
 void run(const Cpu&, const ReadInto&);
 void run(const Cuda&, const Copy&);
 void run(const Cuda&, const Add&);
+void run(const Cuda&, const Sum&);
 void run(const Cuda&, const Fill&);
 void run(const Cuda&, const FillNormal&);
 void run(const Cuda&, const WriteFrom&);
@@ -60,6 +69,7 @@ void run(const Cuda&, const ReadInto&);
 void copy(Tensor x, Tensor y);
 void write(Tensor x, Tensor y);
 void add(Tensor a, Tensor b, Tensor y);
+void check_sum(const std::vector<Tensor>& terms, const Tensor& y);
 void fill(Tensor y, double value);
 void fill_normal(Tensor y, double seed, double mean, double deviation);
 

@@ -69,6 +69,26 @@ unsigned blocks_for(const Cuda& cuda, int64_t work) {
   return static_cast<unsigned>(std::clamp<int64_t>((work + kThreads - 1) / kThreads, 1, most));
 }
 
+constexpr size_t kMostTerms = 16;
+template <class T>
+struct Terms {
+  int count = 0;
+  const T* data[kMostTerms] = {};
+  const float* before = nullptr;  // the sum of the terms before, or null
+};
+template <class T, class To>
+__global__ void sum_kernel(Terms<T> terms, To* y, int64_t elements) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements;
+       i += int64_t{gridDim.x} * kThreads) {
+    float sum = terms.before ? terms.before[i] : 0;
+#pragma unroll
+    for (int t = 0; t < static_cast<int>(kMostTerms); t++) {
+      if (t < terms.count) sum += convert<float>(terms.data[t][i]);
+    }
+    y[i] = convert<To>(sum);
+  }
+}
+
 template <int N, class Apply>
 void for_each_element(const Cuda& cuda, const std::array<const Tensor*, N>& tensors, Apply apply) {
   const int64_t elements = tensors[0]->elements();
@@ -198,6 +218,32 @@ void run(const Cuda& cuda, const Add& op) {
                             elements);
     } else {
       for_each_element<3>(cuda, {&op.a, &op.b, &op.y}, AddElements<T>{a, b, y});
+    }
+  });
+}
+
+void run(const Cuda& cuda, const Sum& op) {
+  const int64_t elements = op.y.elements();
+  if (elements == 0) return;
+  const size_t terms = op.terms.size();
+  // More terms than a launch takes: what is not whole yet stays in float32.
+  const bool in_steps = terms > kMostTerms && op.y.dtype != DType::Float32;
+  const Memory whole = in_steps ? allocate(cuda, static_cast<size_t>(elements) * sizeof(float)) : Memory{};
+  visit_float(op.terms[0].dtype, [&]<class T>(T) {
+    for (size_t first = 0; first < terms; first += kMostTerms) {
+      Terms<T> some;
+      some.count = static_cast<int>(std::min(terms - first, kMostTerms));
+      for (int i = 0; i < some.count; i++) some.data[i] = op.terms[first + static_cast<size_t>(i)].data<T>();
+      const bool ends = first + kMostTerms >= terms;
+      some.before = first == 0 ? nullptr : in_steps ? static_cast<float*>(whole.data) : op.y.data<float>();
+      const auto into = [&]<class To>(To* y) {
+        launch<sum_kernel<T, To>>(cuda, dim3(blocks_for(cuda, elements)), kThreads, 0, some, y, elements);
+      };
+      if (in_steps && !ends) {
+        into(static_cast<float*>(whole.data));
+      } else {
+        visit_float(op.y.dtype, [&]<class To>(To) { into(op.y.data<To>()); });
+      }
     }
   });
 }

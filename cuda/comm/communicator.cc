@@ -1,0 +1,116 @@
+#include "comm/communicator.h"
+
+#include <string>
+#include <utility>
+
+#include "core/task_queue.h"
+#include "elementwise/elementwise.h"
+
+namespace longseq {
+
+void queue_signal(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner owner) {
+  queue.queue->push_watcher([fence, owner = std::move(owner)](std::exception_ptr error) {
+    fence->signal({error, nullptr});
+  });
+}
+
+void queue_wait(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner owner, Failed failed) {
+  push(queue, [fence, owner = std::move(owner), failed = std::move(failed)] {
+    try {
+      fence->wait();
+    } catch (...) {
+      failed(std::current_exception());
+      throw;
+    }
+  });
+}
+
+Communicator::Communicator(std::shared_ptr<Device> device, std::shared_ptr<Transport> transport, int rank,
+                           int size)
+    : device_(std::move(device)),
+      link_(Device::open(device_->name())),
+      transport_(std::move(transport)),
+      rank_(rank),
+      size_(size) {}
+
+Communicator::~Communicator() { close(); }
+
+void Communicator::check_open() const {
+  check(!closed_, Code::Disposed, "communicator: it was disposed");
+  check(!device_->closed(), Code::Disposed, "communicator: its device was disposed");
+}
+
+void Communicator::check_tensor(const Tensor& tensor, const char* what) const {
+  check(tensor.device() == device_, Code::Device, "exchange: ", what, " is of another device than rank ",
+        rank_, "'s");
+  check(tensor.contiguous(), Code::Shape, "exchange: ", what, " is not contiguous");
+}
+
+void Communicator::follow() {
+  check_open();
+  const auto fence = std::make_shared<Fence>();
+  std::visit([&](const auto& queue) { queue_signal(queue, fence, device_); }, device_->engine());
+  const auto failed = [transport = transport_](std::exception_ptr why) { transport->fail(why); };
+  std::visit([&](const auto& queue) { queue_wait(queue, fence, link_, failed); }, link_->engine());
+}
+
+void Communicator::exchange(Exchange step) {
+  check_open();
+  check(step.sent.size() == step.to.size() && step.received.size() == step.from.size(), Code::Shape,
+        "exchange: got ", step.sent.size(), " and ", step.received.size(), " tensors for ", step.to.size(),
+        " and ", step.from.size(), " peers");
+  for (const auto* const peers : {&step.to, &step.from}) {
+    for (const int peer : *peers) {
+      check(peer >= 0 && peer < size_, Code::Option, "exchange: peer is ", peer, ", expected 0 to ",
+            size_ - 1);
+    }
+  }
+  for (const Tensor& tensor : step.sent) check_tensor(tensor, "a tensor to send");
+  for (const Tensor& tensor : step.received) check_tensor(tensor, "a tensor to receive");
+  link_->submit(LinkStep<ExchangeStep>{link_, {transport_, std::move(step)}});
+}
+
+void Communicator::sum(std::vector<Tensor> parts, Tensor y) {
+  check_open();
+  for (const Tensor& part : parts) check_tensor(part, "a term");
+  check_tensor(y, "the sum");
+  check_sum(parts, y);
+  link_->submit(LinkStep<Sum>{link_, {std::move(parts), std::move(y)}});
+}
+
+std::shared_ptr<Fence> Communicator::fence() {
+  auto fence = std::make_shared<Fence>();
+  std::visit([&](const auto& queue) { queue_signal(queue, fence, link_); }, link_->engine());
+  return fence;
+}
+
+void Communicator::join(const std::shared_ptr<Fence>& fence) {
+  check(!device_->closed(), Code::Disposed, "communicator: its device was disposed");
+  std::visit([&](const auto& queue) { queue_wait(queue, fence, device_, [](std::exception_ptr) {}); },
+             device_->engine());
+}
+
+std::shared_ptr<Communicator> Communicator::group(const std::vector<int>& ranks) {
+  check_open();
+  int place = -1;
+  std::vector<bool> named(static_cast<size_t>(size_));
+  for (size_t i = 0; i < ranks.size(); i++) {
+    check(ranks[i] >= 0 && ranks[i] < size_, Code::Option, "group: a rank is ", ranks[i], ", expected 0 to ",
+          size_ - 1);
+    check(!named[static_cast<size_t>(ranks[i])], Code::Option, "group: rank ", ranks[i], " is named twice");
+    named[static_cast<size_t>(ranks[i])] = true;
+    if (ranks[i] == rank_) place = static_cast<int>(i);
+  }
+  check(place >= 0, Code::Option, "group: rank ", rank_, " itself is not among the ranks");
+  return std::make_shared<Communicator>(device_, transport_->group(ranks), place,
+                                        static_cast<int>(ranks.size()));
+}
+
+void Communicator::close() {
+  if (std::exchange(closed_, true)) return;
+  std::visit([&](const auto& queue) { push(queue, [transport = transport_] { transport->leave(); }); },
+             link_->engine());
+  link_->close();
+}
+
+}  // namespace longseq

@@ -1,0 +1,111 @@
+#pragma once
+// Ranks that exchange tensors. A rank is a device and its place in a group. Its exchanges run in the order of
+// the calls on a queue of their own, the link, beside what the device computes.
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "core/tensor.h"
+#include "transfer/transfer.h"
+
+namespace longseq {
+
+/**
+ * What a rank sends and receives in one step, to which all ranks of the group come. What it sends to a peer
+ * is received by it in the same order. All are contiguous.
+ */
+struct Exchange {
+  std::vector<Tensor> sent, received;
+  std::vector<int> to, from;
+};
+
+/** How a rank reaches the others. Its functions run on the link's queue, but for the last two. */
+class Transport {
+ public:
+  virtual ~Transport() = default;
+  virtual void exchange(const Engine& link, const Exchange&) = 0;
+  /** The others learn that this rank can go on no more. */
+  virtual void fail(std::exception_ptr why) noexcept = 0;
+  /** This rank comes to no further step. */
+  virtual void leave() noexcept = 0;
+  /** Of the group of these ranks, of which this is one. All of them call it, in the same order of calls. */
+  virtual std::shared_ptr<Transport> group(const std::vector<int>& ranks) = 0;
+};
+
+class Communicator {
+ public:
+  Communicator(std::shared_ptr<Device> device, std::shared_ptr<Transport> transport, int rank, int size);
+  ~Communicator();
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const std::shared_ptr<Device>& device() const { return device_; }
+
+  /** The link goes on when the device has run what is queued on it so far. */
+  void follow();
+  void exchange(Exchange step);
+  /** On the link: y = the sum of the parts. */
+  void sum(std::vector<Tensor> parts, Tensor y);
+  /** Reached when the link has run what is queued on it so far. */
+  std::shared_ptr<Fence> fence();
+  /** The device goes on when the fence is reached, which must be of this communicator. */
+  void join(const std::shared_ptr<Fence>& fence);
+  std::shared_ptr<Communicator> group(const std::vector<int>& ranks);
+  /** Refuses further work. What is queued still runs, then the others learn that this rank has left. */
+  void close();
+
+ private:
+  void check_open() const;
+  void check_tensor(const Tensor& tensor, const char* what) const;
+
+  const std::shared_ptr<Device> device_, link_;
+  const std::shared_ptr<Transport> transport_;
+  const int rank_, size_;
+  bool closed_ = false;
+};
+
+/** Ranks of this process, one for each device, which are all of one kind. */
+std::vector<std::shared_ptr<Communicator>> local_communicators(
+    const std::vector<std::shared_ptr<Device>>& devices, double timeout_ms);
+/** One of them, where each is made in a thread of its own: the group is known by its name. */
+std::shared_ptr<Communicator> join_local(const std::string& name, int rank, int size,
+                                         const std::shared_ptr<Device>& device, double timeout_ms);
+
+/** An operation of the link's queue. Its tensors are of another device, so it keeps the link alive itself. */
+template <class Operation>
+struct LinkStep {
+  std::shared_ptr<Device> link;
+  Operation operation;
+};
+struct ExchangeStep {
+  std::shared_ptr<Transport> transport;
+  Exchange exchange;
+};
+/** Keeps what the queue has just been given until it has run it: the tensors' own stream does not know. */
+inline void hold(const Cpu&, std::shared_ptr<const void>) {}
+void hold(const Cuda& queue, std::shared_ptr<const void> what);
+
+template <class Queue, class Operation>
+void run(const Queue& queue, const LinkStep<Operation>& step) {
+  if constexpr (std::is_same_v<Operation, ExchangeStep>) {
+    step.operation.transport->exchange(step.link->engine(), step.operation.exchange);
+  } else {
+    run(queue, step.operation);
+  }
+  hold(queue, std::make_shared<LinkStep<Operation>>(step));
+}
+
+/** Of the queue: what is queued keeps it. */
+using Owner = std::shared_ptr<Device>;
+/** `fence` is signalled when `queue` comes to it, with the first error that the queue had. */
+void queue_signal(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner owner);
+void queue_signal(const Cuda& queue, const std::shared_ptr<Fence>& fence, Owner owner);
+/** `queue` waits for it. An error that it brings is given to `failed`, and is then the queue's. */
+using Failed = std::function<void(std::exception_ptr)>;
+void queue_wait(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner owner, Failed failed);
+void queue_wait(const Cuda& queue, const std::shared_ptr<Fence>& fence, Owner owner, Failed failed);
+
+}  // namespace longseq

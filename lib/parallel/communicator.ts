@@ -1,0 +1,375 @@
+import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { type CommunicatorHandle, native } from "../native.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import { Pending } from "./pending.ts";
+import { portions, release, rowsOf, split, sum, untracked, wrongRows } from "./portions.ts";
+
+/** A tensor on its way: contiguous, of the communicator's device. */
+export interface Parcel {
+  /** The rank that it goes to, or comes from. */
+  peer: number;
+  tensor: Tensor;
+}
+
+export interface LocalOptions {
+  /** How long a rank waits for the others at each step; default 600,000. */
+  timeoutMs?: number;
+}
+
+/** Below this many elements each rank sums all for itself, in one step. */
+const fewElements = 1 << 14;
+
+/**
+ * A rank's place in a group of ranks, a rank being a device. On every rank of the group the same calls are made in the
+ * same order; each is queued and returns at once. It runs on a queue of the communicator's own, behind what was queued
+ * on the device before the call: `Pending.wait` puts the device behind it. Sums are made in float32 and in the order
+ * of the ranks, so they have the same bits on each of them and in every run.
+ *
+ * Rows are along the first axis. What cannot be is refused at the call: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`,
+ * `ERR_DEVICE` for a tensor of another device, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`. What only the others' calls show
+ * ends the group: `ERR_COMM`, from the next await on each device.
+ *
+ * @example
+ * const devices = [new Device("cpu"), new Device("cpu")];
+ * const sums = Communicator.local(devices).map((communicator) => {
+ *   const x = Tensor.from([communicator.rank + 1, 10], [2], { device: communicator.device });
+ *   return communicator.allReduce(x).wait();
+ * });
+ * await sums[0]?.data(); // [3, 20]
+ */
+export class Communicator implements Disposable {
+  readonly rank: number;
+  readonly size: number;
+  readonly device: Device;
+  readonly #handle: CommunicatorHandle;
+
+  private constructor(handle: CommunicatorHandle, rank: number, size: number, device: Device) {
+    this.#handle = handle;
+    this.rank = rank;
+    this.size = size;
+    this.device = device;
+  }
+
+  /**
+   * The ranks of one process and one JavaScript thread: a communicator for each device, in order. Several devices may
+   * be queues of one GPU, or of the CPU.
+   *
+   * @throws `ERR_OPTION` where there are none; `ERR_DEVICE` where one is named twice, or they are not of one kind.
+   * @example
+   * const ranks = Communicator.local([new Device("cpu"), new Device("cpu"), new Device("cpu")]);
+   * ranks.map(({ rank, size }) => [rank, size]); // [[0, 3], [1, 3], [2, 3]]
+   */
+  static local(devices: readonly Device[], options: LocalOptions = {}): Communicator[] {
+    if (!Array.isArray(devices))
+      throw wrongKind("Communicator.local: devices", "an array of Devices", devices);
+    const given = devices.map((device) => deviceOrDefault("Communicator.local", device));
+    const handles = native.communicatorsLocal(given.map(handleOfDevice), timeoutOf(options));
+    return handles.map((handle, rank) => new Communicator(handle, rank, given.length, given[rank] as Device));
+  }
+
+  /**
+   * A rank of this process whose others are in other threads (workers): all name the same group.
+   *
+   * @throws `ERR_OPTION` where the rank is taken, or the others gave another size.
+   * @example
+   * using alone = Communicator.join({ name: "example", rank: 0, size: 1, device: new Device("cpu") });
+   * await alone.allReduce(Tensor.from([5], [1], { device: alone.device })).wait().data(); // [5]
+   */
+  static join(
+    place: { name: string; rank: number; size: number; device: Device } & LocalOptions,
+  ): Communicator {
+    checkOptions("Communicator.join", place);
+    const { name, rank, size } = place;
+    if (typeof name !== "string") throw wrongKind("Communicator.join: name", "a string", name);
+    for (const [what, value] of [
+      ["rank", rank],
+      ["size", size],
+    ] as const) {
+      if (!Number.isSafeInteger(value))
+        throw failure("ERR_OPTION", `Communicator.join: ${what} is ${shown(value)}, expected an integer`);
+    }
+    const device = deviceOrDefault("Communicator.join", place.device);
+    const handle = native.communicatorJoinLocal(name, rank, size, handleOfDevice(device), timeoutOf(place));
+    return new Communicator(handle, rank, size, device);
+  }
+
+  /**
+   * The group of some of the ranks, in the order in which they are named: each of them calls this with the same ranks.
+   *
+   * @throws `ERR_OPTION` where this rank is not among them, or one is named twice or is none.
+   * @example
+   * const ranks = Communicator.local([1, 2, 3, 4].map(() => new Device("cpu")));
+   * const pairs = ranks.map((all) => all.group(all.rank < 2 ? [0, 1] : [2, 3]));
+   * pairs.map(({ rank, size }) => [rank, size]); // [[0, 2], [1, 2], [0, 2], [1, 2]]
+   */
+  group(ranks: readonly number[]): Communicator {
+    if (!Array.isArray(ranks) || !ranks.every(Number.isSafeInteger))
+      throw wrongKind("group: ranks", "an array of integers", ranks);
+    const handle = native.communicatorGroup(this.#handle, ranks);
+    return new Communicator(handle, ranks.indexOf(this.rank), ranks.length, this.device);
+  }
+
+  /**
+   * The step that all others are made of. What a rank sends to another is received there in the same order, of the same
+   * dtype and number of elements. Every rank comes to it, also with nothing.
+   *
+   * @example
+   * const received = Communicator.local([new Device("cpu"), new Device("cpu")]).map((all) => {
+   *   const [mine, theirs] = [all.rank, 0].map((n) => Tensor.from([n], [1], { device: all.device })) as [Tensor, Tensor];
+   *   const peer = 1 - all.rank;
+   *   all.exchange([{ peer, tensor: mine }], [{ peer, tensor: theirs }]).wait();
+   *   return theirs;
+   * });
+   * await received[0]?.data(); // [1]
+   */
+  exchange(send: readonly Parcel[], receive: readonly Parcel[]): Pending<void> {
+    for (const [name, parcels] of [
+      ["send", send],
+      ["receive", receive],
+    ] as const) {
+      if (!Array.isArray(parcels))
+        throw wrongKind(`exchange: ${name}`, "an array of { peer, tensor }", parcels);
+    }
+    return this.#start(() => this.#queueExchange(send, receive), undefined);
+  }
+
+  /**
+   * All ranks' rows, one behind the other.
+   *
+   * @param x [n, ..], n this rank's count.
+   * @param counts the ranks' numbers of rows, where they differ.
+   * @returns [sum of counts, ..].
+   * @example
+   * const all = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) =>
+   *   ranks.allGather(Tensor.zeros([ranks.rank + 1, 8], { device: ranks.device }), [1, 2]).wait());
+   * all[0]?.shape; // [3, 8]
+   */
+  allGather(x: Tensor, counts?: readonly number[]): Pending<Tensor> {
+    const rows = rowsOf("allGather", x);
+    const sizes = this.#counts("allGather", counts ?? new Array<number>(this.size).fill(rows));
+    if (sizes[this.rank] !== rows) throw wrongRows("allGather", rows, sizes[this.rank]);
+    const source = untracked(x);
+    const out = this.#empty([sum(sizes), ...x.shape.slice(1)], x);
+    const parts = split(out, sizes);
+    const pending = this.#start(
+      () =>
+        this.#queueExchange(
+          parts.map((_, peer) => ({ peer, tensor: source })),
+          parts.map((tensor, peer) => ({ peer, tensor })),
+        ),
+      out,
+    );
+    release(parts, [source]);
+    return pending;
+  }
+
+  /**
+   * This rank's rows of the sum over all ranks.
+   *
+   * @param x [sum of counts, ..] in float32, bfloat16 or float16.
+   * @param counts as in `allGather`; default: equal ones.
+   * @param options outDtype: "float32" leaves the sum unrounded.
+   * @returns [this rank's count, ..] of x's dtype.
+   * @example
+   * const parts = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) =>
+   *   ranks.reduceScatter(Tensor.from([1, 2], [2], { device: ranks.device })).wait());
+   * await parts[1]?.data(); // [4]
+   */
+  reduceScatter(
+    x: Tensor,
+    counts?: readonly number[],
+    options: { outDtype?: "float32" } = {},
+  ): Pending<Tensor> {
+    const rows = rowsOf("reduceScatter", x);
+    if (counts === undefined && rows % this.size !== 0)
+      throw failure(
+        "ERR_SHAPE",
+        `reduceScatter: x has ${rows} rows, expected a multiple of ${this.size}, or counts`,
+      );
+    const sizes = this.#counts(
+      "reduceScatter",
+      counts ?? new Array<number>(this.size).fill(rows / this.size),
+    );
+    if (sum(sizes) !== rows) throw wrongRows("reduceScatter", rows, sum(sizes));
+    const source = untracked(x);
+    const sent = split(source, sizes);
+    const shape = [sizes[this.rank] ?? 0, ...x.shape.slice(1)];
+    const terms = sent.map((own, peer) => (peer === this.rank ? own : this.#empty(shape, x)));
+    const out = this.#empty(shape, x, options.outDtype);
+    const others = <T>(parcels: readonly T[]) => parcels.filter((_, peer) => peer !== this.rank);
+    const pending = this.#start(() => {
+      this.#queueExchange(
+        others(sent.map((tensor, peer) => ({ peer, tensor }))),
+        others(terms.map((tensor, peer) => ({ peer, tensor }))),
+      );
+      this.#queueSum(terms, out);
+    }, out);
+    release(sent, terms, [source]);
+    return pending;
+  }
+
+  /**
+   * The sum over all ranks, on each of them.
+   *
+   * @param x of any shape, float32, bfloat16 or float16.
+   * @example
+   * const sums = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) =>
+   *   ranks.allReduce(Tensor.from([0.5], [], { device: ranks.device })).wait());
+   * await sums[1]?.data(); // [1]
+   */
+  allReduce(x: Tensor, options: { outDtype?: "float32" } = {}): Pending<Tensor> {
+    handleOf(x, "allReduce: x");
+    const source = untracked(x);
+    const out = this.#empty(x.shape, x, options.outDtype);
+    const [flat, sums] = [source.reshape([x.size]), out.reshape([x.size])];
+    // Few elements go to everybody whole; of many, each rank sums a portion.
+    const counts = x.size < fewElements ? [x.size] : portions(x.size, this.size);
+    const [sent, summed] = [split(flat, counts), split(sums, counts)];
+    const isWhole = counts.length === 1;
+    const own = (parts: Tensor[]) => parts[isWhole ? 0 : this.rank] as Tensor;
+    const shape = own(summed).shape;
+    const peers = Array.from({ length: this.size }, (_, peer) => peer);
+    const others = peers.filter((peer) => peer !== this.rank);
+    const terms = peers.map((peer) => (peer === this.rank ? own(sent) : this.#empty(shape, x)));
+    const pending = this.#start(() => {
+      this.#queueExchange(
+        others.map((peer) => ({ peer, tensor: sent[isWhole ? 0 : peer] as Tensor })),
+        others.map((peer) => ({ peer, tensor: terms[peer] as Tensor })),
+      );
+      this.#queueSum(terms, own(summed));
+      if (isWhole) return;
+      this.#queueExchange(
+        others.map((peer) => ({ peer, tensor: own(summed) })),
+        others.map((peer) => ({ peer, tensor: summed[peer] as Tensor })),
+      );
+    }, out);
+    release(sent, summed, terms, [flat, sums], [source]);
+    return pending;
+  }
+
+  /**
+   * Rows from every rank to every rank: of x's rows, in order, as many to each rank as `sendCounts` says.
+   *
+   * @param x [sum of sendCounts, ..].
+   * @param sendCounts the numbers of rows that go to each rank.
+   * @param receiveCounts those that come from each; default: sendCounts.
+   * @returns [sum of receiveCounts, ..], in the order of the ranks.
+   * @example
+   * const parts = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) =>
+   *   ranks.allToAll(Tensor.from([ranks.rank, ranks.rank + 10], [2], { device: ranks.device }), [1, 1]).wait());
+   * await parts[1]?.data(); // [10, 11]
+   */
+  allToAll(x: Tensor, sendCounts: readonly number[], receiveCounts = sendCounts): Pending<Tensor> {
+    const rows = rowsOf("allToAll", x);
+    const [sends, receives] = [this.#counts("allToAll", sendCounts), this.#counts("allToAll", receiveCounts)];
+    if (sum(sends) !== rows) throw wrongRows("allToAll", rows, sum(sends));
+    const source = untracked(x);
+    const out = this.#empty([sum(receives), ...x.shape.slice(1)], x);
+    const [sent, received] = [split(source, sends), split(out, receives)];
+    const pending = this.#start(
+      () =>
+        this.#queueExchange(
+          sent.map((tensor, peer) => ({ peer, tensor })),
+          received.map((tensor, peer) => ({ peer, tensor })),
+        ),
+      out,
+    );
+    release(sent, received, [source]);
+    return pending;
+  }
+
+  /**
+   * One rank's values to all others.
+   *
+   * @param x contiguous: what `root` sends, and where the others receive it.
+   * @example
+   * const all = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) => {
+   *   const x = Tensor.from([ranks.rank + 7], [1], { device: ranks.device });
+   *   ranks.broadcast(x, 1).wait();
+   *   return x;
+   * });
+   * await all[0]?.data(); // [8]
+   */
+  broadcast(x: Tensor, root: number): Pending<void> {
+    handleOf(x, "broadcast: x");
+    if (!Number.isSafeInteger(root) || root < 0 || root >= this.size)
+      throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${this.size - 1}`);
+    const others = Array.from({ length: this.size }, (_, peer) => peer).filter((peer) => peer !== root);
+    return this.rank === root
+      ? this.exchange(
+          others.map((peer) => ({ peer, tensor: x })),
+          [],
+        )
+      : this.exchange([], [{ peer: root, tensor: x }]);
+  }
+
+  /**
+   * Passed once all ranks have come to it.
+   * @example
+   * using alone = Communicator.join({ name: "barrier", rank: 0, size: 1, device: new Device("cpu") });
+   * alone.barrier().wait();
+   * await alone.device.synchronize();
+   */
+  barrier(): Pending<void> {
+    return this.exchange([], []);
+  }
+
+  /**
+   * Refuses further calls. What is queued still runs; then this rank has left, and whoever waits for it gets `ERR_COMM`.
+   * Twice is harmless.
+   */
+  dispose(): void {
+    native.communicatorClose(this.#handle);
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  /** Queues work on the communicator's queue, behind what the device has to do so far. */
+  #start<T>(work: () => void, result: T): Pending<T> {
+    native.communicatorFollow(this.#handle);
+    work();
+    const fence = native.communicatorFence(this.#handle);
+    return new Pending(() => native.communicatorJoin(this.#handle, fence), result);
+  }
+
+  #queueExchange(send: readonly Parcel[], receive: readonly Parcel[]): void {
+    const handles = (parcels: readonly Parcel[]) =>
+      parcels.map((parcel) => handleOf(parcel?.tensor, "exchange: a parcel's tensor"));
+    const peers = (parcels: readonly Parcel[]) => parcels.map(({ peer }) => peer);
+    native.communicatorExchange(this.#handle, handles(send), peers(send), handles(receive), peers(receive));
+  }
+
+  #queueSum(terms: readonly Tensor[], y: Tensor): void {
+    native.communicatorSum(
+      this.#handle,
+      terms.map((term) => handleOf(term, "a term")),
+      handleOf(y, "the sum"),
+    );
+  }
+
+  #empty(shape: readonly number[], like: Tensor, dtype: "float32" | undefined = undefined): Tensor {
+    return Tensor.empty(shape, { dtype: dtype ?? like.dtype, device: this.device });
+  }
+
+  #counts(what: string, counts: readonly number[]): readonly number[] {
+    if (!Array.isArray(counts)) throw wrongKind(`${what}: counts`, "an array of integers", counts);
+    if (counts.length !== this.size || !counts.every((count) => Number.isSafeInteger(count) && count >= 0)) {
+      throw failure(
+        "ERR_OPTION",
+        `${what}: counts is ${shown(counts)}, expected ${this.size} integers from 0 on`,
+      );
+    }
+    return counts;
+  }
+}
+
+function timeoutOf(options: LocalOptions): number {
+  checkOptions("Communicator", options);
+  const { timeoutMs = 600_000 } = options;
+  if (typeof timeoutMs !== "number" || !(timeoutMs > 0) || timeoutMs > 2 ** 40)
+    throw failure("ERR_OPTION", `Communicator: timeoutMs is ${shown(timeoutMs)}, expected a number above 0`);
+  return timeoutMs;
+}
