@@ -113,6 +113,7 @@ export interface Native {
 
   copy(x: TensorHandle, y: TensorHandle): void;
   add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;
+  sum(terms: readonly TensorHandle[], y: TensorHandle): void;
   fill(y: TensorHandle, value: number): void;
   fillNormal(y: TensorHandle, seed: number, mean: number, std: number): void;
   attentionForward(

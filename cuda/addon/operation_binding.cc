@@ -54,6 +54,7 @@ struct From<std::vector<double>> {
 void bind_operations(Napi::Object exports) {
   bind<copy>(exports, "copy");
   bind<add>(exports, "add");
+  bind<sum>(exports, "sum");
   bind<fill>(exports, "fill");
   bind<fill_normal>(exports, "fillNormal");
   bind<attention_forward>(exports, "attentionForward");

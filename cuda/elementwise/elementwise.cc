@@ -163,6 +163,12 @@ void check_sum(const std::vector<Tensor>& terms, const Tensor& y) {
         ", expected ", name_of(dtype), " or float32");
 }
 
+void sum(std::vector<Tensor> terms, Tensor y) {
+  check_sum(terms, y);
+  const auto device = y.device();
+  device->submit(Sum{std::move(terms), std::move(y)});
+}
+
 void fill(Tensor y, double value) {
   const auto device = y.device();
   device->submit(Fill{std::move(y), static_cast<float>(value)});

@@ -70,6 +70,7 @@ void copy(Tensor x, Tensor y);
 void write(Tensor x, Tensor y);
 void add(Tensor a, Tensor b, Tensor y);
 void check_sum(const std::vector<Tensor>& terms, const Tensor& y);
+void sum(std::vector<Tensor> terms, Tensor y);
 void fill(Tensor y, double value);
 void fill_normal(Tensor y, double seed, double mean, double deviation);
 

@@ -22,4 +22,9 @@ export class Pending<T> {
     this.#waited = true;
     return this.#result;
   }
+
+  /** @internal What is made of the result, without a wait: a view of it. */
+  map<U>(view: (result: T) => U): Pending<U> {
+    return new Pending(() => this.wait(), view(this.#result));
+  }
 }

@@ -27,10 +27,10 @@ export function sum(counts: readonly number[]): number {
 }
 
 /** Views of so many rows each, one behind the other. */
-export function split(x: Tensor, counts: readonly number[]): Tensor[] {
+export function split(x: Tensor, counts: readonly number[], axis = 0): Tensor[] {
   let begin = 0;
   return counts.map((count) => {
-    const view = x.slice(0, begin, begin + count);
+    const view = x.slice(axis, begin, begin + count);
     begin += count;
     return view;
   });

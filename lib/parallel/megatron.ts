@@ -1,0 +1,190 @@
+// Tensor and sequence parallelism (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+// 2022): a rank has some heads and feed-forward columns of all rows within attention and the MLP, and all columns of its
+// own rows between them.
+import { native } from "../native.ts";
+import { attention } from "../ops/attention.ts";
+import type { LinearOptions } from "../ops/linear.ts";
+import { inDtype, matmul } from "../ops/matmul.ts";
+import { Scope } from "../scope.ts";
+import { record } from "../tape.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import type { Communicator } from "./communicator.ts";
+import { divideHeads, portionOf } from "./heads.ts";
+import type { Pending } from "./pending.ts";
+import { split, sum, untracked } from "./portions.ts";
+import { SequenceShard } from "./shard.ts";
+import { gathering, scattering } from "./steps.ts";
+import type { Strategy } from "./strategy.ts";
+
+/**
+ * Column-parallel products behind a gather of the sequence, row-parallel ones before its reduce-scatter. Each product
+ * is cut by the ranks whose rows it has, so that the rows of one travel while those of another are multiplied; on the
+ * backward pass the gather of x runs beside the data gradient, and the scatter of that beside the weight gradient.
+ *
+ * @param length tokens of the whole sequence; any number, also one that does not divide.
+ * @example
+ * const layers = Communicator.local([new Device("cpu"), new Device("cpu")]).map((ranks) => megatron(ranks, 5));
+ * layers.map(({ shard }) => shard.size); // [2, 3]
+ */
+export function megatron(communicator: Communicator, length: number): Strategy {
+  const { rank, size } = communicator;
+  const shard = SequenceShard.contiguous(length, size, rank);
+  const counts = Array.from({ length: size }, (_, peer) => shard.of(peer).size);
+  return {
+    name: "megatron",
+    shard,
+    inner: SequenceShard.whole(length),
+    heads: (queryHeads, keyValueHeads) => divideHeads(queryHeads, keyValueHeads, size)[rank] as never,
+    columns: (count) => portionOf(count, size, rank),
+    enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
+    leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
+    attend: (q, k, v, options) => (q.shape.at(-2) === 0 ? q : attention(q, k, v, options)),
+    sum: (x) => communicator.allReduce(x).wait(),
+  };
+}
+
+/** y = (all ranks' x) weight^T + bias: [B, n, I] to [B, S, share of O]. */
+function enter(
+  communicator: Communicator,
+  counts: readonly number[],
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | undefined,
+  options: LinearOptions = {},
+): Tensor {
+  const y = Scope.run(() => {
+    const [batch = 1] = x.shape;
+    const out = Tensor.empty([batch, sum(counts), weight.shape[0] ?? 0], {
+      dtype: options.outDtype ?? x.dtype,
+      device: x.device,
+    });
+    const places = split(out, counts, 1);
+    gathering(communicator, x, counts, ({ peer, rows }) => {
+      linearInto(rows, weight, bias, places[peer] as Tensor);
+    });
+    return out;
+  });
+  return record("enter", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
+    const saved = { x: save(x), weight: save(weight) };
+    const sums = savedSums(options, save);
+    return ([dy]) =>
+      Scope.run(() => {
+        const given = inDtype(dy, saved.x.dtype);
+        const all = startGathering(communicator, saved.x, counts);
+        const parts = split(given, counts, 1);
+        const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
+        const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
+        const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
+        return [dx.wait(), dweight, ...dbias];
+      });
+  });
+}
+
+/** y = the sum over ranks of x weight^T, + bias: [B, S, share of I] to [B, n, O]. */
+function leave(
+  communicator: Communicator,
+  counts: readonly number[],
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | undefined,
+  options: LinearOptions = {},
+): Tensor {
+  const { rank } = communicator;
+  const y = Scope.run(() => {
+    const places = split(untracked(x), counts, 1);
+    return scattering(communicator, counts, (peer) => {
+      const rows = places[peer] as Tensor;
+      const [batch = 1, count = 0] = rows.shape;
+      const part = Tensor.empty([batch, count, weight.shape[0] ?? 0], {
+        dtype: options.outDtype ?? x.dtype,
+        device: x.device,
+      });
+      // Each row's bias is added once: by the rank that has the row.
+      linearInto(rows, weight, peer === rank ? bias : undefined, part);
+      return part;
+    }).wait();
+  });
+  return record("leave", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
+    const saved = { x: save(x), weight: save(weight) };
+    const sums = savedSums(options, save);
+    return ([dy]) =>
+      Scope.run(() => {
+        const given = inDtype(dy, saved.x.dtype);
+        const dx = Tensor.empty(saved.x.shape, { dtype: saved.x.dtype, device: saved.x.device });
+        const places = split(dx, counts, 1);
+        const all = gathering(communicator, given, counts, ({ peer, rows }) => {
+          productInto(rows, saved.weight, places[peer] as Tensor);
+        });
+        const dweight = weightGradient(all, saved.x, saved.weight, sums.dweight);
+        const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
+        return [dx, dweight, ...dbias];
+      });
+  });
+}
+
+function savedSums(options: LinearOptions, save: (tensor: Tensor) => Tensor): LinearOptions {
+  return {
+    ...(options.dweight && { dweight: save(options.dweight) }),
+    ...(options.dbias && { dbias: save(options.dbias) }),
+  };
+}
+
+/** Batch by batch, since a peer's rows of several batches do not lie in one go. */
+function eachBatch(a: Tensor, b: Tensor, work: (a: Tensor, b: Tensor) => void): void {
+  for (let batch = 0; batch < (a.shape[0] ?? 0); batch++) work(a.select(0, batch), b.select(0, batch));
+}
+
+function linearInto(rows: Tensor, weight: Tensor, bias: Tensor | undefined, place: Tensor): void {
+  const parameters = [
+    handleOf(weight, "linear: weight"),
+    bias ? handleOf(bias, "linear: bias") : null,
+  ] as const;
+  eachBatch(rows, place, (x, y) => {
+    native.linear(handleOf(x, "linear: x"), ...parameters, handleOf(y, "linear: y"));
+  });
+}
+
+function productInto(rows: Tensor, weight: Tensor, place: Tensor): void {
+  const right = handleOf(weight, "linear: weight");
+  eachBatch(rows, place, (a, out) => {
+    native.matmul(handleOf(a, "linear: dy"), right, null, handleOf(out, "linear: dx"), false, false, false);
+  });
+}
+
+function asMatrix(x: Tensor): Tensor {
+  const columns = x.shape.at(-1) ?? 0;
+  const whole = x.isContiguous ? x : x.contiguous();
+  return whole.reshape([x.shape.slice(0, -1).reduce((a, b) => a * b, 1), columns]);
+}
+
+/** dy^T x, added to `total` where there is one; null then. */
+function weightGradient(dy: Tensor, x: Tensor, weight: Tensor, total: Tensor | undefined): Tensor | null {
+  const out = total ?? Tensor.empty(weight.shape, { dtype: weight.dtype, device: weight.device });
+  native.matmul(
+    handleOf(asMatrix(dy), "linear: dy"),
+    handleOf(asMatrix(x), "linear: x"),
+    null,
+    handleOf(out, "linear: dweight"),
+    true,
+    false,
+    total !== undefined,
+  );
+  return total ? null : out;
+}
+
+function biasGradient(dy: Tensor, shape: readonly number[], total: Tensor | undefined): Tensor | null {
+  const out = Tensor.empty(shape, { dtype: total?.dtype ?? dy.dtype, device: dy.device });
+  native.columnSum(handleOf(dy, "linear: dy"), handleOf(out, "linear: dbias"));
+  if (total === undefined) return out;
+  const into = handleOf(total, "linear: dbias");
+  native.add(into, handleOf(out, "linear: dbias"), into);
+  return null;
+}
+
+/** All ranks' rows of x [B, n, h], on their way. */
+function startGathering(communicator: Communicator, x: Tensor, counts: readonly number[]): Pending<Tensor> {
+  const [batch = 1, rows = 0, columns = 0] = x.shape;
+  const first = batch === 1 ? x.reshape([rows, 1, columns]) : x.permute(1, 0, 2);
+  const moved = communicator.allGather(first, counts);
+  return moved.map((all) => all.permute(1, 0, 2));
+}
