@@ -90,8 +90,9 @@ export function attentionForward(
  *
  * @param tensors q, k, v, what `attentionForward` returned for them under the same options (of all keys, where they
  * were split), and the gradients of those results: dout of out's shape and dtype, dlogSumExp [B, Hq, Sq] float32.
- * @param options those of the forward pass.
- * @returns of the shapes and dtypes of q, k and v.
+ * @param options those of the forward pass; gradientDtype: "float32" leaves the gradients of 16-bit tensors unrounded,
+ * for sums of several parts'.
+ * @returns of the shapes of q, k and v, and of their dtypes.
  *
  * @example
  * const q = Tensor.normal([1, 128, 8, 64]);
@@ -108,7 +109,7 @@ export function attentionBackward(
     dout: Tensor;
     dlogSumExp?: Tensor;
   },
-  options: AttentionOptions = {},
+  options: AttentionOptions & { gradientDtype?: "float32" } = {},
 ): { dq: Tensor; dk: Tensor; dv: Tensor } {
   if (typeof tensors !== "object" || tensors === null) {
     throw wrongKind("attentionBackward: tensors", "an object of Tensors", tensors);
@@ -119,11 +120,13 @@ export function attentionBackward(
   ) as [Handle, Handle, Handle, Handle, Handle, Handle];
   const extra = dlogSumExp === undefined ? null : handleOf(dlogSumExp, "attention: dlogSumExp");
   const given = nativeOptions(q, options);
-  const gradients = [q, k, v].map(({ shape, dtype, device }) => Tensor.empty(shape, { dtype, device })) as [
-    Tensor,
-    Tensor,
-    Tensor,
-  ];
+  const { gradientDtype } = options;
+  if (gradientDtype !== undefined && gradientDtype !== "float32") {
+    throw failure("ERR_OPTION", `attention: gradientDtype is ${shown(gradientDtype)}, expected "float32"`);
+  }
+  const gradients = [q, k, v].map(({ shape, dtype, device }) =>
+    Tensor.empty(shape, { dtype: gradientDtype ?? dtype, device }),
+  ) as [Tensor, Tensor, Tensor];
   return queued(gradients, () => {
     const [dq, dk, dv] = gradients;
     native.attentionBackward(

@@ -332,7 +332,10 @@ export class Communicator implements Disposable {
     native.communicatorFollow(this.#handle);
     work();
     const fence = native.communicatorFence(this.#handle);
-    return new Pending(() => native.communicatorJoin(this.#handle, fence), result);
+    return new Pending(() => {
+      native.communicatorJoin(this.#handle, fence);
+      return result;
+    });
   }
 
   #queueExchange(send: readonly Parcel[], receive: readonly Parcel[]): void {

@@ -1,13 +1,11 @@
 /** What is under way on a communicator's queue, beside what the device computes. */
 export class Pending<T> {
-  readonly #queueWait: () => void;
-  readonly #result: T;
-  #waited = false;
+  #wait: (() => T) | undefined;
+  #result: T | undefined;
 
-  /** @internal */
-  constructor(queueWait: () => void, result: T) {
-    this.#queueWait = queueWait;
-    this.#result = result;
+  /** @internal `wait` queues the wait and gives the result; it is called once. */
+  constructor(wait: () => T) {
+    this.#wait = wait;
   }
 
   /**
@@ -18,13 +16,13 @@ export class Pending<T> {
    * sends another size or dtype than is expected here.
    */
   wait(): T {
-    if (!this.#waited) this.#queueWait();
-    this.#waited = true;
-    return this.#result;
+    if (this.#wait !== undefined) this.#result = this.#wait();
+    this.#wait = undefined;
+    return this.#result as T;
   }
 
-  /** @internal What is made of the result, without a wait: a view of it. */
-  map<U>(view: (result: T) => U): Pending<U> {
-    return new Pending(() => this.wait(), view(this.#result));
+  /** @internal With what is made of the result right after the wait. */
+  map<U>(make: (result: T) => U): Pending<U> {
+    return new Pending(() => make(this.wait()));
   }
 }

@@ -34,7 +34,7 @@ export function gathering(
     const moved = communicator.exchange([{ peer: to, tensor: own }], [{ peer: from, tensor: rows }]);
     return moved.map(() => ({ peer: from, rows }));
   });
-  for (const move of [new Pending(() => undefined, { peer: rank, rows: own }), ...moves]) {
+  for (const move of [new Pending(() => ({ peer: rank, rows: own })), ...moves]) {
     const arrival = move.wait();
     const place = places[arrival.peer] as Tensor;
     take(arrival);
@@ -71,12 +71,13 @@ export function scattering(
   }
   const own = make(rank);
   terms[rank] = own;
-  if (size === 1) return new Pending(() => undefined, own);
+  if (size === 1) return new Pending(() => own);
   const total = Tensor.empty(own.shape, { dtype: own.dtype, device });
   return new Pending(() => {
     for (const move of moves) move.wait();
     const handles = terms.map((term) => handleOf(term, "a term"));
     native.sum(handles, handleOf(total, "the sum"));
     release(terms);
-  }, total);
+    return total;
+  });
 }

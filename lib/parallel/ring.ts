@@ -1,0 +1,144 @@
+// Ring attention (Liu et al., 2023): queries stay, keys and values travel from rank to rank, and what each block of keys
+// gives is merged by its log-sum-exp. With zigzag shards (Llama 3; Grattafiori et al., 2024, 3.3.2) causal order leaves
+// every rank the same work.
+import type { AttentionMask } from "../mask.ts";
+import { native } from "../native.ts";
+import { type AttentionResult, attentionBackward, attentionForward, mergeAttention } from "../ops/attention.ts";
+import type { Piece } from "../ops/attention-options.ts";
+import { inDtype } from "../ops/matmul.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import type { Communicator } from "./communicator.ts";
+import { type AttentionCore, attend, type Gradients } from "./core.ts";
+import type { Pending } from "./pending.ts";
+import { type RingPlan, ringPlan } from "./ring-plan.ts";
+import { SequenceShard } from "./shard.ts";
+import type { ShardedAttentionOptions, Strategy } from "./strategy.ts";
+import { replicated } from "./ulysses.ts";
+
+/**
+ * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`.
+ *
+ * @param length tokens of the whole sequence; any number.
+ * @example
+ * const outs = Communicator.local([new Device("cpu"), new Device("cpu")]).map((communicator) => {
+ *   const { shard, attend } = ring(communicator, 16);
+ *   const q = shard.take(Tensor.normal([1, 16, 2, 8], { seed: 1, device: communicator.device }));
+ *   return attend(q, q, q, { cuSeqlens: [0, 8, 16] }); // a document a rank: nothing travels
+ * });
+ * outs.map(({ shape }) => shape[1]); // [8, 8]
+ */
+export function ring(communicator: Communicator, length: number): Strategy {
+  return ringOf("ring", communicator, SequenceShard.contiguous(length, communicator.size, communicator.rank));
+}
+
+/**
+ * As `ring`, but each rank has a stretch from the front of the sequence and one from its back, so that causal order
+ * leaves all of them the same work.
+ *
+ * @param length tokens of the whole sequence; any number.
+ * @example
+ * const [first] = Communicator.local([new Device("cpu"), new Device("cpu")]);
+ * first && zigzag(first, 16).shard.pieces; // [{"start":0,"length":4},{"start":12,"length":4}]
+ */
+export function zigzag(communicator: Communicator, length: number): Strategy {
+  return ringOf("zigzag", communicator, SequenceShard.zigzag(length, communicator.size, communicator.rank));
+}
+
+function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: SequenceShard): Strategy {
+  const pieces = Array.from({ length: communicator.size }, (_, rank) => shard.of(rank).pieces);
+  const core = ringAttention(communicator, pieces);
+  return { name, ...replicated(communicator, shard), attend: (q, k, v, options) => attend(core, q, k, v, options) };
+}
+
+/** `pieces` are those of each rank. */
+export function ringAttention(
+  communicator: Communicator,
+  pieces: readonly (readonly Piece[])[],
+): AttentionCore {
+  return (q, k, v, options) => {
+    const plan = ringPlan(pieces, communicator.rank, options);
+    const { out, logSumExp } = forward(communicator, plan, q, k, v, options);
+    return {
+      out,
+      saved: [q, k, v, out, logSumExp],
+      backward: (saved, dout, isWide) => {
+        const gradients = backward(communicator, plan, saved as Saved, dout, options);
+        return isWide ? gradients : (gradients.map((wide) => inDtype(wide, q.dtype)) as Gradients);
+      },
+    };
+  };
+}
+
+type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
+
+function forward(
+  communicator: Communicator,
+  plan: RingPlan,
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ShardedAttentionOptions,
+): AttentionResult {
+  let held = packed(k, v);
+  let result: AttentionResult | undefined;
+  const isSplit = plan.steps.filter(({ isSeen }) => isSeen).length > 1;
+  for (const step of plan.steps) {
+    const next = passOn(communicator, step, held);
+    if (step.isSeen) {
+      const part = attentionForward(q, held.select(0, 0), held.select(0, 1), {
+        ...options,
+        ...placesOf(step, options.mask),
+        ...(isSplit && { outDtype: "float32" as const }),
+      });
+      result = result === undefined ? part : merged(result, part);
+    }
+    held.dispose();
+    if (next !== undefined) held = next.wait();
+  }
+  const { out, logSumExp } = result as AttentionResult;
+  return { out: inDtype(out, q.dtype), logSumExp };
+}
+
+function merged(a: AttentionResult, b: AttentionResult): AttentionResult {
+  const both = mergeAttention([a, b]);
+  for (const { out, logSumExp } of [a, b]) for (const tensor of [out, logSumExp]) tensor.dispose();
+  return both;
+}
+
+/**
+ * dq stays, dk and dv follow their keys around the ring in float32: a rank adds its part to what has come, and hands it
+ * on, or back to the keys' owner where nobody further on sees them.
+ */
+function backward(
+  communicator: Communicator,
+  plan: RingPlan,
+  [q, k, v, out, logSumExp]: Saved,
+  dout: Tensor,
+  options: ShardedAttentionOptions,
+): Gradients {
+  let held = packed(k, v);
+  let dq: Tensor | undefined;
+  let arriving: Pending<Tensor> | undefined;
+  const own = Tensor.empty(held.shape, { device: q.device });
+  for (const step of plan.steps) {
+    const next = passOn(communicator, step, held);
+    let part: Tensor | undefined;
+    if (step.isSeen) {
+      const made = attentionBackward(
+        { q, k: held.select(0, 0), v: held.select(0, 1), out, logSumExp, dout },
+        { ...options, ...placesOf(step, options.mask), gradientDtype: "float32" },
+      );
+      dq = dq === undefined ? made.dq : added(dq, made.dq);
+      part = packed(made.dk, made.dv);
+      made.dk.dispose();
+      made.dv.dispose();
+    }
+    const before = arriving?.wait();
+    const total = before === undefined ? part : part === undefined ? before : added(before, part);
+    arriving = handBack(communicator, step, total as Tensor, own);
+    held.dispose();
+    if (next !== undefined) held = next.wait();
+  }
+  arriving?.wait();
+  return [dq as Tensor, own.select(0, 0), own.select(0, 1)];
+}
