@@ -59,7 +59,15 @@ export {
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
 export { Communicator, type LocalOptions, type Parcel } from "./parallel/communicator.ts";
+export { type HybridOptions, hybrid } from "./parallel/hybrid.ts";
+export { megatron } from "./parallel/megatron.ts";
 export type { Pending } from "./parallel/pending.ts";
+export { ring, zigzag } from "./parallel/ring.ts";
+export { SequenceShard } from "./parallel/shard.ts";
+export { type Range, type ShardedAttentionOptions, type Strategy, serial } from "./parallel/strategy.ts";
+export type { LabelOptions } from "./parallel/tokens.ts";
+export { ulysses } from "./parallel/ulysses.ts";
+export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

@@ -3,14 +3,20 @@
 // every rank the same work.
 import type { AttentionMask } from "../mask.ts";
 import { native } from "../native.ts";
-import { type AttentionResult, attentionBackward, attentionForward, mergeAttention } from "../ops/attention.ts";
+import {
+  type AttentionResult,
+  attentionBackward,
+  attentionForward,
+  mergeAttention,
+} from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
 import type { Pending } from "./pending.ts";
-import { type RingPlan, ringPlan } from "./ring-plan.ts";
+import { partOfMask, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
+import { copyRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import type { ShardedAttentionOptions, Strategy } from "./strategy.ts";
 import { replicated } from "./ulysses.ts";
@@ -47,7 +53,11 @@ export function zigzag(communicator: Communicator, length: number): Strategy {
 function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: SequenceShard): Strategy {
   const pieces = Array.from({ length: communicator.size }, (_, rank) => shard.of(rank).pieces);
   const core = ringAttention(communicator, pieces);
-  return { name, ...replicated(communicator, shard), attend: (q, k, v, options) => attend(core, q, k, v, options) };
+  return {
+    name,
+    ...replicated(communicator, shard),
+    attend: (q, k, v, options) => attend(core, q, k, v, options),
+  };
 }
 
 /** `pieces` are those of each rank. */
@@ -83,11 +93,11 @@ function forward(
   let result: AttentionResult | undefined;
   const isSplit = plan.steps.filter(({ isSeen }) => isSeen).length > 1;
   for (const step of plan.steps) {
-    const next = passOn(communicator, step, held);
+    const next = passOn(communicator, plan, step, held);
     if (step.isSeen) {
       const part = attentionForward(q, held.select(0, 0), held.select(0, 1), {
         ...options,
-        ...placesOf(step, options.mask),
+        ...placesOf(plan, step, options.mask),
         ...(isSplit && { outDtype: "float32" as const }),
       });
       result = result === undefined ? part : merged(result, part);
@@ -121,12 +131,12 @@ function backward(
   let arriving: Pending<Tensor> | undefined;
   const own = Tensor.empty(held.shape, { device: q.device });
   for (const step of plan.steps) {
-    const next = passOn(communicator, step, held);
+    const next = passOn(communicator, plan, step, held);
     let part: Tensor | undefined;
     if (step.isSeen) {
       const made = attentionBackward(
         { q, k: held.select(0, 0), v: held.select(0, 1), out, logSumExp, dout },
-        { ...options, ...placesOf(step, options.mask), gradientDtype: "float32" },
+        { ...options, ...placesOf(plan, step, options.mask), gradientDtype: "float32" },
       );
       dq = dq === undefined ? made.dq : added(dq, made.dq);
       part = packed(made.dk, made.dv);
@@ -135,10 +145,123 @@ function backward(
     }
     const before = arriving?.wait();
     const total = before === undefined ? part : part === undefined ? before : added(before, part);
-    arriving = handBack(communicator, step, total as Tensor, own);
+    arriving = handBack(communicator, plan, step, total as Tensor, own);
     held.dispose();
     if (next !== undefined) held = next.wait();
   }
   arriving?.wait();
   return [dq as Tensor, own.select(0, 0), own.select(0, 1)];
+}
+
+/** Where q's and the held keys' rows stand, and what of the mask is theirs. */
+function placesOf(plan: RingPlan, step: RingStep, mask: AttentionMask | undefined) {
+  return {
+    queryPositions: plan.queries,
+    keyPositions: step.held,
+    ...(mask && { mask: partOfMask(mask, plan.queries, step.held) }),
+  };
+}
+
+/** Keys and values in one tensor, [2, B, n, H, D], so that a piece is one parcel. */
+function packed(k: Tensor, v: Tensor): Tensor {
+  const both = Tensor.empty([2, ...k.shape], { dtype: k.dtype, device: k.device });
+  for (const [i, part] of [k, v].entries()) {
+    using place = both.select(0, i);
+    copyInto(place, part);
+  }
+  return both;
+}
+
+function copyInto(place: Tensor, values: Tensor): void {
+  native.copy(handleOf(values, "values"), handleOf(place, "place"));
+}
+
+function added(sum: Tensor, term: Tensor): Tensor {
+  const into = handleOf(sum, "sum");
+  native.add(into, handleOf(term, "term"), into);
+  term.dispose();
+  return sum;
+}
+
+const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
+
+/** Where some of the pieces lie among the rows of all of them. */
+function spansOf(some: readonly Piece[], all: readonly Piece[]): Piece[] {
+  const spans = new Map<Piece, Piece>();
+  let start = 0;
+  for (const piece of all) {
+    spans.set(piece, { start, length: piece.length });
+    start += piece.length;
+  }
+  return some.map((piece) => spans.get(piece) as Piece);
+}
+
+/** The rows of some of the pieces, in one tensor: `x` itself where it has no others. */
+function rowsOfPieces(x: Tensor, some: readonly Piece[], all: readonly Piece[]): Tensor {
+  if (some.length === all.length) return x;
+  const taken = Tensor.empty(x.shape.with(2, rowsIn(some)), { dtype: x.dtype, device: x.device });
+  copyRows("fromWhole", x, taken, spansOf(some, all), 2);
+  return taken;
+}
+
+const ahead = ({ rank, size }: RingPlan, distance: number) => (rank + distance) % size;
+const behind = ({ rank, size }: RingPlan, distance: number) => (rank + size - distance) % size;
+
+/** Sends what the next rank or one after it needs of the held keys, and receives the same from the rank before. */
+function passOn(
+  communicator: Communicator,
+  plan: RingPlan,
+  step: RingStep,
+  held: Tensor,
+): Pending<Tensor> | undefined {
+  if (step.distance === plan.steps.length - 1) return undefined;
+  const sent = rowsOfPieces(held, step.onward, step.held);
+  const received = Tensor.empty(held.shape.with(2, rowsIn(step.incoming)), {
+    dtype: held.dtype,
+    device: held.device,
+  });
+  const moved = communicator.exchange(
+    parcels(ahead(plan, 1), sent, step.onward),
+    parcels(behind(plan, 1), received, step.incoming),
+  );
+  if (sent !== held) sent.dispose();
+  return moved.map(() => received);
+}
+
+function parcels(peer: number, tensor: Tensor, pieces: readonly Piece[]) {
+  return pieces.length === 0 ? [] : [{ peer, tensor }];
+}
+
+/** Sends gradients of the held keys on, or to their owner; gives what comes from the rank before. */
+function handBack(
+  communicator: Communicator,
+  plan: RingPlan,
+  step: RingStep,
+  total: Tensor,
+  own: Tensor,
+): Pending<Tensor> {
+  const { distance, held, onward, returning, incoming, returned } = step;
+  const like = { device: total.device };
+  const [moving, back] = [onward, returning].map((some) => rowsOfPieces(total, some, held)) as [
+    Tensor,
+    Tensor,
+  ];
+  const coming = Tensor.empty(own.shape.with(2, rowsIn(incoming)), like);
+  const home = distance === 0 ? back : Tensor.empty(own.shape.with(2, rowsIn(returned)), like);
+  const isAway = distance > 0;
+  const moved = communicator.exchange(
+    [
+      ...parcels(ahead(plan, 1), moving, onward),
+      ...(isAway ? parcels(behind(plan, distance), back, returning) : []),
+    ],
+    [
+      ...parcels(behind(plan, 1), coming, incoming),
+      ...(isAway ? parcels(ahead(plan, distance), home, returned) : []),
+    ],
+  );
+  return moved.map(() => {
+    copyRows("toWhole", own, home, spansOf(returned, plan.steps[0]?.held ?? []), 2);
+    for (const tensor of [moving, back, home, total]) if (tensor !== coming) tensor.dispose();
+    return coming;
+  });
 }

@@ -1,0 +1,51 @@
+// Ulysses within, ring across (USP; Fang and Zhao, 2024): neighbouring ranks, which are near each other, divide the
+// heads; their groups divide the sequence.
+import { failure, shown } from "../errors.ts";
+import type { Communicator } from "./communicator.ts";
+import { attend } from "./core.ts";
+import { ringAttention } from "./ring.ts";
+import { SequenceShard } from "./shard.ts";
+import type { Strategy } from "./strategy.ts";
+import { replicated, ulyssesAttention } from "./ulysses.ts";
+
+/** How many ranks divide the heads among them. */
+export interface HybridOptions {
+  /** A divisor of the ranks: so many neighbours, on one node, say, are a group. Others go around the ring. */
+  ulysses: number;
+}
+
+/**
+ * Ranks u g to u g + u - 1 are group g. The groups are a zigzag ring; within one, attention sees its rows and a part of
+ * the heads on each rank.
+ *
+ * @param length tokens of the whole sequence; any number.
+ * @throws `ERR_OPTION` where `ulysses` is no divisor of the ranks.
+ * @example
+ * const ranks = Communicator.local([1, 2, 3, 4].map(() => new Device("cpu")));
+ * ranks.map((all) => hybrid(all, 16, { ulysses: 2 }).shard.positions().join())[1]; // "12,13,14,15"
+ */
+export function hybrid(communicator: Communicator, length: number, options: HybridOptions): Strategy {
+  const { rank, size } = communicator;
+  const { ulysses: width } = options;
+  if (!Number.isSafeInteger(width) || width < 1 || size % width !== 0) {
+    throw failure(
+      "ERR_OPTION",
+      `hybrid: ulysses is ${shown(width)}, expected a divisor of ${size} (the ranks)`,
+    );
+  }
+  const [group, place] = [Math.floor(rank / width), rank % width];
+  const shard = SequenceShard.zigzag(length, size, rank, width);
+  const neighbours = Array.from({ length: width }, (_, i) => group * width + i);
+  const across = Array.from({ length: size / width }, (_, i) => i * width + place);
+  const rings = across.map((_, i) => SequenceShard.zigzag(length, size / width, i).pieces);
+  const core = ulyssesAttention(
+    communicator.group(neighbours),
+    neighbours.map((peer) => shard.of(peer).size),
+    ringAttention(communicator.group(across), rings),
+  );
+  return {
+    name: "hybrid",
+    ...replicated(communicator, shard),
+    attend: (q, k, v, given) => attend(core, q, k, v, given),
+  };
+}
