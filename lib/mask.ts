@@ -1,5 +1,8 @@
-import { type ErrorCode, failure, wrongKind } from "./errors.ts";
+import { failure, wrongKind } from "./errors.ts";
+import { bit, byteArray, integer, sizesOf } from "./mask-input.ts";
 import { type MaskHandle, native } from "./native.ts";
+import type { Piece } from "./ops/attention-options.ts";
+import { flatPieces } from "./pieces.ts";
 
 let handleOfMask: (mask: AttentionMask, what: string) => MaskHandle;
 
@@ -28,6 +31,8 @@ export class AttentionMask implements Disposable {
   readonly kind: "intervals" | "blocks";
   /** Memory that it holds. */
   readonly bytes: number;
+  /** How many pairs of a query and a key are visible. */
+  readonly visible: number;
   /** The share of the pairs of a query and a key that are visible, 0 to 1; 0 where there are no pairs. */
   readonly density: number;
   #handle: MaskHandle | undefined;
@@ -47,6 +52,7 @@ export class AttentionMask implements Disposable {
     this.keys = keys;
     this.kind = kind;
     this.bytes = bytes;
+    this.visible = visible;
     this.density = visible === 0 ? 0 : visible / (queries * keys);
   }
 
@@ -185,6 +191,24 @@ export class AttentionMask implements Disposable {
   }
 
   /**
+   * Some of the queries and keys, as a mask of their own: its rows and columns are those of the pieces, one piece behind
+   * the other. Of the whole sequence's mask, what the queries of one `SequenceShard` see of the keys of another, for
+   * `attention` with the same pieces as `queryPositions` and `keyPositions`. Where `visible` is 0, nothing.
+   *
+   * @param queries ascending and disjoint, within 0 to Sq.
+   * @param keys the same within 0 to Sk.
+   * @throws `ERR_OPTION` for other pieces.
+   * @example
+   * const part = AttentionMask.causal(4).select([{ start: 1, length: 2 }], [{ start: 0, length: 1 }, { start: 2, length: 2 }]);
+   * part.toDense(); // 1 0 0, 1 1 0
+   */
+  select(queries: readonly Piece[], keys: readonly Piece[]): AttentionMask {
+    const handle = handleOfMask(this, "AttentionMask.select: the mask");
+    const rows = flatPieces("AttentionMask.select: queries", queries);
+    return new AttentionMask(native.maskSelect(handle, rows, flatPieces("AttentionMask.select: keys", keys)));
+  }
+
+  /**
    * All Sq x Sk values in row-major order, 1 where visible: for small masks.
    *
    * @throws `ERR_OUT_OF_MEMORY` where such an array cannot be.
@@ -218,33 +242,6 @@ export class AttentionMask implements Disposable {
     const handle = handleOfMask(this, `${what}: the mask`);
     return new AttentionMask(combine(handle, handleOfMask(other, `${what}: other`)));
   }
-}
-
-function integer(what: string, value: number, code: ErrorCode): void {
-  if (typeof value !== "number") throw wrongKind(what, "an integer", value);
-  if (!Number.isSafeInteger(value)) throw failure(code, `${what} is ${value}, expected an integer`);
-}
-
-function sizesOf(what: string, queries: number, keys: number): [queries: number, keys: number] {
-  integer(`${what}: queries`, queries, "ERR_SHAPE");
-  integer(`${what}: keys`, keys, "ERR_SHAPE");
-  return [queries, keys];
-}
-
-/** Only booleans: a promise, of an async function, would be true for every pair. */
-function bit(value: boolean, what: () => string): 0 | 1 {
-  if (typeof value !== "boolean") throw wrongKind(what(), "a boolean", value);
-  return value ? 1 : 0;
-}
-
-/** Refused above the limit on memory too: the system would grant it, and end the process when it is written. */
-function byteArray(what: string, length: number): Uint8Array<ArrayBuffer> {
-  try {
-    if (length <= native.info().cpu.memoryLimit) return new Uint8Array(length);
-  } catch {
-    // Longer than JavaScript lets an array be.
-  }
-  throw failure("ERR_OUT_OF_MEMORY", `${what}: out of memory, an array of ${length} bytes`);
 }
 
 export { handleOfMask };

@@ -85,6 +85,8 @@ export interface Native {
   maskAnd(a: MaskHandle, b: MaskHandle): MaskHandle;
   maskOr(a: MaskHandle, b: MaskHandle): MaskHandle;
   maskNot(mask: MaskHandle): MaskHandle;
+  /** Pieces as start and length, one after the other. */
+  maskSelect(mask: MaskHandle, queries: readonly number[], keys: readonly number[]): MaskHandle;
   maskInfo(mask: MaskHandle): NativeMaskInfo;
   maskToDense(mask: MaskHandle, out: Uint8Array): void;
   maskDispose(mask: MaskHandle): void;

@@ -30,6 +30,15 @@ t.test("bad input", async (t) => {
     }
     kind("other", () => mask.and(any(value)), /and: other is /);
     kind("other", () => mask.or(any(value)), /or: other is /);
+    if (!Array.isArray(value)) {
+      kind(
+        "queries",
+        () => mask.select(any(value), []),
+        /select: queries is .*, expected an array of \{ start/,
+      );
+      kind("keys", () => mask.select([], any(value)), /select: keys is /);
+    }
+    range("ERR_OPTION", "a piece", () => mask.select([any(value)], []), /select: queries holds a piece that/);
   }
   kind("values", () => AttentionMask.dense(any(new Float32Array(1)), 1, 1), /dense: values is /);
   kind(
@@ -59,6 +68,29 @@ t.test("bad input", async (t) => {
   range("ERR_SHAPE", "count", () => AttentionMask.dense(new Uint8Array(5), 2, 3), /has 5 values, expected 6/);
   range("ERR_SHAPE", "and", () => mask.and(AttentionMask.causal(4, 3)), /shape \[4, 3\], expected \[3, 4\]/);
   range("ERR_SHAPE", "or", () => mask.or(AttentionMask.causal(4, 3)), /shape \[4, 3\], expected \[3, 4\]/);
+  const pieces: [start: number, length: number, message: RegExp][] = [
+    [
+      -1,
+      2,
+      /select: queries has a piece of 2 from -1, expected pieces that are ascending, disjoint and within 0 to 3/,
+    ],
+    [0, -1, /a piece of -1 from 0/],
+    [2, 2, /a piece of 2 from 2/],
+    [2 ** 53 - 1, 2 ** 53 - 1, /a piece of 9007199254740991 from/],
+    [0.5, 1, /holds a piece that is not/],
+  ];
+  for (const [start, length, message] of pieces)
+    range("ERR_OPTION", "a piece", () => mask.select([{ start, length }], []), message);
+  const twice = [
+    { start: 0, length: 2 },
+    { start: 1, length: 1 },
+  ];
+  range(
+    "ERR_OPTION",
+    "order",
+    () => mask.select([], twice),
+    /keys has a piece of 1 from 1, expected .* to 4/,
+  );
   for (const [what, call, name, code, message] of refused) t.throws(call, { name, code, message }, what);
 
   const known = new Set(["ERR_SHAPE", "ERR_OPTION", "ERR_OUT_OF_MEMORY"]);

@@ -1,8 +1,9 @@
 import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
-import { AttentionMask, attention, Tensor } from "longseq";
+import { AttentionMask, attention, SequenceShard, Tensor } from "longseq";
 import t from "tap";
 import { denseOf, pairOf, scatter, shape } from "./support/masks.ts";
+import { pieces, positionsOf } from "./support/shards.ts";
 
 const pair = shape.chain(([queries, keys]) => pairOf(queries, keys));
 const masks = (count: number) =>
@@ -58,6 +59,28 @@ t.test("algebra", async (t) => {
     );
   });
   t.doesNotThrow(() => fc.assert(property, { numRuns: 100 }));
+});
+
+t.test("a selection's rows and columns are those of the pieces", async (t) => {
+  const selected = pair.chain((whole) =>
+    fc.tuple(fc.constant(whole), pieces(whole.mask.queries), pieces(whole.mask.keys)),
+  );
+  const property = fc.property(selected, ([{ mask, sees }, queryPieces, keyPieces]) => {
+    const part = mask.select(queryPieces, keyPieces);
+    const [rows, columns] = [positionsOf(queryPieces), positionsOf(keyPieces)];
+    const expected = denseOf(rows.length, columns.length, (row, column) =>
+      sees(rows[row] ?? -1, columns[column] ?? -1),
+    );
+    const { queries, keys, kind, visible } = part;
+    return (
+      queries === rows.length &&
+      keys === columns.length &&
+      Buffer.compare(part.toDense(), expected) === 0 &&
+      visible === expected.reduce((sum, value) => sum + value, 0) &&
+      kind === (areIntervals(expected, queries, keys) ? "intervals" : "blocks")
+    );
+  });
+  t.doesNotThrow(() => fc.assert(property, { numRuns: 1000 }));
 });
 
 t.test("a function is called once for each pair, row by row", async (t) => {
@@ -119,6 +142,22 @@ t.test("524,288 x 524,288", async (t) => {
   t.ok(process.memoryUsage.rss() - before < 2 ** 28, "it was made in 256 MiB, its operands included");
   const back = documents.not().not();
   t.same([back.kind, back.bytes, back.density], [documents.kind, documents.bytes, documents.density]);
+  const [shard, other] = [SequenceShard.zigzag(tokens, 8, 3), SequenceShard.zigzag(tokens, 8, 4)];
+  const part = timed(() => scattered.mask.select(shard.pieces, other.pieces));
+  t.equal(part.mask.kind, "blocks");
+  t.ok(part.seconds < 1, `the selection took ${part.seconds} s`);
+  t.ok(part.mask.bytes < scattered.mask.bytes / 8, `it holds ${part.mask.bytes} bytes`);
+  const [selectedCausal, selectedDocuments, selectedWindow] = [
+    causal,
+    documents,
+    AttentionMask.window(tokens, tokens, 512, 512),
+  ].map((mask) => mask.select(shard.pieces, other.pieces)) as [AttentionMask, AttentionMask, AttentionMask];
+  const ofSelections = selectedCausal.and(selectedDocuments.not()).or(selectedWindow);
+  t.ok(part.mask.visible > 0);
+  t.same([part.mask.visible, part.mask.bytes], [ofSelections.visible, ofSelections.bytes]);
+  const windowed = AttentionMask.window(tokens, tokens, 512, 0);
+  t.equal(windowed.select(shard.pieces, other.pieces).visible, (512 * 513) / 2, "the shards touch once");
+  t.equal(windowed.select(shard.pieces, SequenceShard.zigzag(tokens, 8, 0).pieces).visible, 0);
   t.throws(() => causal.toDense(), { code: "ERR_OUT_OF_MEMORY" });
 });
 
@@ -137,6 +176,7 @@ t.test("dispose", async (t) => {
   const live = AttentionMask.causal(200);
   const gone = { name: "Error", code: "ERR_DISPOSED" };
   t.throws(() => mask.toDense(), { ...gone, message: "AttentionMask.toDense: the mask was disposed" });
+  t.throws(() => mask.select([], []), { ...gone, message: "AttentionMask.select: the mask was disposed" });
   t.throws(() => mask.not(), { ...gone, message: "AttentionMask.not: the mask was disposed" });
   t.throws(() => mask.and(live), { ...gone, message: "AttentionMask.and: the mask was disposed" });
   t.throws(() => live.or(mask), { ...gone, message: "AttentionMask.or: other was disposed" });

@@ -63,6 +63,11 @@ Napi::Value mask_or(Napi::Env env, MaskHandle a, MaskHandle b) { return to_handl
 
 Napi::Value mask_not(Napi::Env env, MaskHandle mask) { return to_handle(env, mask->complement()); }
 
+Napi::Value mask_select(Napi::Env env, MaskHandle mask, std::vector<int64_t> queries,
+                        std::vector<int64_t> keys) {
+  return to_handle(env, mask->select(queries, keys));
+}
+
 Napi::Value mask_info(Napi::Env env, MaskHandle mask) {
   auto out = Napi::Object::New(env);
   out.Set("queries", static_cast<double>(mask->queries()));
@@ -100,6 +105,7 @@ void bind_masks(Napi::Object exports) {
   bind<mask_and>(exports, "maskAnd");
   bind<mask_or>(exports, "maskOr");
   bind<mask_not>(exports, "maskNot");
+  bind<mask_select>(exports, "maskSelect");
   bind<mask_info>(exports, "maskInfo");
   bind<mask_to_dense>(exports, "maskToDense");
   bind<mask_dispose>(exports, "maskDispose");

@@ -24,13 +24,16 @@ class BlockRowWriter {
   /** Of two block rows that this writer did not lend. */
   BlockRow combine(const SetOperation& operation, int64_t rows, const BlockRow& a, const BlockRow& b);
 
- private:
+  // Block by block: start, then what is not empty in ascending order, then finish.
+
   void start(int64_t rows);
   void add_full(int64_t begin, int64_t end);
   /** Adds a block as what it is: empty, full or partial. Bits outside the mask are ignored. */
   void add(int64_t column, BitTile bits);
-  BlockRow borrowed() const;
   BlockRow finish() const;
+
+ private:
+  BlockRow borrowed() const;
 
   int64_t keys_, rows_ = 0;
   uint64_t visible_ = 0;

@@ -2,7 +2,7 @@
 // Which keys each query may look at. A mask whose rows are all one interval, moving forward from row to row
 // (causal, windows, documents, prefixes, their intersections), is two integers a row; any other is block rows
 // (block_row.h). Immutable once made, and shared between threads. rules.cc makes masks, combine.cc joins
-// them, kernels ask mask.cc.
+// them, select.cc takes parts of them, kernels ask mask.cc.
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -50,6 +50,9 @@ class Mask {
   Pointer intersect(const Mask& other) const;
   Pointer unite(const Mask& other) const;
   Pointer complement() const;
+  /** Some rows and columns as a mask of their own: runs of neighbours, start and length each, ascending and
+   * disjoint. */
+  Pointer select(std::span<const int64_t> query_runs, std::span<const int64_t> key_runs) const;
 
   int64_t queries() const { return queries_; }
   int64_t keys() const { return keys_; }

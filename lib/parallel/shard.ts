@@ -21,7 +21,7 @@ import { type LabelOptions, labelsOf, positionsOf, tokensOf } from "./tokens.ts"
  * const [q, k] = [Tensor.normal([1, 1000, 4, 64], { seed: 1 }), Tensor.normal([1, 1000, 4, 64], { seed: 2 })];
  * const shard = SequenceShard.zigzag(1000, 3, 1);
  * const out = attention(shard.take(q), k, k, { causal: true, queryPositions: shard.pieces });
- * out.shape; // [1, 333, 4, 64]
+ * out.shape; // [1, 334, 4, 64]
  */
 export class SequenceShard {
   /** "contiguous": a stretch each. "zigzag": of twice as many stretches, one from the front and one from the back. */

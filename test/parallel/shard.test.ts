@@ -1,15 +1,22 @@
 // SequenceShard against its definition: every position is some rank's, once, and what belongs to it goes with it.
 import fc from "fast-check";
-import { attention, crossEntropy, SequenceShard, Tape, Tensor, visiblePairs } from "longseq";
+import {
+  AttentionMask,
+  attention,
+  attentionForward,
+  crossEntropy,
+  mergeAttention,
+  SequenceShard,
+  Tape,
+  Tensor,
+  visiblePairs,
+} from "longseq";
 import t from "tap";
+import { scatter } from "../support/masks.ts";
 import { refuses } from "../support/refusals.ts";
-import { boundariesOf, documentOf, splits } from "../support/shards.ts";
+import { boundariesOf, documentOf, positionsOf, splits } from "../support/shards.ts";
 
 const random = (property: Parameters<typeof fc.assert>[0], numRuns = 200) => fc.assert(property, { numRuns });
-
-/** Each row's position, written out. */
-const rowsOf = ({ pieces }: SequenceShard) =>
-  pieces.flatMap(({ start, length }) => Array.from({ length }, (_, row) => start + row));
 
 t.test("every position is held once, in ascending pieces, in even shares", async (t) => {
   const property = fc.property(splits, (shards) => {
@@ -24,7 +31,7 @@ t.test("every position is held once, in ascending pieces, in even shares", async
         const before = shard.pieces[at - 1];
         if (length < 1 || (before && before.start + before.length >= start)) return false;
       }
-      const rows = rowsOf(shard);
+      const rows = positionsOf(shard.pieces);
       const held = rows.every((position) => {
         const stretch = stretchOf(position);
         return (
@@ -34,7 +41,7 @@ t.test("every position is held once, in ascending pieces, in even shares", async
       if (!held || shard.size !== rows.length || shard.positions().join() !== rows.join()) return false;
       if (JSON.stringify(first.of(shard.rank)) !== JSON.stringify(shard)) return false;
     }
-    const all = shards.flatMap(rowsOf).sort((a, b) => a - b);
+    const all = shards.flatMap((shard) => positionsOf(shard.pieces)).sort((a, b) => a - b);
     const sizes = shards.map(({ size }) => size);
     return (
       all.length === first.length &&
@@ -84,7 +91,7 @@ t.test("rows of tensors are taken and joined", async (t) => {
       const inner = shape.slice(axis + 1).reduce((product, size) => product * size, 1);
       const taken = shards.map((shard) => shard.take(x, axis));
       for (const [at, shard] of shards.entries()) {
-        const positions = new Set(rowsOf(shard));
+        const positions = new Set(positionsOf(shard.pieces));
         const expected = values.filter((_, i) => positions.has(Math.floor(i / inner) % shard.length));
         if (Buffer.compare(bytes(expected), bytes((await taken[at]?.data()) ?? [])) !== 0) return false;
       }
@@ -140,7 +147,7 @@ t.test("tokens, positions and labels are those of the whole sequence", async (t)
       };
       const sequences = Array.from({ length: batch }, (_, sequence) => sequence);
       return shards.every((shard) => {
-        const rows = rowsOf(shard);
+        const rows = positionsOf(shard.pieces);
         const options = { batch, ignoreIndex: -1, ...(cuSeqlens && { cuSeqlens }) };
         const expected = sequences.flatMap((sequence) => rows.map((position) => label(sequence, position)));
         const starts = rows.map((p) => (cuSeqlens ? (cuSeqlens[documentOf(cuSeqlens, p)] ?? 0) : 0));
@@ -200,8 +207,44 @@ t.test("attention of shards, documents and all, is that of the whole sequence", 
   }
 });
 
+t.test(
+  "with a mask, what each shard sees of each other, merged, is what the whole sequence sees",
+  async (t) => {
+    const [length, heads, size] = [300, 2, 16];
+    const [q, k, v] = [1, 2, 3].map((seed) => Tensor.normal([1, length, heads, size], { seed })) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    const options = { causal: true, window: [150, 0] as const, softcap: 5 };
+    for (const mask of [
+      AttentionMask.from(length, length, scatter(1, 100)),
+      AttentionMask.prefix(length, 70).and(AttentionMask.documents([0, 128, length])),
+    ]) {
+      const expected = await attention(q, k, v, { ...options, mask, implementation: "reference" }).data();
+      for (const layout of ["contiguous", "zigzag"] as const) {
+        const shards = Array.from({ length: 3 }, (_, rank) => SequenceShard[layout](length, 3, rank));
+        const outs = shards.map((shard) => {
+          const parts = shards.map((other) =>
+            attentionForward(shard.take(q), other.take(k), other.take(v), {
+              ...options,
+              mask: mask.select(shard.pieces, other.pieces),
+              queryPositions: shard.pieces,
+              keyPositions: other.pieces,
+            }),
+          );
+          return mergeAttention(parts).out;
+        });
+        const values = await SequenceShard.join(outs, shards).data();
+        const worst = Math.max(...values.map((value, at) => Math.abs(value - (expected[at] ?? Number.NaN))));
+        t.ok(worst < 1e-5, `${mask.kind}, ${layout}: off by ${worst}`);
+      }
+    }
+  },
+);
+
 t.test("bad input", async (t) => {
-  const any = (value: unknown) => value as never;
+  const wrong = (value: unknown) => value as never;
   const shard = SequenceShard.zigzag(8, 2, 0);
   const { contiguous, join } = SequenceShard;
   const [x, other] = [Tensor.zeros([1, 8]), Tensor.zeros([1, 4], { dtype: "int32" })];
@@ -212,23 +255,23 @@ t.test("bad input", async (t) => {
   gone.dispose();
   for (const value of ["3", null, undefined, {}]) {
     refuses(t, [
-      [() => SequenceShard.whole(any(value)), "ERR_OPTION", /^SequenceShard.whole: length is /],
-      [() => contiguous(8, any(value), 0), "ERR_OPTION", /^SequenceShard.contiguous: ranks is /],
-      [() => shard.of(any(value)), "ERR_OPTION", /^SequenceShard.of: rank is /],
-      [() => shard.take(any(value)), "ERR_OPTION", /^SequenceShard.take: x is /],
-      [() => shard.takeValues(any(value)), "ERR_OPTION", /^SequenceShard.takeValues: values is /],
-      [() => shard.labels(any(value)), "ERR_OPTION", /^SequenceShard.labels: tokens is /],
-      [() => join(any(value), shards), "ERR_OPTION", /^SequenceShard.join: parts is /],
-      [() => join([parts[0] as Tensor, any(value)], shards), "ERR_OPTION", /join: parts\[1\] is /],
-      [() => join(parts, any(value)), "ERR_OPTION", /^SequenceShard.join: shards is /],
-      [() => join(parts, [shard, any(value)]), "ERR_OPTION", /^SequenceShard.join: shards\[1\] is /],
+      [() => SequenceShard.whole(wrong(value)), "ERR_OPTION", /^SequenceShard.whole: length is /],
+      [() => contiguous(8, wrong(value), 0), "ERR_OPTION", /^SequenceShard.contiguous: ranks is /],
+      [() => shard.of(wrong(value)), "ERR_OPTION", /^SequenceShard.of: rank is /],
+      [() => shard.take(wrong(value)), "ERR_OPTION", /^SequenceShard.take: x is /],
+      [() => shard.takeValues(wrong(value)), "ERR_OPTION", /^SequenceShard.takeValues: values is /],
+      [() => shard.labels(wrong(value)), "ERR_OPTION", /^SequenceShard.labels: tokens is /],
+      [() => join(wrong(value), shards), "ERR_OPTION", /^SequenceShard.join: parts is /],
+      [() => join([parts[0] as Tensor, wrong(value)], shards), "ERR_OPTION", /join: parts\[1\] is /],
+      [() => join(parts, wrong(value)), "ERR_OPTION", /^SequenceShard.join: shards is /],
+      [() => join(parts, [shard, wrong(value)]), "ERR_OPTION", /^SequenceShard.join: shards\[1\] is /],
     ]);
   }
   for (const value of [3n, Symbol("3")]) {
     const refused = { name: "TypeError", code: "ERR_OPTION" };
-    t.throws(() => SequenceShard.whole(any(value)), refused);
-    t.throws(() => contiguous(8, any(value), 0), refused);
-    t.throws(() => contiguous(8, 2, any(value)), refused);
+    t.throws(() => SequenceShard.whole(wrong(value)), refused);
+    t.throws(() => contiguous(8, wrong(value), 0), refused);
+    t.throws(() => contiguous(8, 2, wrong(value)), refused);
   }
   refuses(t, [
     [
@@ -260,7 +303,7 @@ t.test("bad input", async (t) => {
     ],
     [() => shard.positions([0, 0.5, 8]), "ERR_OPTION", /cuSeqlens holds a number that is no integer/],
     [
-      () => shard.positions(any("0,8")),
+      () => shard.positions(wrong("0,8")),
       "ERR_OPTION",
       /cuSeqlens is string, expected an Int32Array or an array/,
     ],
@@ -269,11 +312,11 @@ t.test("bad input", async (t) => {
     [() => shard.labels(tokens, { batch: 0 }), "ERR_OPTION", /batch is 0, expected an integer of 1 or more/],
     [() => shard.labels(tokens, { ignoreIndex: 0.5 }), "ERR_OPTION", /ignoreIndex is 0.5, expected an int32/],
     [
-      () => shard.labels(tokens, { ignoreIndex: any("1") }),
+      () => shard.labels(tokens, { ignoreIndex: wrong("1") }),
       "ERR_OPTION",
       /ignoreIndex is string, expected an integer/,
     ],
-    [() => shard.labels(tokens, any(null)), "ERR_OPTION", /labels: options is null, expected an object/],
+    [() => shard.labels(tokens, wrong(null)), "ERR_OPTION", /labels: options is null, expected an object/],
     [
       () => shard.labels(tokens, { cuSeqlens: [0, 7] }),
       "ERR_OPTION",

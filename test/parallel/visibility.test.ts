@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { type Piece, SequenceShard, sees, type VisibilityOptions, visiblePairs } from "longseq";
 import t from "tap";
 import { refuses } from "../support/refusals.ts";
-import { boundariesOf, documentOf, pieces, splits } from "../support/shards.ts";
+import { boundariesOf, documentOf, pieces, positionsOf, splits } from "../support/shards.ts";
 
 const length = 40;
 const reach = fc.oneof(fc.constant(-1), fc.integer({ min: 0, max: length + 5 }));
@@ -12,9 +12,6 @@ const optionsOf = (rows: number): fc.Arbitrary<VisibilityOptions> =>
     { causal: fc.boolean(), window: fc.tuple(reach, reach), cuSeqlens: boundariesOf(rows) },
     { requiredKeys: [] },
   );
-
-const positionsOf = (given: readonly Piece[]) =>
-  given.flatMap(({ start, length }) => Array.from({ length }, (_, row) => start + row));
 
 function counted(queries: readonly Piece[], keys: readonly Piece[], options: VisibilityOptions): number {
   const { causal = false, window: [left, right] = [-1, -1], cuSeqlens } = options;
@@ -88,26 +85,26 @@ t.test("long sequences are counted exactly, and at once", async (t) => {
 });
 
 t.test("bad input", async (t) => {
-  const any = (value: unknown) => value as never;
+  const wrong = (value: unknown) => value as never;
   const whole = [{ start: 0, length: 8 }];
   for (const [name, call] of Object.entries({ sees, visiblePairs })) {
     refuses(t, [
       [
-        () => call(any("3"), whole),
+        () => call(wrong("3"), whole),
         "ERR_OPTION",
         `${name}: queries is string, expected an array of { start, length }`,
       ],
       [
-        () => call(whole, any(null)),
+        () => call(whole, wrong(null)),
         "ERR_OPTION",
         `${name}: keys is null, expected an array of { start, length }`,
       ],
       [
-        () => call(whole, [any(null)]),
+        () => call(whole, [wrong(null)]),
         "ERR_OPTION",
         /keys holds a piece that is not \{ start, length \} in integers/,
       ],
-      [() => call([any({ start: 0 })], whole), "ERR_OPTION", /queries holds a piece that is not/],
+      [() => call([wrong({ start: 0 })], whole), "ERR_OPTION", /queries holds a piece that is not/],
       [
         () => call([{ start: -1, length: 2 }], whole),
         "ERR_OPTION",
@@ -120,10 +117,10 @@ t.test("bad input", async (t) => {
         /keys must be ascending, disjoint/,
       ],
       [() => call(whole, [{ start: 2 ** 31 - 1, length: 1 }]), "ERR_OPTION", /within 0 to 2\^31 - 1/],
-      [() => call(whole, whole, any(null)), "ERR_OPTION", `${name}: options is null, expected an object`],
-      [() => call(whole, whole, { causal: any(1) }), "ERR_OPTION", /causal is number, expected a boolean/],
+      [() => call(whole, whole, wrong(null)), "ERR_OPTION", `${name}: options is null, expected an object`],
+      [() => call(whole, whole, { causal: wrong(1) }), "ERR_OPTION", /causal is number, expected a boolean/],
       [
-        () => call(whole, whole, { window: any(1) }),
+        () => call(whole, whole, { window: wrong(1) }),
         "ERR_OPTION",
         /window is number, expected \[left, right\]/,
       ],
@@ -134,7 +131,7 @@ t.test("bad input", async (t) => {
       ],
       [() => call(whole, whole, { window: [0, 2 ** 31] }), "ERR_OPTION", /window is \[0, 2147483648\]/],
       [
-        () => call(whole, whole, { window: any([0]) }),
+        () => call(whole, whole, { window: wrong([0]) }),
         "ERR_OPTION",
         /window is \[0\], expected two integers/,
       ],
@@ -144,7 +141,7 @@ t.test("bad input", async (t) => {
         /cuSeqlens ends at 7, expected 8 or more/,
       ],
       [
-        () => call(whole, whole, { cuSeqlens: any("8") }),
+        () => call(whole, whole, { cuSeqlens: wrong("8") }),
         "ERR_OPTION",
         /cuSeqlens is string, expected an Int32Array/,
       ],

@@ -38,3 +38,7 @@ export const pieces = (rows: number): fc.Arbitrary<Piece[]> =>
         return at % 2 === 0 || end - start < 3 ? [{ start, length: end - start }] : [];
       }),
     );
+
+/** Each row's position, written out. */
+export const positionsOf = (given: readonly Piece[]): number[] =>
+  given.flatMap(({ start, length }) => Array.from({ length }, (_, row) => start + row));

@@ -37,6 +37,7 @@ const closed = new Device();
 const ofClosed = Tensor.zeros([1, 4, 2, 8], { device: closed });
 closed.dispose();
 const mask = AttentionMask.causal(4);
+const shard = longseq.SequenceShard.zigzag(4, 2, 0);
 
 const numbers = fc.constantFrom(
   -(2 ** 53),
@@ -103,6 +104,7 @@ const options = fc.dictionary(
       "std",
     ],
     ...["bias", "approximate", "base", "scaling", "interleaved", "rotaryDim", "offset", "positions"],
+    ...["batch", "ignoreIndex"],
     ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale"],
   ),
   garbage,
@@ -176,6 +178,25 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
   ],
   "AttentionMask.causal": [AttentionMask.causal, near(4), near(4)],
   "AttentionMask.documents": [AttentionMask.documents, near([0, 4])],
+  "mask.select": [
+    (queries, keys) => mask.select(queries, keys),
+    near([{ start: 0, length: 4 }], []),
+    near([{ start: 1, length: 2 }]),
+  ],
+  "SequenceShard.zigzag": [longseq.SequenceShard.zigzag, near(4), near(2), near(1)],
+  "shard.of": [(rank) => shard.of(rank), near(0, 1)],
+  "shard.take": [(x, axis) => shard.take(x, axis), near(x), near(1)],
+  "SequenceShard.join": [
+    (parts, shards, axis) => longseq.SequenceShard.join(parts, shards, axis),
+    near([x], [shard.take(x), shard.of(1).take(x)]),
+    near([shard, shard.of(1)]),
+    near(1),
+  ],
+  "shard.takeValues": [(values) => shard.takeValues(values), near(new Int32Array(8))],
+  "shard.positions": [(cuSeqlens) => shard.positions(cuSeqlens), near([0, 4])],
+  "shard.labels": [(tokens, given) => shard.labels(tokens, given), near(new Int32Array(5)), options],
+  sees: [longseq.sees, near(shard.pieces), near(shard.pieces), options],
+  visiblePairs: [longseq.visiblePairs, near(shard.pieces), near(shard.pieces), options],
   "mask.and": [(other) => mask.and(other), near(mask)],
   loadSafetensors: [longseq.loadSafetensors, near("absent"), options],
 };
