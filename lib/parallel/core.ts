@@ -10,8 +10,13 @@ export interface Attended {
   out: Tensor;
   /** What `backward` needs; whoever called owns it. */
   saved: readonly Tensor[];
-  /** Of q, k and v; new tensors, in float32 where `isWide`. */
-  backward(saved: readonly Tensor[], dout: Tensor, isWide: boolean): Gradients;
+  /** Of q, k and v; new tensors, in float32 where `isWide`. `options` are those of the forward pass. */
+  backward(
+    saved: readonly Tensor[],
+    dout: Tensor,
+    options: ShardedAttentionOptions,
+    isWide: boolean,
+  ): Gradients;
 }
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
 
@@ -24,7 +29,7 @@ export const wholeAttention: AttentionCore = (q, k, v, options) => {
   return {
     out,
     saved: [q, k, v, out, logSumExp],
-    backward: (saved, dout, isWide) => {
+    backward: (saved, dout, options, isWide) => {
       const [q, k, v, out, logSumExp] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor];
       const wide = isWide ? { gradientDtype: "float32" as const } : {};
       const { dq, dk, dv } = attentionBackward({ q, k, v, out, logSumExp, dout }, { ...options, ...wide });
@@ -42,10 +47,12 @@ export function attend(
   options: ShardedAttentionOptions = {},
 ): Tensor {
   const untracked = [alias(q), alias(k), alias(v)] as const;
-  const { out, saved, backward } = Scope.run(() => core(...untracked, { ...options }));
+  const { out, saved, backward } = Scope.run(() => core(...untracked, options));
   record("attention", [out], [q, k, v], (save) => {
     const kept = saved.map(save);
-    return ([dout]) => Scope.run(() => backward(kept, dout, false));
+    const { alibiSlopes } = options;
+    const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
+    return ([dout]) => Scope.run(() => backward(kept, dout, given, false));
   });
   for (const tensor of [...saved, ...untracked]) if (tensor !== out) tensor.dispose();
   return out;

@@ -71,8 +71,8 @@ export function ringAttention(
     return {
       out,
       saved: [q, k, v, out, logSumExp],
-      backward: (saved, dout, isWide) => {
-        const gradients = backward(communicator, plan, saved as Saved, dout, options);
+      backward: (saved, dout, given, isWide) => {
+        const gradients = backward(communicator, plan, saved as Saved, dout, given);
         return isWide ? gradients : (gradients.map((wide) => inDtype(wide, q.dtype)) as Gradients);
       },
     };

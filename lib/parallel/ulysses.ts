@@ -10,7 +10,7 @@ import { divideHeads } from "./heads.ts";
 import type { Pending } from "./pending.ts";
 import { release, split, sum } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
-import type { Range, Strategy } from "./strategy.ts";
+import type { Range, ShardedAttentionOptions, Strategy } from "./strategy.ts";
 
 /**
  * Any number of heads, also one that does not divide; where there are fewer key heads than ranks, several ranks get the
@@ -73,20 +73,19 @@ export function ulyssesAttention(
       toHeads(communicator, v, counts, keys),
     ];
     const inner = moves.map((move) => move.wait()) as [Tensor, Tensor, Tensor];
-    const { alibiSlopes } = options;
-    const own = {
-      ...options,
+    const own = ({ alibiSlopes, ...others }: ShardedAttentionOptions) => ({
+      ...others,
       ...(alibiSlopes && { alibiSlopes: alibiSlopes.slice(0, mine.begin, mine.end) }),
-    };
-    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own);
+    });
+    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own(options));
     const out = toRows(communicator, attended.out, counts, queries, queryHeads);
     const isShared = keys.some((range, i) => keys.some((other, j) => i !== j && overlaps(range, other)));
     return {
       out,
       saved: attended.saved,
-      backward: (saved, dout, isWide) => {
+      backward: (saved, dout, given, isWide) => {
         const whole = toHeads(communicator, dout, counts, queries).wait();
-        const gradients = attended.backward(saved, whole, isWide || isShared);
+        const gradients = attended.backward(saved, whole, own(given), isWide || isShared);
         const heads = [queryHeads, keyHeads, keyHeads];
         return gradients.map((gradient, i) => {
           const rows = toRows(communicator, gradient, counts, i === 0 ? queries : keys, heads[i] ?? 0);
@@ -105,7 +104,7 @@ function withoutHeads(q: Tensor, k: Tensor, v: Tensor): Attended {
   return {
     out: Tensor.empty(q.shape, { dtype: q.dtype, device: q.device }),
     saved: [],
-    backward: (_, dout, isWide) =>
+    backward: (_saved, dout, _options, isWide) =>
       [q, k, v].map(({ shape, device }) =>
         Tensor.empty(shape, { dtype: isWide ? "float32" : dout.dtype, device }),
       ) as Gradients,
