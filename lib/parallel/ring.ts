@@ -14,6 +14,8 @@ import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
+import { packed } from "./key-values.ts";
+import { orderedRingAttention } from "./ordered-ring.ts";
 import type { Pending } from "./pending.ts";
 import { partOfMask, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
 import { copyRows } from "./rows.ts";
@@ -65,7 +67,9 @@ export function ringAttention(
   communicator: Communicator,
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
+  const ordered = orderedRingAttention(communicator, pieces);
   return (q, k, v, options) => {
+    if (options.deterministic) return ordered(q, k, v, options);
     const plan = ringPlan(pieces, communicator.rank, options);
     const { out, logSumExp } = forward(communicator, plan, q, k, v, options);
     return {
@@ -160,20 +164,6 @@ function placesOf(plan: RingPlan, step: RingStep, mask: AttentionMask | undefine
     keyPositions: step.held,
     ...(mask && { mask: partOfMask(mask, plan.queries, step.held) }),
   };
-}
-
-/** Keys and values in one tensor, [2, B, n, H, D], so that a piece is one parcel. */
-function packed(k: Tensor, v: Tensor): Tensor {
-  const both = Tensor.empty([2, ...k.shape], { dtype: k.dtype, device: k.device });
-  for (const [i, part] of [k, v].entries()) {
-    using place = both.select(0, i);
-    copyInto(place, part);
-  }
-  return both;
-}
-
-function copyInto(place: Tensor, values: Tensor): void {
-  native.copy(handleOf(values, "values"), handleOf(place, "place"));
 }
 
 function added(sum: Tensor, term: Tensor): Tensor {
