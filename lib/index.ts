@@ -24,6 +24,7 @@ export {
   mergeAttention,
 } from "./ops/attention.ts";
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";
 export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
