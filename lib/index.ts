@@ -26,6 +26,7 @@ export {
 export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
 export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";
+export { type EmbeddingOptions, embedding, embeddingBackward } from "./ops/embedding.ts";
 export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
 export {
