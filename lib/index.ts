@@ -60,6 +60,9 @@ export {
 } from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
+export { SequenceShard } from "./parallel/shard.ts";
+export type { LabelOptions } from "./parallel/tokens.ts";
+export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";

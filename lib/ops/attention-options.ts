@@ -2,6 +2,7 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { type AttentionMask, handleOfMask } from "../mask.ts";
 import type { NativeAttentionOptions } from "../native.ts";
+import { flatPieces } from "../pieces.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 
 /** Global positions that neighbouring rows of a shard stand at: start, start + 1 and so on, `length` of them. */
@@ -27,7 +28,10 @@ export interface AttentionOptions {
   softcap?: number;
   /** [Hq] float32: slope * distance in positions is taken off the scores (ALiBi; Press et al., 2022). No gradient. */
   alibiSlopes?: Tensor;
-  /** [Sq, Sk], for all batches and heads. */
+  /**
+   * [Sq, Sk], for all batches and heads: by the rows of the q and k given, also where these have positions. For shards,
+   * `AttentionMask.select` takes theirs out of the whole sequence's mask.
+   */
   mask?: AttentionMask;
   /**
    * Boundaries of documents that lie one behind the other, 0 first and the length last: a query sees its own document
@@ -82,8 +86,10 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
     window[1],
     boundaries("cuSeqlens", options.cuSeqlens),
     boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
-    flatPieces("queryPositions", options.queryPositions),
-    flatPieces("keyPositions", options.keyPositions),
+    options.queryPositions === undefined
+      ? null
+      : flatPieces("attention: queryPositions", options.queryPositions),
+    options.keyPositions === undefined ? null : flatPieces("attention: keyPositions", options.keyPositions),
     options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
     implementation,
     deterministic,
@@ -101,14 +107,4 @@ function boundaries(
   if (!given.every(Number.isSafeInteger))
     throw failure("ERR_OPTION", `attention: ${name} holds a number that is no integer`);
   return given as readonly number[];
-}
-
-function flatPieces(name: string, given: readonly Piece[] | undefined): readonly number[] | null {
-  if (given === undefined) return null;
-  if (!Array.isArray(given)) throw wrongKind(`attention: ${name}`, "an array of { start, length }", given);
-  const flat = (given as readonly Partial<Piece>[]).flatMap((piece) => [piece?.start, piece?.length]);
-  if (!flat.every(Number.isSafeInteger)) {
-    throw failure("ERR_OPTION", `attention: ${name} holds a piece that is not { start, length } in integers`);
-  }
-  return flat as readonly number[];
 }
