@@ -1,6 +1,9 @@
 // The tensors that a backward pass adds a parameter's gradient to, as the options dweight, dbias and dtable name them.
 import { failure } from "../errors.ts";
-import { handleOf, type Tensor } from "../tensor.ts";
+import { native } from "../native.ts";
+import { Scope } from "../scope.ts";
+import { record } from "../tape.ts";
+import { alias, handleOf, type Tensor } from "../tensor.ts";
 
 /** Checked in the forward call, and not only on the backward pass: the mistake is there. */
 export function checkGradientSum(operation: string, name: string, sum: Tensor, parameter: Tensor): void {
@@ -18,4 +21,28 @@ export function checkGradientSum(operation: string, name: string, sum: Tensor, p
   if (sum.device !== parameter.device) {
     throw failure("ERR_DEVICE", `${operation}: ${name} is on another device than the parameter`);
   }
+}
+
+/**
+ * The parameter, for an operation on x that has no such option: a view whose gradient is added to `sum`, while the
+ * parameter's own on the tape is zeros.
+ */
+export function summedInto(
+  operation: string,
+  name: string,
+  sum: Tensor,
+  parameter: Tensor,
+  x: Tensor,
+): Tensor {
+  checkGradientSum(operation, `the sum of ${name}`, sum, parameter);
+  const view = alias(parameter);
+  Scope.current?.adopt(view);
+  // On x's tape, also where the parameter is on none.
+  return record(operation, [view], [parameter, x], (save) => {
+    const into = handleOf(save(sum), "sum");
+    return ([gradient]) => {
+      native.scale(handleOf(gradient, "gradient"), null, null, into, true);
+      return [null, null];
+    };
+  });
 }
