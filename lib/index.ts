@@ -29,6 +29,8 @@ export { add } from "./ops/elementwise.ts";
 export { type EmbeddingOptions, embedding, embeddingBackward } from "./ops/embedding.ts";
 export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
+export { linearCrossEntropy } from "./ops/linear-cross-entropy.ts";
+export type { LinearCrossEntropyOptions } from "./ops/linear-cross-entropy-options.ts";
 export {
   type CrossEntropyOptions,
   type CrossEntropyPlace,

@@ -103,7 +103,8 @@ const options = fc.dictionary(
       "std",
     ],
     ...["bias", "approximate", "base", "scaling", "interleaved", "rotaryDim", "offset", "positions"],
-    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale", "dtable"],
+    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale", "dtable", "dweight"],
+    ...["count", "tileRows", "ignoreIndex", "reduction"],
   ),
   garbage,
   { maxKeys: 3 },
@@ -153,6 +154,7 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
   add: [longseq.add, near(x), near(x)],
   concatenate: [longseq.concatenate, near([x, x]), near(0, 1)],
   embedding: [longseq.embedding, near(table), near(indices), options],
+  linearCrossEntropy: [longseq.linearCrossEntropy, near(table), near(table), near(indices), options],
   embeddingBackward: [
     longseq.embeddingBackward,
     fc.record({ table: near(table), indices: near(indices), dy: near(table), dtable: near(table) }),
