@@ -9,6 +9,37 @@ export { Device, type Mark } from "./device.ts";
 export type { ErrorCode } from "./errors.ts";
 export { type Gpu, type Info, info } from "./info.ts";
 export { AttentionMask } from "./mask.ts";
+export type {
+  GptConfiguration,
+  GptOptions,
+  LayerConfiguration,
+  LayerOptions,
+  LayerRotaryOptions,
+} from "./model/configuration.ts";
+export { GPT, type GptLossOptions, type GptModuleOptions } from "./model/gpt.ts";
+export {
+  type LayerForwardOptions,
+  type ModuleOptions,
+  type RecomputeOptions,
+  TransformerLayer,
+} from "./model/layer.ts";
+export {
+  gptParameters,
+  layerParameters,
+  type ParameterSpecification,
+  type Placement,
+  parameterCount,
+} from "./model/parameters.ts";
+export type { PositionEmbedding } from "./model/position.ts";
+export { presets } from "./model/presets.ts";
+export {
+  initialParameters,
+  type RankTensors,
+  shareParameters,
+  type Tensors,
+  wholeGradients,
+  wholeParameters,
+} from "./model/shares.ts";
 export {
   type GeluOptions,
   gelu,
@@ -23,7 +54,7 @@ export {
   attentionForward,
   mergeAttention,
 } from "./ops/attention.ts";
-export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export type { AttentionOptions, KeepAttention, Piece } from "./ops/attention-options.ts";
 export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";
 export { type EmbeddingOptions, embedding, embeddingBackward } from "./ops/embedding.ts";
@@ -61,8 +92,10 @@ export {
   rotaryFrequencies,
 } from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
+export { split } from "./ops/split.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
 export { SequenceShard } from "./parallel/shard.ts";
+export { type Range, type ShardedAttentionOptions, type Strategy, serial } from "./parallel/strategy.ts";
 export type { LabelOptions } from "./parallel/tokens.ts";
 export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";
 export { Scope } from "./scope.ts";

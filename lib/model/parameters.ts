@@ -156,9 +156,7 @@ function specificationsOf(
     const ofBias = divided.axis === 0 ? divided : undefined;
     return [
       specification(`${prefix}${name}.weight`, [rows, depth], initial, divided, named("weight")),
-      ...(bias
-        ? [specification(`${prefix}${name}.bias`, [rows], { value: 0 }, ofBias, named("bias"))]
-        : []),
+      ...(bias ? [specification(`${prefix}${name}.bias`, [rows], { value: 0 }, ofBias, named("bias"))] : []),
     ];
   };
   const normal = { deviation };

@@ -28,7 +28,10 @@ export const positionTable: PositionEmbedding = {
     const most = positions.reduce((a, b) => Math.max(a, b), -1);
     const [held = 0] = table.shape;
     if (most >= held) {
-      throw failure("ERR_SHAPE", `gpt: a row is at position ${most}, expected at most ${held - 1} (maxPositions)`);
+      throw failure(
+        "ERR_SHAPE",
+        `gpt: a row is at position ${most}, expected at most ${held - 1} (maxPositions)`,
+      );
     }
     const indices = new Int32Array(batch * positions.length);
     for (let row = 0; row < batch; row++) indices.set(positions, row * positions.length);

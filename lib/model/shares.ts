@@ -46,7 +46,11 @@ export function initialParameters(
     const { shape, initial } = parameter;
     const ownSeed = seed * mostParameters + at;
     if ("deviation" in initial) {
-      return share(parameter, Tensor.normal(shape, { ...place, seed: ownSeed, std: initial.deviation }), placement);
+      return share(
+        parameter,
+        Tensor.normal(shape, { ...place, seed: ownSeed, std: initial.deviation }),
+        placement,
+      );
     }
     return share(parameter, filled(shape, initial.value, place), placement);
   });
@@ -146,7 +150,10 @@ function assembled(
         const ranges = parameter.held(placement);
         return { ranges, share: checked(what, name, tensors, shape.with(axis, lengthOf(ranges))) };
       });
-      const parts = cuts(shares.map(({ ranges }) => ranges).flat(), shape[axis] ?? 0).map((part) => {
+      const parts = cuts(
+        shares.flatMap(({ ranges }) => ranges),
+        shape[axis] ?? 0,
+      ).map((part) => {
         const found = shares.flatMap(({ ranges, share }) => partOf(share, axis, ranges, part));
         const [first] = found;
         if (first === undefined) {
@@ -154,7 +161,9 @@ function assembled(
           throw failure("ERR_OPTION", `${what}: no rank holds ${where} of ${name}`);
         }
         const { device } = shares[0]?.share ?? first;
-        return combine(found.map((tensor) => (tensor.device === device ? tensor : tensor.toDevice(device))) as [Tensor]);
+        return combine(
+          found.map((tensor) => (tensor.device === device ? tensor : tensor.toDevice(device))) as [Tensor],
+        );
       });
       const whole = concatenate(parts, axis);
       let row = 0;

@@ -59,9 +59,10 @@ export interface AttentionOptions {
  * Gives what `forward` gives, or without its work what that gave when it was first called: for a layer that is
  * recomputed on the backward pass, but for its attention. The tensors are the caller's.
  */
-export type KeepAttention = (
-  forward: () => { out: Tensor; logSumExp: Tensor },
-) => { out: Tensor; logSumExp: Tensor };
+export type KeepAttention = (forward: () => { out: Tensor; logSumExp: Tensor }) => {
+  out: Tensor;
+  logSumExp: Tensor;
+};
 
 /** Checks the options' kinds and brings them in the addon's order; null where there is nothing. */
 export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {

@@ -40,18 +40,19 @@ export interface Strategy {
    * Over the whole sequence. q, k, v: [B, S of inner, H, D]; cuSeqlens and mask are those of the whole sequence,
    * alibiSlopes those of the heads held. What is to be kept for a recomputation goes through `keep`.
    */
-  attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    options?: ShardedAttentionOptions,
-    keep?: KeepAttention,
-  ): Tensor;
+  attend(q: Tensor, k: Tensor, v: Tensor, options?: ShardedAttentionOptions, keep?: KeepAttention): Tensor;
   /** The sum over all ranks of what each has, on every rank. Not noted on a tape. */
   sum(x: Tensor): Tensor;
 }
 
-/** One rank that holds everything. */
+/**
+ * One rank that holds everything.
+ *
+ * @param length tokens of the sequence.
+ * @throws `ERR_SHAPE` where the length is not 0 to 2,147,483,647.
+ * @example
+ * serial(128).shard.size; // 128
+ */
 export function serial(length: number): Strategy {
   const whole = SequenceShard.whole(length);
   return {
