@@ -1,5 +1,6 @@
 // A layer's parameters as its steps take them, each with where its gradient is summed.
-import { summedInto } from "../ops/gradient-sum.ts";
+import { failure, wrongKind } from "../errors.ts";
+import { checkGradientSum, summedInto } from "../ops/gradient-sum.ts";
 import type { LinearOptions } from "../ops/linear.ts";
 import { type AddNormResult, addLayerNorm, addRmsNorm, layerNorm, rmsNorm } from "../ops/norm.ts";
 import type { Tensor } from "../tensor.ts";
@@ -52,5 +53,18 @@ export class BoundParameters {
       return tensor && sum ? summedInto("norm", key, sum, tensor, x) : tensor;
     };
     return { weight: parameter(`${name}.weight`) as Tensor, bias: parameter(`${name}.bias`) ?? null };
+  }
+}
+
+/** Of a layer or model: each sum belongs to a parameter. */
+export function checkGradients(what: string, parameters: Tensors, gradients: Tensors): void {
+  if (typeof gradients !== "object" || gradients === null || Array.isArray(gradients))
+    throw wrongKind(`${what}: gradients`, "an object of Tensors", gradients);
+  for (const [name, sum] of Object.entries(gradients)) {
+    const parameter = Object.hasOwn(parameters, name) ? parameters[name] : undefined;
+    if (parameter === undefined) {
+      throw failure("ERR_OPTION", `${what}: gradients has ${name}, which is no parameter`);
+    }
+    checkGradientSum(what, `the sum of ${name}`, sum, parameter);
   }
 }

@@ -9,7 +9,7 @@ import type { Strategy } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { BoundParameters } from "./bound.ts";
+import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
 import { type LayerForwardOptions, type ModuleOptions, TransformerLayer } from "./layer.ts";
 import { gptParameters } from "./parameters.ts";
@@ -132,9 +132,10 @@ export class GPT {
 
   #hidden(tokens: Tensor, options: LayerForwardOptions): Tensor {
     checkOptions("gpt", options);
-    this.#check(tokens);
     const { parameters } = this;
     const { gradients = {}, ...forward } = options;
+    this.#check(tokens);
+    checkGradients("gpt", parameters, gradients);
     const rows = (name: string) => {
       const dtable = gradients[name];
       return [parameters[name] as Tensor, dtable ? { dtable } : {}] as const;

@@ -1,5 +1,5 @@
 // The transformer layer, once for every way of splitting it over ranks.
-import { checkOptions, failure } from "../errors.ts";
+import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { gelu, swiglu } from "../ops/activation.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
 import { add } from "../ops/elementwise.ts";
@@ -8,7 +8,7 @@ import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
-import { BoundParameters } from "./bound.ts";
+import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
 import { layerParameters } from "./parameters.ts";
 import { rowPositions } from "./position.ts";
@@ -159,7 +159,7 @@ export class TransformerLayer {
     };
   }
 
-  #check(x: Tensor, { alibiSlopes }: LayerForwardOptions): void {
+  #check(x: Tensor, { alibiSlopes, gradients = {}, resetPositions = false }: LayerForwardOptions): void {
     handleOf(x, "transformerLayer: x");
     const { hidden, heads } = this.configuration;
     const { size } = this.strategy.shard;
@@ -174,6 +174,9 @@ export class TransformerLayer {
     if (dtype !== expected) {
       throw failure("ERR_DTYPE", `transformerLayer: x is ${dtype}, expected ${expected} (the parameters')`);
     }
+    if (typeof resetPositions !== "boolean")
+      throw wrongKind("transformerLayer: resetPositions", "a boolean", resetPositions);
+    checkGradients("transformerLayer", this.parameters, gradients);
     if (alibiSlopes === undefined) return;
     handleOf(alibiSlopes, "transformerLayer: alibiSlopes");
     if (alibiSlopes.shape.join() !== String(heads)) {
