@@ -3,6 +3,7 @@
  * @packageDocumentation
  */
 
+export { checkpoint } from "./checkpoint.ts";
 export { type FastaRecord, readFasta } from "./data/fasta.ts";
 export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/safetensors.ts";
 export { Device, type Mark } from "./device.ts";
@@ -101,4 +102,5 @@ export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibilit
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";
+export { tiled } from "./tiled.ts";
 export type { DType, TensorValues } from "./values.ts";

@@ -2,11 +2,12 @@
 // 2024, and Arctic long sequence training, Bekman et al., 2025): the logits of a tile become its loss, their own
 // gradient, and what that gives to dx and dweight, before the next tile's logits take their place.
 import { native } from "../native.ts";
+import { referenceTo } from "../reference.ts";
 import { Scope } from "../scope.ts";
 import { isOnTape, record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { checkedCall, type LinearCrossEntropyOptions } from "./linear-cross-entropy-options.ts";
-import { crossEntropyBackward, crossEntropyForward, viewOf } from "./loss.ts";
+import { crossEntropyBackward, crossEntropyForward } from "./loss.ts";
 import { matmul } from "./matmul.ts";
 
 /**
@@ -68,7 +69,7 @@ export function linearCrossEntropy(
         // What is saved is this step's alone, so it may be changed in its place.
         const inPlace = (gradient: Tensor) => {
           scale(gradient, dloss, saved.divisor, gradient);
-          return viewOf(gradient);
+          return referenceTo(gradient);
         };
         const dx = saved.dx && inPlace(saved.dx).reshape(shape);
         if (!saved.dweight) return [dx, null];
@@ -102,8 +103,8 @@ function inTiles(
 ): TileSums {
   const { dtype, device } = x;
   const [vocabulary = 0, columns = 0] = weight.shape;
-  const rows = asRows(viewOf(x), [targets.size, columns]);
-  const labels = asRows(viewOf(targets), [targets.size]);
+  const rows = asRows(referenceTo(x), [targets.size, columns]);
+  const labels = asRows(referenceTo(targets), [targets.size]);
   const tileRows = Math.min(call.tileRows, targets.size);
   // Queued work holds what it uses until it has run: one block for all tiles, not one each.
   const logits = Tensor.empty([tileRows, vocabulary], { device });

@@ -1,8 +1,8 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
-import { Scope } from "../scope.ts";
+import { referenceTo } from "../reference.ts";
 import { record } from "../tape.ts";
-import { alias, handleOf, Tensor } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
 import { emptyLike, emptyStatistic } from "./rows.ts";
 
@@ -145,7 +145,7 @@ export function crossEntropyBackward(
     handleOf(tensor, `crossEntropy: ${name}`),
   ) as [Handle, Handle, Handle, Handle, Handle];
   const { ignoreIndex, reduction, overwriteLogits } = checkedOptions("crossEntropy", options);
-  const dlogits = overwriteLogits ? viewOf(logits) : emptyLike(logits);
+  const dlogits = overwriteLogits ? referenceTo(logits) : emptyLike(logits);
   return queued([dlogits], () => {
     native.crossEntropyBackward(...inputs, ignoreIndex, reduction, handleOf(dlogits, "dlogits"));
     return dlogits;
@@ -165,11 +165,4 @@ export function checkedOptions(operation: string, options: CrossEntropyOptions &
   if (typeof overwriteLogits !== "boolean")
     throw wrongKind(`${operation}: overwriteLogits`, "a boolean", overwriteLogits);
   return { ignoreIndex, reduction, overwriteLogits };
-}
-
-/** Of the same memory, and on no tape. */
-export function viewOf(tensor: Tensor): Tensor {
-  const view = alias(tensor);
-  Scope.current?.adopt(view);
-  return view;
 }

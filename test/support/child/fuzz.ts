@@ -152,6 +152,8 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
     ),
   ],
   add: [longseq.add, near(x), near(x)],
+  checkpoint: [longseq.checkpoint, near((a: unknown) => a), near(x)],
+  tiled: [longseq.tiled, near((a: unknown) => a), near(x), near(2, { rows: 1 }), near(x)],
   concatenate: [longseq.concatenate, near([x, x]), near(0, 1)],
   embedding: [longseq.embedding, near(table), near(indices), options],
   linearCrossEntropy: [longseq.linearCrossEntropy, near(table), near(table), near(indices), options],
