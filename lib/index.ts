@@ -33,14 +33,8 @@ export {
 } from "./model/parameters.ts";
 export type { PositionEmbedding } from "./model/position.ts";
 export { presets } from "./model/presets.ts";
-export {
-  initialParameters,
-  type RankTensors,
-  shareParameters,
-  type Tensors,
-  wholeGradients,
-  wholeParameters,
-} from "./model/shares.ts";
+export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
+export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export {
   type GeluOptions,
   gelu,

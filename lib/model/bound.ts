@@ -22,6 +22,18 @@ export class BoundParameters {
     this.#gradients = gradients;
   }
 
+  /** Those of the MLP's products, for a work that is to be given them. */
+  ofMlp(): [names: string[], tensors: Tensor[]] {
+    const entries = Object.entries(this.#parameters).filter(([name]) => /^mlp_(?!norm)/.test(name));
+    return [entries.map(([name]) => name), entries.map(([, tensor]) => tensor)];
+  }
+
+  /** The same, with these in their places. */
+  with(names: readonly string[], tensors: readonly Tensor[]): BoundParameters {
+    const replaced = Object.fromEntries(names.map((name, at) => [name, tensors[at] as Tensor]));
+    return new BoundParameters(this.#configuration, { ...this.#parameters, ...replaced }, this.#gradients);
+  }
+
   /** A product's weight and bias, and the options of `linear`. */
   product(name: string): [weight: Tensor, bias: Tensor | undefined, options: LinearOptions] {
     const [dweight, dbias] = [this.#gradients[`${name}.weight`], this.#gradients[`${name}.bias`]];

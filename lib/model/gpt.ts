@@ -4,8 +4,9 @@ import { add } from "../ops/elementwise.ts";
 import { embedding } from "../ops/embedding.ts";
 import { linear } from "../ops/linear.ts";
 import { linearCrossEntropy } from "../ops/linear-cross-entropy.ts";
-import { crossEntropyForward, viewOf } from "../ops/loss.ts";
+import { crossEntropyForward } from "../ops/loss.ts";
 import type { Strategy } from "../parallel/strategy.ts";
+import { referenceTo } from "../reference.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -68,7 +69,7 @@ export class GPT {
   constructor(options: GptOptions, strategy: Strategy, module: GptModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);
     checkOptions("gpt: module", module);
-    const { parameters, positions = positionTable, recompute, ...initial } = module;
+    const { parameters, positions = positionTable, recompute = "none", mlpTiles = 1, ...initial } = module;
     this.strategy = strategy;
     this.#positions = positions;
     const table = gptParameters(options);
@@ -77,7 +78,7 @@ export class GPT {
       : initialParameters(table, strategy, initial);
     this.#layers = Array.from({ length: this.configuration.layers }, (_, at) => {
       const own = within(`layers.${at}.`, this.parameters);
-      return new TransformerLayer(options, strategy, { parameters: own, ...(recompute && { recompute }) });
+      return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
     });
   }
 
@@ -124,7 +125,7 @@ export class GPT {
       const { weight, sum } = this.#head(forward);
       const given = { ignoreIndex, count, ...(sum && { dweight: sum }) };
       const own = linearCrossEntropy(x, weight, targets, given);
-      const total = viewOf(strategy.sum(own));
+      const total = referenceTo(strategy.sum(own));
       // The other ranks' terms have their gradients on their tapes.
       return record("loss", [total], [own], () => ([dloss]) => [dloss]);
     });

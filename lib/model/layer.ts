@@ -1,4 +1,5 @@
 // The transformer layer, once for every way of splitting it over ranks.
+import { checkpoint } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { gelu, swiglu } from "../ops/activation.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
@@ -8,10 +9,12 @@ import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
+import { tiled } from "../tiled.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
 import { layerParameters } from "./parameters.ts";
 import { rowPositions } from "./position.ts";
+import { checkpointAroundAttention } from "./recompute.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
 
 /** What becomes of a layer's intermediate results. */
@@ -22,6 +25,11 @@ export interface RecomputeOptions {
    * are the same bits. Default: "none".
    */
   recompute?: "none" | "attention" | "full";
+  /**
+   * Tiles of rows that the MLP works on one after the other, each of them computed again on the backward pass, so that its
+   * F columns exist for one tile at a time. Not for a strategy that divides the MLP's columns. Default: 1.
+   */
+  mlpTiles?: number;
 }
 
 /** Where a layer's or model's parameters come from. */
@@ -70,6 +78,7 @@ export class TransformerLayer {
   /** This rank's share of each, by the names of `layerParameters`. Where it made them itself, they are the caller's too. */
   readonly parameters: Tensors;
   readonly #recompute: "none" | "attention" | "full";
+  readonly #mlpTiles: number;
 
   /**
    * @param options its shape; each rank gives the same.
@@ -80,9 +89,10 @@ export class TransformerLayer {
   constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = layerConfiguration("transformerLayer", options);
     checkOptions("transformerLayer: module", module);
-    const { recompute = "none", parameters, ...initial } = module;
+    const { recompute = "none", mlpTiles = 1, parameters, ...initial } = module;
     this.#recompute = oneOf("transformerLayer", "recompute", recompute, ["none", "attention", "full"]);
     this.strategy = strategy;
+    this.#mlpTiles = checkedTiles(mlpTiles, strategy);
     const table = layerParameters(options);
     this.parameters = parameters
       ? checkedTensors("transformerLayer", table, strategy, parameters)
@@ -101,7 +111,28 @@ export class TransformerLayer {
   forward(x: Tensor, options: LayerForwardOptions = {}): Tensor {
     checkOptions("transformerLayer", options);
     this.#check(x, options);
-    return Scope.run(() => this.#layer(x, this.parameters, options));
+    const names = Object.keys(this.parameters);
+    const { alibiSlopes, ...others } = options;
+    /** Of tensors alone, so that it can be made again. */
+    const work = (keep: KeepAttention | undefined, [x, ...given]: readonly Tensor[]) => {
+      const parameters = Object.fromEntries(names.map((name, at) => [name, given[at] as Tensor]));
+      const slopes = given[names.length];
+      return this.#layer(
+        x as Tensor,
+        parameters,
+        { ...others, ...(slopes && { alibiSlopes: slopes }) },
+        keep,
+      );
+    };
+    const inputs = [x, ...Object.values(this.parameters), ...(alibiSlopes ? [alibiSlopes] : [])];
+    switch (this.#recompute) {
+      case "full":
+        return checkpoint((...given) => work(undefined, given), ...inputs);
+      case "attention":
+        return checkpointAroundAttention((keep, ...given) => work(keep, given), ...inputs);
+      case "none":
+        return Scope.run(() => work(undefined, inputs));
+    }
   }
 
   /** As the paper has it. */
@@ -115,8 +146,15 @@ export class TransformerLayer {
     const projected = strategy.leave(columnsOf(attended), ...bound.product("proj"));
 
     const { out: normed, sum } = bound.addNorm("mlp_norm", projected, x);
-    const raised = this.#activated(normed, bound);
-    return add(sum, strategy.leave(raised, ...bound.product("mlp_down")));
+    return add(sum, this.#mlp(normed, bound));
+  }
+
+  #mlp(x: Tensor, bound: BoundParameters): Tensor {
+    const work = (rows: Tensor, weights: BoundParameters) =>
+      this.strategy.leave(this.#activated(rows, weights), ...weights.product("mlp_down"));
+    if (this.#mlpTiles === 1) return work(x, bound);
+    const [names, tensors] = bound.ofMlp();
+    return tiled((rows, ...given) => work(rows, bound.with(names, given)), x, this.#mlpTiles, ...tensors);
   }
 
   /** [B, S, (Hq + 2 Hkv) D] of this rank's heads as q, k and v, views of it but for the rotary turn. */
@@ -186,6 +224,20 @@ export class TransformerLayer {
       );
     }
   }
+}
+
+function checkedTiles(tiles: number, { name, shard, inner }: Strategy): number {
+  if (typeof tiles !== "number") throw wrongKind("transformerLayer: mlpTiles", "a number", tiles);
+  if (!Number.isSafeInteger(tiles) || tiles < 1) {
+    throw failure("ERR_OPTION", `transformerLayer: mlpTiles is ${tiles}, expected an integer of 1 or more`);
+  }
+  if (tiles > 1 && inner.size !== shard.size) {
+    throw failure(
+      "ERR_OPTION",
+      `transformerLayer: mlpTiles is ${tiles}, expected 1 (the strategy is ${name})`,
+    );
+  }
+  return tiles;
 }
 
 /** [B, S, H, D] as [B, S, H D]. */

@@ -205,6 +205,120 @@ for (const [kind, shape] of Object.entries(kinds)) {
   });
 }
 
+const modes = ["attention", "full"] as const;
+
+for (const [name, [shape, forward]] of Object.entries(options)) {
+  t.test(`what is computed again has the same bits: ${name}`, async (t) => {
+    for (const dtype of ["float32", "bfloat16"] as const) {
+      const parameters = parametersOf(shape, dtype);
+      const plain = pass(shape, serial(7), { parameters, dtype }, forward);
+      for (const recompute of modes) {
+        const again = pass(shape, serial(7), { parameters, dtype, recompute }, forward);
+        t.strictSame(
+          await differing(
+            { y: again.y, dx: again.dx, ...again.gradients },
+            { y: plain.y, dx: plain.dx, ...plain.gradients },
+          ),
+          [],
+          `${recompute}, ${dtype}`,
+        );
+      }
+    }
+  });
+}
+
+t.test("gradients are summed once where they are made again", async (t) => {
+  const parameters = parametersOf(gpt);
+  const { gradients, dx } = pass(gpt, serial(5), { parameters });
+  for (const recompute of modes) {
+    const sums = Object.fromEntries(
+      Object.entries(parameters).map(([name, { shape }]) => [name, Tensor.zeros(shape)]),
+    );
+    const again = pass(gpt, serial(5), { parameters, recompute }, { gradients: sums });
+    t.strictSame(await differing({ ...sums, dx: again.dx }, { ...gradients, dx }), [], recompute);
+  }
+});
+
+t.test("attention runs once where it is kept, twice where all is computed again", async (t) => {
+  const whole = serial(6);
+  for (const [recompute, expected] of [
+    ["none", 1],
+    ["attention", 1],
+    ["full", 2],
+  ] as const) {
+    let runs = 0;
+    const counting: Strategy = {
+      ...whole,
+      attend: (q, k, v, options, keep = (forward) => forward()) =>
+        whole.attend(q, k, v, options, (forward) =>
+          keep(() => {
+            runs++;
+            return forward();
+          }),
+        ),
+    };
+    pass(llama, counting, { recompute });
+    t.equal(runs, expected, recompute);
+  }
+});
+
+t.test("what a layer keeps, and that it lets it go", async (t) => {
+  using device = new Device();
+  const shape: LayerOptions = { hidden: 64, heads: 4 };
+  const length = 512;
+  const parameters = new TransformerLayer(shape, serial(length), { device }).parameters;
+  const row = 4 * shape.hidden * length;
+  /** Bytes between the passes, in x's. */
+  const kept = async (recompute: "none" | "attention" | "full", isRun: boolean) => {
+    const layer = new TransformerLayer(shape, serial(length), { parameters, recompute });
+    using x = Tensor.normal([1, length, shape.hidden], { device });
+    const liveBytes = async () => {
+      // What is queued holds its tensors.
+      await device.synchronize();
+      return device.memory().liveBytes;
+    };
+    const before = await liveBytes();
+    using tape = new Tape();
+    tape.watch(x, ...Object.values(parameters));
+    using y = layer.forward(x);
+    const bytes = (await liveBytes()) - before - y.bytes;
+    if (isRun) {
+      using dy = Tensor.normal(y.shape, { device });
+      for (const gradient of tape.backward(y, dy, [x])) gradient.dispose();
+    }
+    tape.dispose();
+    y.dispose();
+    t.equal(await liveBytes(), before, `${recompute}: nothing is left`);
+    return bytes / row;
+  };
+  for (const isRun of [true, false]) {
+    const { none, attention, full } = {
+      none: await kept("none", isRun),
+      attention: await kept("attention", isRun),
+      full: await kept("full", isRun),
+    };
+    // y, which is the caller's, is not counted, nor x.
+    t.ok(full < 0.1, `full keeps nothing more: ${full}`);
+    t.ok(attention > 1 && attention < 1.2, `attention's result, and a number a row and head: ${attention}`);
+    t.ok(none > 10, `${none}`);
+  }
+});
+
+t.test("the MLP in tiles", async (t) => {
+  for (const [kind, shape] of Object.entries(kinds)) {
+    for (const recompute of ["none", ...modes] as const) {
+      const plain = pass(shape, serial(7));
+      const tiles = pass(shape, serial(7), { mlpTiles: 3, recompute });
+      const tensors = { y: tiles.y, dx: tiles.dx, ...tiles.gradients };
+      for (const [name, tensor] of Object.entries({ y: plain.y, dx: plain.dx, ...plain.gradients })) {
+        const other = tensors[name as keyof typeof tensors] as Tensor;
+        const error = relativeError(await other.data(), await tensor.data());
+        t.ok(error < 1e-6, `${kind}, ${recompute}, ${name}: ${error}`);
+      }
+    }
+  }
+});
+
 t.test("an empty sequence", async (t) => {
   for (const shape of Object.values(kinds)) {
     const { y, dx, gradients } = pass(shape, serial(0));
@@ -234,6 +348,17 @@ t.test("what is refused", async (t) => {
       () => new TransformerLayer(gpt, serial(4), { recompute: "all" as never }),
       "ERR_OPTION",
       'transformerLayer: recompute is all, expected "none" or "attention" or "full"',
+    ],
+    [() => new TransformerLayer(gpt, serial(4), { mlpTiles: 0 }), "ERR_OPTION", /mlpTiles is 0, expected/],
+    [
+      () =>
+        new TransformerLayer(
+          gpt,
+          { ...serial(4), name: "megatron", inner: SequenceShard.whole(8) },
+          { mlpTiles: 2 },
+        ),
+      "ERR_OPTION",
+      "transformerLayer: mlpTiles is 2, expected 1 (the strategy is megatron)",
     ],
     [
       () => new TransformerLayer(gpt, serial(4), { parameters: missing }),
