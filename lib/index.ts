@@ -3,12 +3,38 @@
  * @packageDocumentation
  */
 
+export { checkpoint } from "./checkpoint.ts";
 export { type FastaRecord, readFasta } from "./data/fasta.ts";
 export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/safetensors.ts";
 export { Device, type Mark } from "./device.ts";
 export type { ErrorCode } from "./errors.ts";
 export { type Gpu, type Info, info } from "./info.ts";
 export { AttentionMask } from "./mask.ts";
+export type {
+  GptConfiguration,
+  GptOptions,
+  LayerConfiguration,
+  LayerOptions,
+  LayerRotaryOptions,
+} from "./model/configuration.ts";
+export { GPT, type GptLossOptions, type GptModuleOptions } from "./model/gpt.ts";
+export {
+  type LayerForwardOptions,
+  type ModuleOptions,
+  type RecomputeOptions,
+  TransformerLayer,
+} from "./model/layer.ts";
+export {
+  gptParameters,
+  layerParameters,
+  type ParameterSpecification,
+  type Placement,
+  parameterCount,
+} from "./model/parameters.ts";
+export type { PositionEmbedding } from "./model/position.ts";
+export { presets } from "./model/presets.ts";
+export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
+export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export {
   type GeluOptions,
   gelu,
@@ -23,10 +49,14 @@ export {
   attentionForward,
   mergeAttention,
 } from "./ops/attention.ts";
-export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export type { AttentionOptions, KeepAttention, Piece } from "./ops/attention-options.ts";
+export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";
+export { type EmbeddingOptions, embedding, embeddingBackward } from "./ops/embedding.ts";
 export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
+export { linearCrossEntropy } from "./ops/linear-cross-entropy.ts";
+export type { LinearCrossEntropyOptions } from "./ops/linear-cross-entropy-options.ts";
 export {
   type CrossEntropyOptions,
   type CrossEntropyPlace,
@@ -57,6 +87,7 @@ export {
   rotaryFrequencies,
 } from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
+export { split } from "./ops/split.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
 export { Communicator, type LocalOptions, type Parcel } from "./parallel/communicator.ts";
 export { type HybridOptions, hybrid } from "./parallel/hybrid.ts";
@@ -71,4 +102,5 @@ export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibilit
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";
+export { tiled } from "./tiled.ts";
 export type { DType, TensorValues } from "./values.ts";

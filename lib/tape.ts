@@ -89,6 +89,17 @@ export class Tape implements Disposable {
         `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`,
       );
     }
+    return Scope.run(() => {
+      const found = this.gradients(output, gradient, wrt);
+      return wrt.map((tensor, at) => found[at] ?? zerosLike(tensor));
+    });
+  }
+
+  /**
+   * What `backward` gives, for arguments that are right, but null where the output does not depend on a tensor.
+   * @internal
+   */
+  gradients(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): (Tensor | null)[] {
     const steps = this.#steps;
     this.#steps = [];
     try {
@@ -98,7 +109,12 @@ export class Tape implements Disposable {
     }
   }
 
-  #gradients(steps: readonly Step[], output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
+  #gradients(
+    steps: readonly Step[],
+    output: Tensor,
+    gradient: Tensor,
+    wrt: readonly Tensor[],
+  ): (Tensor | null)[] {
     const gradients = new Map<Tensor, Tensor>([[output, gradient]]);
     for (const step of steps.toReversed()) {
       if (step.outputs.some((made) => gradients.has(made))) {
@@ -115,7 +131,8 @@ export class Tape implements Disposable {
     // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
     const seen = new Set<Tensor>([gradient]);
     return wrt.map((tensor) => {
-      const found = gradients.get(tensor) ?? zerosLike(tensor);
+      const found = gradients.get(tensor);
+      if (found === undefined) return null;
       if (!seen.has(found)) {
         seen.add(found);
         return found;
@@ -142,6 +159,11 @@ export class Tape implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Whether a tape follows the tensor, so that an operation on it is noted. */
+export function isOnTape(tensor: Tensor): boolean {
+  return tapes.has(tensor);
 }
 
 /** Frees what steps saved. Their outputs are on no tape from here on, so asking for gradients again is refused. */

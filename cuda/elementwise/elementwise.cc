@@ -45,6 +45,15 @@ void check_same_shape(const Tensor& x, const Tensor& y, const char* what) {
         Code::Shape, what, " have the shapes ", shape_text(x), " and ", shape_text(y));
 }
 
+void check_number(const std::optional<Tensor>& number, const char* name, const Tensor& x) {
+  if (!number) return;
+  check(number->dtype == DType::Float32, Code::DType, "scale: ", name, " is ", name_of(number->dtype),
+        ", expected float32");
+  check(number->device() == x.device(), Code::Device, "scale: ", name, " is on another device than x");
+  check(number->elements() == 1, Code::Shape, "scale: ", name, " has the shape ", shape_text(*number),
+        ", expected one element");
+}
+
 }  // namespace
 
 void run(const Cpu&, const Copy& op) {
@@ -88,6 +97,24 @@ void run(const Cpu&, const Sum& op) {
       visit_float(op.y.dtype, [&]<class To>(To) {
         To* const y = op.y.data<To>() + first;
         for (int64_t i = 0; i < count; i++) y[i] = convert<To>(sums[i]);
+      });
+    });
+  });
+}
+
+void run(const Cpu&, const Scale& op) {
+  const float by = scale_of(op.factor ? op.factor.data<float>() : nullptr,
+                            op.divisor ? op.divisor.data<float>() : nullptr);
+  visit_float(op.x.dtype, [&]<class From>(From) {
+    visit_float(op.y.dtype, [&]<class To>(To) {
+      for_rows<2>({&op.x, &op.y}, [&](auto offsets, auto strides, int64_t, int64_t count) {
+        const From* const x = op.x.data<From>() + offsets[0];
+        To* const y = op.y.data<To>() + offsets[1];
+        for (int64_t i = 0; i < count; i++) {
+          To& to = y[i * strides[1]];
+          const float scaled = static_cast<float>(x[i * strides[0]]) * by;
+          to = from_float<To>(op.accumulate ? static_cast<float>(to) + scaled : scaled);
+        }
       });
     });
   });
@@ -167,6 +194,20 @@ void sum(std::vector<Tensor> terms, Tensor y) {
   check_sum(terms, y);
   const auto device = y.device();
   device->submit(Sum{std::move(terms), std::move(y)});
+}
+
+void scale(Tensor x, std::optional<Tensor> factor, std::optional<Tensor> divisor, Tensor y, bool accumulate) {
+  check_same_shape(x, y, "scale: x and the result");
+  check(is_float(x.dtype) && is_float(y.dtype), Code::DType, "scale: x and the result are ", name_of(x.dtype),
+        " and ", name_of(y.dtype), ", expected float32, bfloat16 or float16");
+  check_number(factor, "factor", x);
+  check_number(divisor, "divisor", x);
+  const auto device = y.device();
+  device->submit(Scale{.x = std::move(x),
+                       .factor = std::move(factor).value_or(Tensor{}),
+                       .divisor = std::move(divisor).value_or(Tensor{}),
+                       .y = std::move(y),
+                       .accumulate = accumulate});
 }
 
 void fill(Tensor y, double value) {

@@ -116,6 +116,17 @@ struct AddElements {
   T* y;
   __device__ void operator()(int64_t, const int64_t (&at)[3]) const { y[at[2]] = sum(a[at[0]], b[at[1]]); }
 };
+template <class From, class To>
+struct ScaleElement {
+  const From* x;
+  To* y;
+  const float *factor, *divisor;
+  bool accumulate;
+  __device__ void operator()(int64_t, const int64_t (&at)[2]) const {
+    const float scaled = static_cast<float>(x[at[0]]) * scale_of(factor, divisor);
+    y[at[1]] = from_float<To>(accumulate ? static_cast<float>(y[at[1]]) + scaled : scaled);
+  }
+};
 template <class T>
 struct FillElement {
   T* y;
@@ -245,6 +256,18 @@ void run(const Cuda& cuda, const Sum& op) {
         visit_float(op.y.dtype, [&]<class To>(To) { into(op.y.data<To>()); });
       }
     }
+  });
+}
+
+void run(const Cuda& cuda, const Scale& op) {
+  const float* const factor = op.factor ? op.factor.data<float>() : nullptr;
+  const float* const divisor = op.divisor ? op.divisor.data<float>() : nullptr;
+  visit_float(op.x.dtype, [&]<class From>(From) {
+    visit_float(op.y.dtype, [&]<class To>(To) {
+      for_each_element<2>(
+          cuda, {&op.x, &op.y},
+          ScaleElement<From, To>{op.x.data<From>(), op.y.data<To>(), factor, divisor, op.accumulate});
+    });
   });
 }
 

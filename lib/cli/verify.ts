@@ -1,9 +1,11 @@
 // `longseq verify`: reference vectors through the public API, each result against its bound.
-import { Device } from "../index.ts";
+import { Device, serial } from "../index.ts";
 import { type Command, UsageError } from "./arguments.ts";
 import { deviceName, floatTypes, implementations, refuseParallel } from "./bench/settings.ts";
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
 import { attentionOperation } from "./verify/attention.ts";
+import { transformerLayerOperation } from "./verify/layer.ts";
+import { gptOperation } from "./verify/model.ts";
 import { bounds, type Operation, type Run, relativeError } from "./verify/operation.ts";
 import {
   adamWOperation,
@@ -25,6 +27,8 @@ const operations: Readonly<Record<string, Operation>> = {
   bias_gelu_erf: biasGeluErfOperation,
   swiglu: swigluOperation,
   adamw: adamWOperation,
+  transformer_layer: transformerLayerOperation,
+  gpt: gptOperation,
 };
 
 interface Check {
@@ -59,13 +63,14 @@ not know; 2: a file is not what it should be.`,
       throw new UsageError("no PATH given: name a safetensors file or a folder");
     refuseParallel(given);
     const name = deviceName(given);
+    using device = new Device(name ?? Device.default.name);
     const run: Run = {
       dtype: given.choice("dtype", floatTypes) ?? "float32",
       implementation: given.choice("implementation", implementations),
+      ranks: (length) => [{ strategy: serial(length), device }],
     };
     const paths = await vectorPaths(given.positionals);
     using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
-    using device = new Device(name ?? Device.default.name);
     return await verifyAll(paths, device, run, json, textStream(given.text("json")));
   },
 };
@@ -80,7 +85,7 @@ async function verifyAll(
   const progress = new Progress();
   const table = new Table(stream, [
     { title: "case", width: 40, align: "left" },
-    { title: "tensor", width: 6, align: "left" },
+    { title: "tensor", width: 28, align: "left" },
     { title: "error", width: 9 },
     { title: "bound", width: 7 },
     { title: "", width: 4, align: "left" },

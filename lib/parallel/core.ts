@@ -1,5 +1,6 @@
 // Attention over a sequence that ranks share, as the layer's step: forward, and its backward pass.
 import { attentionBackward, attentionForward } from "../ops/attention.ts";
+import type { KeepAttention } from "../ops/attention-options.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { alias, type Tensor } from "../tensor.ts";
@@ -21,11 +22,17 @@ export interface Attended {
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
 
 /** On every rank the same calls in the same order. Nothing of it is noted on a tape. */
-export type AttentionCore = (q: Tensor, k: Tensor, v: Tensor, options: ShardedAttentionOptions) => Attended;
+export type AttentionCore = (
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ShardedAttentionOptions,
+  keep: KeepAttention,
+) => Attended;
 
 /** All rows and keys are here. */
-export const wholeAttention: AttentionCore = (q, k, v, options) => {
-  const { out, logSumExp } = attentionForward(q, k, v, options);
+export const wholeAttention: AttentionCore = (q, k, v, options, keep) => {
+  const { out, logSumExp } = keep(() => attentionForward(q, k, v, options));
   return {
     out,
     saved: [q, k, v, out, logSumExp],
@@ -45,9 +52,10 @@ export function attend(
   k: Tensor,
   v: Tensor,
   options: ShardedAttentionOptions = {},
+  keep: KeepAttention = (forward) => forward(),
 ): Tensor {
   const untracked = [alias(q), alias(k), alias(v)] as const;
-  const { out, saved, backward } = Scope.run(() => core(...untracked, options));
+  const { out, saved, backward } = Scope.run(() => core(...untracked, options, keep));
   record("attention", [out], [q, k, v], (save) => {
     const kept = saved.map(save);
     const { alibiSlopes } = options;

@@ -2,7 +2,7 @@
 // 2022): a rank has some heads and feed-forward columns of all rows within attention and the MLP, and all columns of its
 // own rows between them.
 import { native } from "../native.ts";
-import { attention } from "../ops/attention.ts";
+import { keptAttention } from "../ops/attention.ts";
 import type { LinearOptions } from "../ops/linear.ts";
 import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
@@ -38,7 +38,7 @@ export function megatron(communicator: Communicator, length: number): Strategy {
     columns: (count) => portionOf(count, size, rank),
     enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
     leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
-    attend: (q, k, v, options) => (q.shape.at(-2) === 0 ? q : attention(q, k, v, options)),
+    attend: (q, k, v, options, keep) => (q.shape.at(-2) === 0 ? q : keptAttention(q, k, v, options, keep)),
     sum: (x) => communicator.allReduce(x).wait(),
   };
 }

@@ -76,37 +76,10 @@ export function orderedRingAttention(
   communicator: Communicator,
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
-  const { rank } = communicator;
   const chunks = chunksOf(pieces);
-  return (q, k, v, options): Attended => {
+  return (q, k, v, options, keep): Attended => {
     const turns = turnsOf(chunks, options);
-    const results = new Map<Chunk, AttentionResult>();
-    eachTurn(communicator, turns, k, v, ({ keys, seeing }, held) => {
-      for (const queries of seeing.filter(({ owner }) => owner === rank)) {
-        const [key, value] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
-        const part = attentionForward(rowsOf(q, queries, 1), key, value, {
-          ...options,
-          ...placesOf(queries, keys, options),
-          outDtype: "float32",
-        });
-        const before = results.get(queries);
-        results.set(queries, before === undefined ? part : mergeAttention([before, part]));
-        if (before !== undefined) {
-          for (const { out, logSumExp } of [before, part])
-            for (const tensor of [out, logSumExp]) tensor.dispose();
-        }
-      }
-    });
-    const [batch = 1, rows = 0, heads = 0] = q.shape;
-    const out = Tensor.zeros(q.shape, { dtype: q.dtype, device: q.device });
-    const logSumExp = Tensor.empty([batch, heads, rows], { device: q.device });
-    native.fill(handleOf(logSumExp, "logSumExp"), Number.NEGATIVE_INFINITY);
-    for (const [queries, result] of results) {
-      copyInto(rowsOf(out, queries, 1), result.out);
-      copyInto(rowsOf(logSumExp, queries, 2), result.logSumExp);
-      result.out.dispose();
-      result.logSumExp.dispose();
-    }
+    const { out, logSumExp } = keep(() => forward(communicator, turns, q, k, v, options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
@@ -149,6 +122,45 @@ function eachTurn(
     work(turn, held);
     held?.dispose();
   }
+}
+
+function forward(
+  communicator: Communicator,
+  turns: readonly Turn[],
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ShardedAttentionOptions,
+): AttentionResult {
+  const { rank } = communicator;
+  const results = new Map<Chunk, AttentionResult>();
+  eachTurn(communicator, turns, k, v, ({ keys, seeing }, held) => {
+    for (const queries of seeing.filter(({ owner }) => owner === rank)) {
+      const [key, value] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
+      const part = attentionForward(rowsOf(q, queries, 1), key, value, {
+        ...options,
+        ...placesOf(queries, keys, options),
+        outDtype: "float32",
+      });
+      const before = results.get(queries);
+      results.set(queries, before === undefined ? part : mergeAttention([before, part]));
+      if (before !== undefined) {
+        for (const { out, logSumExp } of [before, part])
+          for (const tensor of [out, logSumExp]) tensor.dispose();
+      }
+    }
+  });
+  const [batch = 1, rows = 0, heads = 0] = q.shape;
+  const out = Tensor.zeros(q.shape, { dtype: q.dtype, device: q.device });
+  const logSumExp = Tensor.empty([batch, heads, rows], { device: q.device });
+  native.fill(handleOf(logSumExp, "logSumExp"), Number.NEGATIVE_INFINITY);
+  for (const [queries, result] of results) {
+    copyInto(rowsOf(out, queries, 1), result.out);
+    copyInto(rowsOf(logSumExp, queries, 2), result.logSumExp);
+    result.out.dispose();
+    result.logSumExp.dispose();
+  }
+  return { out, logSumExp };
 }
 
 function backward(

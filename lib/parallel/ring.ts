@@ -60,7 +60,7 @@ function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: Sequ
   return {
     name,
     ...replicated(communicator, shard),
-    attend: (q, k, v, options) => attend(core, q, k, v, options),
+    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
   };
 }
 
@@ -70,10 +70,10 @@ export function ringAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
-  return (q, k, v, options) => {
-    if (options.deterministic) return ordered(q, k, v, options);
+  return (q, k, v, options, keep) => {
+    if (options.deterministic) return ordered(q, k, v, options, keep);
     const plan = ringPlan(pieces, communicator.rank, options);
-    const { out, logSumExp } = forward(communicator, plan, q, k, v, options);
+    const { out, logSumExp } = keep(() => forward(communicator, plan, q, k, v, options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],

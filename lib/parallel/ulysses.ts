@@ -33,7 +33,7 @@ export function ulysses(communicator: Communicator, length: number): Strategy {
   return {
     name: "ulysses",
     ...replicated(communicator, shard),
-    attend: (q, k, v, options) => attend(core, q, k, v, options),
+    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
   };
 }
 
@@ -60,7 +60,7 @@ export function ulyssesAttention(
   core: AttentionCore,
 ): AttentionCore {
   const { rank, size } = communicator;
-  return (q, k, v, options) => {
+  return (q, k, v, options, keep) => {
     const [, , queryHeads = 0] = q.shape;
     const [, , keyHeads = 0] = k.shape;
     const divided = divideHeads(queryHeads, keyHeads, size);
@@ -77,7 +77,7 @@ export function ulyssesAttention(
       ...others,
       ...(alibiSlopes && { alibiSlopes: alibiSlopes.slice(0, mine.begin, mine.end) }),
     });
-    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own(options));
+    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own(options), keep);
     const out = toRows(communicator, attended.out, counts, queries, queryHeads);
     const isShared = keys.some((range, i) => keys.some((other, j) => i !== j && overlaps(range, other)));
     return {

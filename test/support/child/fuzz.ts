@@ -105,7 +105,8 @@ const options = fc.dictionary(
     ],
     ...["bias", "approximate", "base", "scaling", "interleaved", "rotaryDim", "offset", "positions"],
     ...["batch", "ignoreIndex"],
-    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale"],
+    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale", "dtable", "dweight"],
+    ...["count", "tileRows", "ignoreIndex", "reduction"],
   ),
   garbage,
   { maxKeys: 3 },
@@ -116,6 +117,8 @@ const near = (...good: unknown[]) => fc.oneof(fc.constantFrom(...good), garbage,
 const optimizer = new longseq.AdamW([x.contiguous()]);
 const good = longseq.attentionForward(x, x, x);
 const backward = { q: x, k: x, v: x, dout: x, ...good };
+const table = Tensor.zeros([4, 8]);
+const indices = Tensor.zeros([4], { dtype: "int32" });
 const shapes = near([4], [2, 2], [0]);
 const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args: fc.Arbitrary<unknown>[]]> = {
   "new Device": [(name) => new Device(name), near("cpu")],
@@ -151,6 +154,15 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
     ),
   ],
   add: [longseq.add, near(x), near(x)],
+  checkpoint: [longseq.checkpoint, near((a: unknown) => a), near(x)],
+  tiled: [longseq.tiled, near((a: unknown) => a), near(x), near(2, { rows: 1 }), near(x)],
+  concatenate: [longseq.concatenate, near([x, x]), near(0, 1)],
+  embedding: [longseq.embedding, near(table), near(indices), options],
+  linearCrossEntropy: [longseq.linearCrossEntropy, near(table), near(table), near(indices), options],
+  embeddingBackward: [
+    longseq.embeddingBackward,
+    fc.record({ table: near(table), indices: near(indices), dy: near(table), dtable: near(table) }),
+  ],
   gelu: [longseq.gelu, near(x), options],
   geluBackward: [(x, dy, given) => longseq.geluBackward({ x, dy }, given), near(x), near(x), options],
   swiglu: [longseq.swiglu, near(x), near(x)],
