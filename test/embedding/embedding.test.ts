@@ -60,7 +60,9 @@ t.test("any sizes, dtypes and places", async (t) => {
       const dtable = embeddingBackward({ table, indices: placed, dy });
       t.ok(dtable.dtype === dtype && dtable.shape.join() === table.shape.join());
       const expected = summed(indices, await values(dy), given.rows, columns);
-      t.ok(relativeError(await values(dtable), expected) <= 2 * unitRoundoff[dtype]);
+      // Sums of up to 125 rows in float32, rounded once more where the dtype is narrower.
+      const bound = 64 * unitRoundoff.float32 + (dtype === "float32" ? 0 : unitRoundoff[dtype]);
+      t.ok(relativeError(await values(dtable), expected) <= bound);
     }),
     { numRuns: 40 },
   );
