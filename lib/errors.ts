@@ -12,6 +12,7 @@
  * - `ERR_DISPOSED`: a tensor, mask or device that was disposed
  * - `ERR_OUT_OF_MEMORY`: more memory than there is, or than `LONGSEQ_MEMORY_LIMIT` allows
  * - `ERR_FILE`: a file that cannot be read or written, or is damaged
+ * - `ERR_COMM`: a rank that does not come, has failed or left, or that does something else than the others
  * - `ERR_NO_CUDA`: no GPU, or a build without CUDA
  * - `ERR_NO_BINARY`: no addon for this machine (when longseq is imported)
  */
@@ -24,7 +25,8 @@ export type ErrorCode =
   | "ERR_NO_BINARY"
   | "ERR_NO_CUDA"
   | "ERR_OUT_OF_MEMORY"
-  | "ERR_FILE";
+  | "ERR_FILE"
+  | "ERR_COMM";
 
 /** An error with a code, to be thrown. */
 export function failure(
