@@ -104,9 +104,9 @@ const launchers: readonly Launcher[] = [
     source: "PMIx",
     isPresent: (env) => isSet(env, "PMIX_RANK"),
     rank: ["PMIX_RANK"],
-    size: ["PMIX_SIZE"],
-    localRank: ["PMIX_LOCAL_RANK"],
-    localSize: ["PMIX_LOCAL_SIZE"],
+    size: [],
+    localRank: [],
+    localSize: [],
   },
 ];
 
