@@ -1,6 +1,7 @@
 // How a layer is split over ranks: a few moves around a layer that is written once.
-import type { AttentionOptions } from "../ops/attention-options.ts";
+
 import { attention } from "../ops/attention.ts";
+import type { AttentionOptions } from "../ops/attention-options.ts";
 import { type LinearOptions, linear } from "../ops/linear.ts";
 import type { Tensor } from "../tensor.ts";
 import { SequenceShard } from "./shard.ts";
