@@ -122,7 +122,7 @@ function starterOf(given: Arguments, hosts: Hosts, topology: Topology): Starter 
   const asked = given.choice("launcher", ["auto", "local", "mpiexec", "srun"]) ?? "auto";
   const [first] = topology.hosts;
   const isHere = topology.hosts.length === 1 && first !== undefined && isThisMachine(first.name);
-  const mpi = () => mpiKind(given.text("mpiexec") ?? "mpiexec");
+  const mpi = () => mpiKind(given.text("mpiexec") ?? "mpiexec", process.env);
   if (asked === "srun") return "srun";
   if (asked === "mpiexec" || (asked === "auto" && given.has("mpiexec"))) return mpi();
   if (asked === "local") {

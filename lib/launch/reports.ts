@@ -29,19 +29,29 @@ export function relabelled(line: string, starter: Exclude<Starter, "local">): st
 export function deathIn(line: string): (Death & { isOurs: boolean }) | undefined {
   const ours = /^(?:\[\d+\] )?longseq-rank-ended (\d+) (\d+) (\S*)$/.exec(line);
   if (ours) return { ...ended(ours[1], ours[3], Number(ours[2])), isOurs: true };
-  const srun =
-    /^srun: error: ([\w.-]+): tasks? (\d+)[-,\d]*: (?:Exited with exit code (\d+)|(\w[\w ]*))/.exec(line);
-  if (srun) {
-    const [, host, rank, code, words] = srun;
-    if (code !== undefined) return { ...ended(rank, host, Number(code)), isOurs: false };
-    const number =
-      words === "Segmentation fault" ? 11 : words === "Aborted" ? 6 : words === "Terminated" ? 15 : 9;
-    return { ...ended(rank, host, 128 + number), isOurs: false };
-  }
-  const pals = /^([\w.-]+): rank (\d+) (?:exited with code (\d+)|died from signal (\d+))/.exec(line);
-  if (!pals) return undefined;
-  const [, host, rank, code, signal] = pals;
-  return { ...ended(rank, host, code === undefined ? 128 + Number(signal) : Number(code)), isOurs: false };
+  const [, host, rank, code, words] = srun.exec(line) ?? pals.exec(line) ?? [];
+  if (rank === undefined) return undefined;
+  const death = ended(rank, host, code === undefined ? 128 + signalNumber(words ?? "") : Number(code));
+  return death.code === 128 + constants.signals.SIGTERM ? undefined : { ...death, isOurs: false };
+}
+
+const srun = /^srun: error: ([\w.-]+): tasks? (\d+)[-,\d]*: (?:Exited with exit code (\d+)|([A-Z][a-z]+.*))/;
+const pals = /^([\w.-]+): rank (\d+) (?:exited with code ([1-9]\d*)|died from signal (\d+))/;
+
+/** "9", or as strsignal has it. */
+function signalNumber(words: string): number {
+  const { SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGTERM } = constants.signals;
+  const byWord = {
+    Aborted: SIGABRT,
+    Bus: SIGBUS,
+    Floating: SIGFPE,
+    Illegal: SIGILL,
+    Segmentation: SIGSEGV,
+    Terminated: SIGTERM,
+  };
+  const [first = ""] = words.split(" ");
+  if (/^\d+$/.test(first)) return Number(first);
+  return Object.entries(byWord).find(([word]) => word === first)?.[1] ?? SIGKILL;
 }
 
 function ended(rank: string | undefined, host: string | undefined, code: number): Death {

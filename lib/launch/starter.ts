@@ -1,10 +1,14 @@
 // The command that starts the ranks: mpiexec's of each kind, srun's, or one process a rank on this machine.
 import { spawnSync } from "node:child_process";
+import { existsSync, realpathSync } from "node:fs";
+import { join } from "node:path";
 import { failure } from "../errors.ts";
 import type { Hosts } from "./hosts.ts";
 import type { Topology } from "./topology.ts";
 
 export type Starter = "local" | "Open MPI" | "MPICH" | "PALS" | "srun";
+
+type Mpi = Exclude<Starter, "local" | "srun">;
 
 export interface Plan {
   readonly starter: Starter;
@@ -27,8 +31,8 @@ export interface Start {
   readonly rank?: number;
 }
 
-/** Which MPI a program is of, as it says itself. */
-export function mpiKind(program: string): Exclude<Starter, "local" | "srun"> {
+/** Which MPI a program is of, as it says itself, or by where it lies. */
+export function mpiKind(program: string, env: NodeJS.ProcessEnv): Mpi {
   const { stdout, stderr, error } = spawnSync(program, ["--version"], { encoding: "utf8", timeout: 20_000 });
   if (error)
     throw failure(
@@ -36,7 +40,9 @@ export function mpiKind(program: string): Exclude<Starter, "local" | "srun"> {
       `launch: ${program} cannot be run, expected an MPI's mpiexec: ${error.message}`,
     );
   const said = `${stdout}\n${stderr}`;
-  const kind = kindOf(said);
+  const folders = program.includes("/") ? [""] : (env.PATH ?? "").split(":").filter(Boolean);
+  const path = folders.map((folder) => join(folder, program)).find((one) => existsSync(one));
+  const kind = kindOf(said, path === undefined ? program : realpathSync(path));
   if (kind !== undefined) return kind;
   const first = said.trim().split("\n")[0] ?? "";
   throw failure(
@@ -45,11 +51,12 @@ export function mpiKind(program: string): Exclude<Starter, "local" | "srun"> {
   );
 }
 
-export function kindOf(version: string): Exclude<Starter, "local" | "srun"> | undefined {
+export function kindOf(version: string, path: string): Mpi | undefined {
   if (/open ?mpi|open ?rte|prrte/i.test(version)) return "Open MPI";
   // MPICH's own text, MVAPICH's and Intel MPI's have the name of its process manager.
   if (/hydra|intel\(r\) mpi/i.test(version)) return "MPICH";
-  return /\bpals\b|cray/i.test(version) ? "PALS" : undefined;
+  // PALS lies in /opt/cray/pals, whatever it says of itself.
+  return /\bpals\b|\bcray\b/i.test(`${version} ${path}`) ? "PALS" : undefined;
 }
 
 /**

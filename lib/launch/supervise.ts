@@ -44,6 +44,8 @@ class Launch {
   #death: Death | undefined;
   /** How the starter itself ended, where that is not the ranks' own doing. */
   #last: Death | undefined;
+  /** What it said of a rank. */
+  #told: Death | undefined;
   #signal: NodeJS.Signals | undefined;
   #killing: NodeJS.Timeout | undefined;
 
@@ -80,7 +82,7 @@ class Launch {
       }
       await outputs;
       // Not before its output has been read: that says more.
-      if (this.#last !== undefined && this.#last.code !== 0) this.#fail(this.#last);
+      if (this.#last !== undefined && this.#last.code !== 0) this.#fail(this.#told ?? this.#last);
     } finally {
       clearTimeout(this.#killing);
       for (const signal of forwarded) process.off(signal, this.#onSignal);
@@ -131,7 +133,9 @@ class Launch {
     const text = line.toString("latin1");
     const shown = isLabelled ? relabelled(text, starter) : text;
     const death = deathIn(shown);
-    if (death !== undefined) this.#fail(death);
+    if (death?.isOurs) this.#fail(death);
+    // Any program could print such a line: it counts once the starter has failed.
+    else if (death !== undefined) this.#told ??= death;
     return death?.isOurs ? null : Buffer.from(shown, "latin1");
   }
 
@@ -151,12 +155,9 @@ class Launch {
   /** What ranks that have ended left running on this machine: asked to end, then ended. */
   async #endRemnants(): Promise<void> {
     const until = performance.now() + this.#with.graceMs;
-    for (let left = this.#remnants(), isAsked = false; left.length > 0; left = this.#remnants()) {
-      if (!isAsked) signalProcesses(left, "SIGTERM");
-      isAsked = true;
-      if (performance.now() > until) signalProcesses(left, "SIGKILL");
-      await sleep(20);
-    }
+    signalProcesses(this.#remnants(), "SIGTERM");
+    while (this.#remnants().length > 0 && performance.now() < until) await sleep(20);
+    this.#killAll();
   }
 
   #remnants(): number[] {
