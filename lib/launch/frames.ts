@@ -22,6 +22,14 @@ export function writeFrame(socket: Socket, type: FrameType, ...parts: readonly U
   socket.uncork();
 }
 
+/** The last that a connection hears. */
+export function sendFailure(socket: Socket, message: string): void {
+  writeFrame(socket, "failed", Buffer.from(message));
+  socket.end();
+  // One that never closes its side must not keep this process.
+  socket.unref();
+}
+
 /** Cuts what a socket receives into frames. */
 export class FrameReader {
   /** Of a body; more is refused as soon as its head is there, before any of it is kept. */

@@ -32,6 +32,16 @@ interface Launcher {
 
 const isSet = (env: Environment, name: string) => env[name] !== undefined && env[name] !== "";
 
+const torchrun: Launcher = {
+  source: "torchrun",
+  // RANK or WORLD_SIZE alone could be anybody's.
+  isPresent: (env) => ["RANK", "WORLD_SIZE", "LOCAL_RANK"].every((name) => isSet(env, name)),
+  rank: ["RANK"],
+  size: ["WORLD_SIZE"],
+  localRank: ["LOCAL_RANK"],
+  localSize: ["LOCAL_WORLD_SIZE"],
+};
+
 /**
  * In the order in which one starts another, innermost first: mpiexec starts its daemons by srun, whose variables reach
  * the ranks too but count daemons; torchrun may stand on either. Our own come first, since a user may set them.
@@ -45,15 +55,7 @@ const launchers: readonly Launcher[] = [
     localRank: [],
     localSize: [],
   },
-  {
-    source: "torchrun",
-    // RANK or WORLD_SIZE alone could be anybody's.
-    isPresent: (env) => ["RANK", "WORLD_SIZE", "LOCAL_RANK"].every((name) => isSet(env, name)),
-    rank: ["RANK"],
-    size: ["WORLD_SIZE"],
-    localRank: ["LOCAL_RANK"],
-    localSize: ["LOCAL_WORLD_SIZE"],
-  },
+  { ...torchrun, isPresent: (env) => isSet(env, "TORCHELASTIC_RUN_ID") && torchrun.isPresent(env) },
   {
     source: "Open MPI",
     isPresent: (env) => isSet(env, "OMPI_COMM_WORLD_RANK"),
@@ -108,6 +110,8 @@ const launchers: readonly Launcher[] = [
     localRank: [],
     localSize: [],
   },
+  // Without torchrun's own mark these may be what a shell has exported, for all ranks alike: believed last.
+  torchrun,
 ];
 
 /** A batch script and salloc's shell also have a SLURM_PROCID, of 0. Their steps, if any, are numbered from here down. */

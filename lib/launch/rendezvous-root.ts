@@ -3,7 +3,7 @@
 // after that ends the exchange for all.
 import { randomBytes } from "node:crypto";
 import { createServer, type Server, type Socket } from "node:net";
-import { FrameReader, packValues, writeFrame } from "./frames.ts";
+import { FrameReader, packValues, sendFailure, writeFrame } from "./frames.ts";
 import {
   communicationFailure,
   formatAddress,
@@ -159,7 +159,7 @@ class Root {
 
   #turnAway(socket: Socket, why: string): void {
     this.#refused++;
-    sendOff(socket, communicationFailure(this.#meeting, why).message);
+    sendFailure(socket, communicationFailure(this.#meeting, why).message);
   }
 
   #take(rank: number, socket: Socket, body: Buffer): void {
@@ -213,14 +213,16 @@ class Root {
   }
 
   #giveUp(): void {
-    const { size, timeoutMs } = this.#meeting;
+    const { size, timeoutMs, deadline } = this.#meeting;
+    // Less than this rank's own timeout where another's ends earlier.
+    const waited = seconds(performance.now() - (deadline - timeoutMs));
     const missing = this.#missing();
     const silent = [...this.#members].filter(([, { hasAll }]) => !hasAll).map(([rank]) => rank);
     const refused = this.#refused > 0 ? `; connections refused: ${this.#refused}` : "";
     this.#fail(
       missing.length > 0
-        ? `${listRanks(missing)} of ${size} did not come within ${seconds(timeoutMs)}${refused}${this.#obstacle}`
-        : `${listRanks(silent)} of ${size} did not take the values within ${seconds(timeoutMs)}`,
+        ? `${listRanks(missing)} of ${size} did not come within ${waited}${refused}${this.#obstacle}`
+        : `${listRanks(silent)} of ${size} did not take the values within ${waited}`,
     );
   }
 
@@ -228,7 +230,7 @@ class Root {
     if (this.#isOver) return;
     this.#end();
     const error = communicationFailure(this.#meeting, what);
-    for (const { socket } of this.#members.values()) sendOff(socket, error.message);
+    for (const { socket } of this.#members.values()) sendFailure(socket, error.message);
     this.#reject(reason ?? error);
   }
 
@@ -239,11 +241,4 @@ class Root {
     this.#server?.close();
     for (const stranger of this.#strangers) stranger.destroy();
   }
-}
-
-function sendOff(socket: Socket, message: string): void {
-  writeFrame(socket, "failed", Buffer.from(message));
-  socket.end();
-  // One that never closes its side must not keep this process.
-  socket.unref();
 }

@@ -34,7 +34,11 @@ export function gpusPerHost(env: Environment, source: Hosts["source"]): Capacity
     if (count !== undefined && count > 0) return { count, from: name };
   }
   const visible = env.CUDA_VISIBLE_DEVICES;
-  const { status, stdout } = spawnSync("nvidia-smi", ["-L"], { encoding: "utf8", timeout: 10_000 });
+  const { status, stdout } = spawnSync("nvidia-smi", ["-L"], {
+    env: { ...env },
+    encoding: "utf8",
+    timeout: 10_000,
+  });
   const found = status === 0 ? stdout.split("\n").filter((line) => /^GPU \d+:/.test(line)).length : 0;
   const named = visible === undefined ? found : visible.split(",").filter((one) => one.trim() !== "").length;
   const count = Math.min(found, named);

@@ -284,6 +284,14 @@ if [ $LONGSEQ_RANK = 0 ]; then trap '' TERM; setsid sleep 60 & echo pid $!; slee
   t.notOk(named(output()).some(isAlive), "not even one in a session of its own");
 });
 
+t.test("a process that has left everything does not hold the launch", async (t) => {
+  const stray = "env -i setsid sh -c 'echo pid $$; exec sleep 60' &";
+  const { child, output } = await started(`${stray} sleep 0.5; echo ready`);
+  t.strictSame(await once(child, "close"), [0, null]);
+  t.equal(named(output()).length, 2);
+  for (const pid of named(output())) process.kill(pid, "SIGKILL");
+});
+
 t.test("a reader that has seen enough ends the launch", async (t) => {
   const { child, output } = await started("echo pid $$; echo ready; while :; do echo more; done");
   child.stdout?.destroy();

@@ -1,10 +1,11 @@
+import { chmodSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
 import fc from "fast-check";
 import t from "tap";
 import { findHosts, isThisMachine } from "../../lib/launch/hosts.ts";
 import { expandNodeList, slurmCounts } from "../../lib/launch/slurm.ts";
-import { arrange, type Capacity, type Wanted } from "../../lib/launch/topology.ts";
+import { arrange, type Capacity, gpusPerHost, type Wanted } from "../../lib/launch/topology.ts";
 import { nodeFiles, slurmBatch } from "../support/jobs.ts";
 import { refuses } from "../support/refusals.ts";
 
@@ -104,6 +105,30 @@ t.test("where hosts are found", async (t) => {
 const hosts = (count: number, slots?: number[]) =>
   Array.from({ length: count }, (_, i) => ({ name: `n${i}`, ...(slots?.[i] && { slots: slots[i] }) }));
 const gpus = (count: number): Capacity => ({ count, from: "nvidia-smi -L" });
+
+t.test("how many GPUs a host has", async (t) => {
+  const lines = [0, 1, 2, 3].map(
+    (i) => `GPU ${i}: NVIDIA A100-SXM4-40GB (UUID: GPU-${i})\n  MIG 1g.5gb Device 0:`,
+  );
+  const folder = t.testdir({ "nvidia-smi": `#!/bin/sh\n[ "$1" = -L ] && echo '${lines.join("\n")}'\n` });
+  chmodSync(join(folder, "nvidia-smi"), 0o755);
+  const PATH = `${folder}:/usr/bin:/bin`;
+  t.strictSame(gpusPerHost({ PATH }, "PBS"), { count: 4, from: "nvidia-smi -L" });
+  t.strictSame(gpusPerHost({ PATH, CUDA_VISIBLE_DEVICES: "0,2" }, "PBS"), {
+    count: 2,
+    from: "CUDA_VISIBLE_DEVICES",
+  });
+  t.equal(gpusPerHost({ PATH, CUDA_VISIBLE_DEVICES: "" }, "this machine"), undefined);
+  t.equal(gpusPerHost({ PATH: "/absent" }, "this machine"), undefined);
+  t.strictSame(gpusPerHost({ PATH, SLURM_GPUS_ON_NODE: "8" }, "Slurm"), {
+    count: 8,
+    from: "SLURM_GPUS_ON_NODE",
+  });
+  t.strictSame(gpusPerHost({ PATH, SLURM_GPUS_PER_NODE: "a100:2" }, "Slurm"), {
+    count: 2,
+    from: "SLURM_GPUS_PER_NODE",
+  });
+});
 
 t.test("how many ranks on which hosts", async (t) => {
   type Case = [

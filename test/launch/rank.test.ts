@@ -42,6 +42,13 @@ t.test("the variables of each launcher", async (t) => {
 
 t.test("what looks like a launcher's and is not", async (t) => {
   t.equal(rankFromEnvironment({ RANK: "3", WORLD_SIZE: "4" }).source, "none", "anybody's RANK");
+  const exported = { RANK: "0", WORLD_SIZE: "1", LOCAL_RANK: "0" };
+  t.equal(rankFromEnvironment(exported).source, "torchrun");
+  t.equal(
+    rankFromEnvironment({ ...jobs.palsRank5, ...exported }).source,
+    "PALS",
+    "a shell's, for all ranks alike",
+  );
   t.equal(rankFromEnvironment({ WORLD_SIZE: "8", ...jobs.slurmRank6 }).source, "Slurm");
   for (const step of ["4294967291", "4294967290", ""]) {
     t.equal(
