@@ -3,7 +3,7 @@
  * @packageDocumentation
  */
 
-export { checkpoint } from "./checkpoint.ts";
+export { checkpoint, type Recomputed } from "./checkpoint.ts";
 export { type FastaRecord, readFasta } from "./data/fasta.ts";
 export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/safetensors.ts";
 export { Device, type Mark } from "./device.ts";
