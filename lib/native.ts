@@ -124,7 +124,7 @@ export interface Native {
     accumulate: boolean,
   ): void;
   fill(y: TensorHandle, value: number): void;
-  fillNormal(y: TensorHandle, seed: number, mean: number, std: number): void;
+  fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
   attentionForward(
     q: TensorHandle,
     k: TensorHandle,

@@ -134,9 +134,10 @@ void run(const Cpu&, const FillNormal& op) {
   visit(op.y.dtype, [&]<class T>(T) {
     for_rows<1>({&op.y}, [&](auto offsets, auto strides, int64_t first, int64_t count) {
       T* const y = op.y.data<T>() + offsets[0];
+      const uint64_t index = op.first + static_cast<uint64_t>(first);
       for (int64_t i = 0; i < count; i++) {
         y[i * strides[0]] =
-            convert<T>(op.mean + op.deviation * normal(static_cast<uint64_t>(first + i), op.seed));
+            convert<T>(op.mean + op.deviation * normal(index + static_cast<uint64_t>(i), op.seed));
       }
     });
   });
@@ -215,11 +216,12 @@ void fill(Tensor y, double value) {
   device->submit(Fill{std::move(y), static_cast<float>(value)});
 }
 
-void fill_normal(Tensor y, double seed, double mean, double deviation) {
+void fill_normal(Tensor y, double seed, double first, double mean, double deviation) {
   check(seed >= 0 && seed <= 0x1p53, Code::Option, "normal: seed is ", seed, ", expected 0 to 2^53");
+  check(first >= 0 && first <= 0x1p53, Code::Option, "normal: first is ", first, ", expected 0 to 2^53");
   const auto device = y.device();
-  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<float>(mean),
-                            static_cast<float>(deviation)});
+  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<uint64_t>(first),
+                            static_cast<float>(mean), static_cast<float>(deviation)});
 }
 
 }  // namespace longseq

@@ -32,11 +32,11 @@ struct Fill {
   Tensor y;
   float value;
 };
-/** Element i (row-major) is a function of the seed and i alone: the same at every thread count, and on every
- * engine up to the last bits of its log and sine. */
+/** Element i (row-major) is a function of the seed and first + i alone: the same at every thread count, and
+ * on every engine up to the last bits of its log and sine. */
 struct FillNormal {
   Tensor y;
-  uint64_t seed;
+  uint64_t seed, first;
   float mean, deviation;
 };
 /**
@@ -83,6 +83,6 @@ void check_sum(const std::vector<Tensor>& terms, const Tensor& y);
 void sum(std::vector<Tensor> terms, Tensor y);
 void scale(Tensor x, std::optional<Tensor> factor, std::optional<Tensor> divisor, Tensor y, bool accumulate);
 void fill(Tensor y, double value);
-void fill_normal(Tensor y, double seed, double mean, double deviation);
+void fill_normal(Tensor y, double seed, double first, double mean, double deviation);
 
 }  // namespace longseq

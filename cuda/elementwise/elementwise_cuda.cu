@@ -136,10 +136,10 @@ struct FillElement {
 template <class T>
 struct DrawElement {
   T* y;
-  uint64_t seed;
+  uint64_t seed, first;
   float mean, deviation;
   __device__ void operator()(int64_t element, const int64_t (&at)[1]) const {
-    y[at[0]] = convert<T>(mean + deviation * normal(static_cast<uint64_t>(element), seed));
+    y[at[0]] = convert<T>(mean + deviation * normal(first + static_cast<uint64_t>(element), seed));
   }
 };
 
@@ -288,7 +288,8 @@ void run(const Cuda& cuda, const Fill& op) {
 
 void run(const Cuda& cuda, const FillNormal& op) {
   visit(op.y.dtype, [&]<class T>(T) {
-    for_each_element<1>(cuda, {&op.y}, DrawElement<T>{op.y.data<T>(), op.seed, op.mean, op.deviation});
+    for_each_element<1>(cuda, {&op.y},
+                        DrawElement<T>{op.y.data<T>(), op.seed, op.first, op.mean, op.deviation});
   });
 }
 
