@@ -95,6 +95,8 @@ export { Communicator, type LocalOptions, type Parcel } from "./parallel/communi
 export { type HybridOptions, hybrid } from "./parallel/hybrid.ts";
 export { megatron } from "./parallel/megatron.ts";
 export type { Pending } from "./parallel/pending.ts";
+export { PartitionedPositionEmbedding } from "./parallel/position-embedding.ts";
+export type { PositionRowsOptions } from "./parallel/position-rows.ts";
 export { ring, zigzag } from "./parallel/ring.ts";
 export { SequenceShard } from "./parallel/shard.ts";
 export { type Range, type ShardedAttentionOptions, type Strategy, serial } from "./parallel/strategy.ts";

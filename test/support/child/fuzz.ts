@@ -100,6 +100,7 @@ const options = fc.dictionary(
       "dtype",
       "device",
       "seed",
+      "first",
       "mean",
       "std",
     ],
@@ -124,6 +125,9 @@ const layer = new longseq.TransformerLayer(layerOptions, longseq.serial(4));
 const model = new longseq.GPT({ ...layerOptions, layers: 1, vocabulary: 5 }, longseq.serial(4));
 const parameterTable = longseq.layerParameters(layerOptions);
 const rows = Tensor.normal([1, 4, 8]);
+const [alone] = longseq.Communicator.local([new Device("cpu")]) as [longseq.Communicator];
+const positions = new longseq.PartitionedPositionEmbedding(alone, [4, 8]);
+const positionsOf = (rank: number) => shard.of(rank).positions();
 const tokens = Tensor.zeros([1, 4], { dtype: "int32" });
 /** Good options but for some. */
 const but = (good: object) =>
@@ -254,6 +258,27 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
     near(parameterTable),
     near([{ placement: layer.strategy, tensors: layer.parameters }]),
   ],
+  "new PartitionedPositionEmbedding": [
+    (communicator, shape, given) => new longseq.PartitionedPositionEmbedding(communicator, shape, given),
+    near(alone),
+    near([4, 8]),
+    options,
+  ],
+  "PartitionedPositionEmbedding.from": [
+    longseq.PartitionedPositionEmbedding.from,
+    near(alone),
+    near(table),
+    options,
+  ],
+  "positions.forward": [
+    (of, given) => positions.forward(of, given),
+    fc.oneof(
+      near(positionsOf),
+      garbage.map((found) => () => found),
+    ),
+    options,
+  ],
+  "positions.load": [(whole) => positions.load(whole), near(table)],
   loadSafetensors: [longseq.loadSafetensors, near("absent"), options],
 };
 
