@@ -13,7 +13,7 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
 import { type LayerForwardOptions, type ModuleOptions, TransformerLayer } from "./layer.ts";
-import { gptParameters } from "./parameters.ts";
+import { checkPlacement, gptParameters } from "./parameters.ts";
 import { type PositionEmbedding, positionsOf, positionTable } from "./position.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
 
@@ -70,6 +70,7 @@ export class GPT {
     this.configuration = gptConfiguration("gpt", options);
     checkOptions("gpt: module", module);
     const { parameters, positions = positionTable, recompute = "none", mlpTiles = 1, ...initial } = module;
+    checkPlacement("gpt: strategy", strategy);
     this.strategy = strategy;
     this.#positions = positions;
     const table = gptParameters(options);

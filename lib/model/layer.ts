@@ -12,7 +12,7 @@ import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
-import { layerParameters } from "./parameters.ts";
+import { checkPlacement, layerParameters } from "./parameters.ts";
 import { rowPositions } from "./position.ts";
 import { checkpointAroundAttention } from "./recompute.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
@@ -91,6 +91,7 @@ export class TransformerLayer {
     checkOptions("transformerLayer: module", module);
     const { recompute = "none", mlpTiles = 1, parameters, ...initial } = module;
     this.#recompute = oneOf("transformerLayer", "recompute", recompute, ["none", "attention", "full"]);
+    checkPlacement("transformerLayer: strategy", strategy);
     this.strategy = strategy;
     this.#mlpTiles = checkedTiles(mlpTiles, strategy);
     const table = layerParameters(options);

@@ -1,4 +1,5 @@
 // The parameters of layers and models: one table, which says of each its shape, how it begins, and what a rank holds.
+import { failure, shown } from "../errors.ts";
 import type { Range, Strategy } from "../parallel/strategy.ts";
 import {
   type GptOptions,
@@ -82,7 +83,7 @@ export function layerParameters(options: LayerOptions): ParameterSpecification[]
  *
  * @throws `ERR_OPTION` for options that cannot be.
  * @example
- * parameterCount(gptParameters(presets.GPT125M)); // 125235456
+ * parameterCount(gptParameters(presets.GPT125M)); // 125262336
  */
 export function gptParameters(options: GptOptions): ParameterSpecification[] {
   const configuration = gptConfiguration("gptParameters", options);
@@ -106,6 +107,7 @@ export function gptParameters(options: GptOptions): ParameterSpecification[] {
  * parameterCount(layerParameters({ hidden: 64, heads: 4, bias: false })); // 49280
  */
 export function parameterCount(table: readonly ParameterSpecification[]): number {
+  checkTable("parameterCount", table);
   return table.reduce((sum, { shape }) => sum + shape.reduce((product, size) => product * size, 1), 0);
 }
 
@@ -178,4 +180,21 @@ function specificationsOf(
     ),
     ...product("mlp_down", [hidden, feedForward], residual, { axis: 1, sections: [columns] }),
   ];
+}
+
+export function checkTable(
+  what: string,
+  table: readonly ParameterSpecification[],
+  placement?: Placement,
+): void {
+  if (!Array.isArray(table) || !table.every((parameter) => typeof parameter?.held === "function")) {
+    throw failure("ERR_OPTION", `${what}: table is not one of layerParameters or gptParameters`);
+  }
+  if (placement !== undefined) checkPlacement(`${what}: placement`, placement);
+}
+
+export function checkPlacement(what: string, placement: Placement): void {
+  if (typeof placement?.heads !== "function" || typeof placement.columns !== "function") {
+    throw failure("ERR_OPTION", `${what} is ${shown(placement)}, expected a Strategy`);
+  }
 }

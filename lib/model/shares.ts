@@ -1,10 +1,10 @@
 // Parameters on their ranks: new, or shares of what is given whole.
-import { failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
-import type { ParameterSpecification, Placement } from "./parameters.ts";
+import { checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 
 /** Tensors by name. */
 export type Tensors = Readonly<Record<string, Tensor>>;
@@ -31,6 +31,8 @@ export function initialParameters(
   placement: Placement,
   options: TensorOptions & { seed?: number } = {},
 ): Record<string, Tensor> {
+  checkTable("initialParameters", table, placement);
+  checkOptions("initialParameters", options);
   const { seed = 0, ...place } = options;
   if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
     throw failure("ERR_OPTION", `initialParameters: seed is ${shown(seed)}, expected 0 to 2^32 - 1`);
@@ -70,6 +72,8 @@ export function shareParameters(
   placement: Placement,
   options: TensorOptions = {},
 ): Record<string, Tensor> {
+  checkTable("shareParameters", table, placement);
+  checkOptions("shareParameters", options);
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
   return eachParameter(table, (parameter) => {

@@ -5,7 +5,7 @@ import { add } from "../ops/elementwise.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import type { Tensor } from "../tensor.ts";
-import type { ParameterSpecification, Placement } from "./parameters.ts";
+import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 import { checked, lengthOf, type Tensors } from "./shares.ts";
 
 /** What a rank holds of each parameter, by the names of the table. */
@@ -65,7 +65,14 @@ function assembled(
   ranks: readonly RankTensors[],
   combine: (parts: [Tensor, ...Tensor[]]) => Tensor,
 ): Record<string, Tensor> {
+  checkTable(what, table);
   if (!Array.isArray(ranks)) throw wrongKind(`${what}: ranks`, "an array of { placement, tensors }", ranks);
+  for (const [at, rank] of (ranks as readonly RankTensors[]).entries()) {
+    checkPlacement(`${what}: the placement of rank ${at}`, rank?.placement);
+    if (typeof rank.tensors !== "object" || rank.tensors === null) {
+      throw wrongKind(`${what}: the tensors of rank ${at}`, "an object of Tensors", rank.tensors);
+    }
+  }
   const wholes = table.map((parameter) =>
     Scope.run(() => {
       const { name, axis, shape, stored } = parameter;

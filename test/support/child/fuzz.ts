@@ -119,6 +119,18 @@ const good = longseq.attentionForward(x, x, x);
 const backward = { q: x, k: x, v: x, dout: x, ...good };
 const table = Tensor.zeros([4, 8]);
 const indices = Tensor.zeros([4], { dtype: "int32" });
+const layerOptions = { hidden: 8, heads: 1 };
+const layer = new longseq.TransformerLayer(layerOptions, longseq.serial(4));
+const model = new longseq.GPT({ ...layerOptions, layers: 1, vocabulary: 5 }, longseq.serial(4));
+const parameterTable = longseq.layerParameters(layerOptions);
+const rows = Tensor.normal([1, 4, 8]);
+const tokens = Tensor.zeros([1, 4], { dtype: "int32" });
+/** Good options but for some. */
+const but = (good: object) =>
+  fc.oneof(
+    garbage,
+    options.map((some) => ({ ...good, ...some })),
+  );
 const shapes = near([4], [2, 2], [0]);
 const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args: fc.Arbitrary<unknown>[]]> = {
   "new Device": [(name) => new Device(name), near("cpu")],
@@ -156,6 +168,7 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
   add: [longseq.add, near(x), near(x)],
   checkpoint: [longseq.checkpoint, near((a: unknown) => a), near(x)],
   tiled: [longseq.tiled, near((a: unknown) => a), near(x), near(2, { rows: 1 }), near(x)],
+  split: [longseq.split, near(x), near(0, 1), near([1, 3], [2, 2])],
   concatenate: [longseq.concatenate, near([x, x]), near(0, 1)],
   embedding: [longseq.embedding, near(table), near(indices), options],
   linearCrossEntropy: [longseq.linearCrossEntropy, near(table), near(table), near(indices), options],
@@ -210,6 +223,37 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
   sees: [longseq.sees, near(shard.pieces), near(shard.pieces), options],
   visiblePairs: [longseq.visiblePairs, near(shard.pieces), near(shard.pieces), options],
   "mask.and": [(other) => mask.and(other), near(mask)],
+  serial: [longseq.serial, near(4)],
+  layerParameters: [longseq.layerParameters, but(layerOptions)],
+  gptParameters: [longseq.gptParameters, but({ ...layerOptions, layers: 1, vocabulary: 5 })],
+  "new TransformerLayer": [
+    (given, strategy, module) => new longseq.TransformerLayer(given, strategy, module),
+    but(layerOptions),
+    near(layer.strategy),
+    options,
+  ],
+  "TransformerLayer.forward": [(x, given) => layer.forward(x, given), near(rows), options],
+  "GPT.logits": [(given, options) => model.logits(given, options), near(tokens), options],
+  "GPT.loss": [
+    (given, targets, options) => model.loss(given, targets, options),
+    near(tokens),
+    near(tokens),
+    options,
+  ],
+  initialParameters: [longseq.initialParameters, near(parameterTable), near(layer.strategy), options],
+  parameterCount: [longseq.parameterCount, near(parameterTable)],
+  shareParameters: [
+    longseq.shareParameters,
+    near(parameterTable),
+    near(layer.parameters),
+    near(layer.strategy),
+    options,
+  ],
+  wholeParameters: [
+    longseq.wholeParameters,
+    near(parameterTable),
+    near([{ placement: layer.strategy, tensors: layer.parameters }]),
+  ],
   loadSafetensors: [longseq.loadSafetensors, near("absent"), options],
 };
 
