@@ -11,7 +11,7 @@ import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { split, sum, untracked } from "./portions.ts";
+import { splitRows, sum, untracked } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
 import type { Strategy } from "./strategy.ts";
@@ -58,7 +58,7 @@ function enter(
       dtype: options.outDtype ?? x.dtype,
       device: x.device,
     });
-    const places = split(out, counts, 1);
+    const places = splitRows(out, counts, 1);
     gathering(communicator, x, counts, ({ peer, rows }) => {
       linearInto(rows, weight, bias, places[peer] as Tensor);
     });
@@ -71,7 +71,7 @@ function enter(
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
         const all = startGathering(communicator, saved.x, counts);
-        const parts = split(given, counts, 1);
+        const parts = splitRows(given, counts, 1);
         const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
         const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
         const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
@@ -91,7 +91,7 @@ function leave(
 ): Tensor {
   const { rank } = communicator;
   const y = Scope.run(() => {
-    const places = split(untracked(x), counts, 1);
+    const places = splitRows(untracked(x), counts, 1);
     return scattering(communicator, counts, (peer) => {
       const rows = places[peer] as Tensor;
       const [batch = 1, count = 0] = rows.shape;
@@ -111,7 +111,7 @@ function leave(
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
         const dx = Tensor.empty(saved.x.shape, { dtype: saved.x.dtype, device: saved.x.device });
-        const places = split(dx, counts, 1);
+        const places = splitRows(dx, counts, 1);
         const all = gathering(communicator, given, counts, ({ peer, rows }) => {
           productInto(rows, saved.weight, places[peer] as Tensor);
         });
