@@ -8,6 +8,7 @@ import { portions, release, rowsOf, splitRows, sum, untracked, wrongRows } from 
 /** Below this many elements each rank sums all for itself, in one step. */
 const fewElements = 1 << 14;
 
+/** How a sum over ranks comes out. */
 export interface SumOptions {
   /** Leaves the sum unrounded. */
   outDtype?: "float32";

@@ -6,6 +6,7 @@ import { allGather, allReduce, allToAll, reduceScatter, type SumOptions } from "
 import { Link, type Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
 
+/** Of a group of ranks of this process. */
 export interface LocalOptions {
   /** How long a rank waits for the others at each step; default 600,000. */
   timeoutMs?: number;
