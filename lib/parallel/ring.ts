@@ -60,7 +60,7 @@ function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: Sequ
   return {
     name,
     ...replicated(communicator, shard),
-    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 

@@ -33,7 +33,7 @@ export function ulysses(communicator: Communicator, length: number): Strategy {
   return {
     name: "ulysses",
     ...replicated(communicator, shard),
-    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 
