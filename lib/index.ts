@@ -91,8 +91,10 @@ export {
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
 export { split } from "./ops/split.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
-export { Communicator, type LocalOptions, type Parcel } from "./parallel/communicator.ts";
+export type { SumOptions } from "./parallel/collectives.ts";
+export { Communicator, type LocalOptions } from "./parallel/communicator.ts";
 export { type HybridOptions, hybrid } from "./parallel/hybrid.ts";
+export type { Parcel } from "./parallel/link.ts";
 export { megatron } from "./parallel/megatron.ts";
 export type { Pending } from "./parallel/pending.ts";
 export { PartitionedPositionEmbedding } from "./parallel/position-embedding.ts";

@@ -12,9 +12,10 @@ import {
 import type { Piece } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import type { Communicator, Parcel } from "./communicator.ts";
+import type { Communicator } from "./communicator.ts";
 import type { Attended, AttentionCore, Gradients } from "./core.ts";
 import { copyInto, packed } from "./key-values.ts";
+import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
 import { isNeeded, partOfMask } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";

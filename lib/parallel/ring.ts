@@ -14,7 +14,7 @@ import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
-import { packed } from "./key-values.ts";
+import { packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import type { Pending } from "./pending.ts";
 import { partOfMask, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
@@ -60,7 +60,7 @@ function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: Sequ
   return {
     name,
     ...replicated(communicator, shard),
-    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 
@@ -173,27 +173,6 @@ function added(sum: Tensor, term: Tensor): Tensor {
   native.add(into, handleOf(term, "term"), into);
   term.dispose();
   return sum;
-}
-
-const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
-
-/** Where some of the pieces lie among the rows of all of them. */
-function spansOf(some: readonly Piece[], all: readonly Piece[]): Piece[] {
-  const spans = new Map<Piece, Piece>();
-  let start = 0;
-  for (const piece of all) {
-    spans.set(piece, { start, length: piece.length });
-    start += piece.length;
-  }
-  return some.map((piece) => spans.get(piece) as Piece);
-}
-
-/** The rows of some of the pieces, in one tensor: `x` itself where it has no others. */
-function rowsOfPieces(x: Tensor, some: readonly Piece[], all: readonly Piece[]): Tensor {
-  if (some.length === all.length) return x;
-  const taken = Tensor.empty(x.shape.with(2, rowsIn(some)), { dtype: x.dtype, device: x.device });
-  copyRows("fromWhole", x, taken, spansOf(some, all), 2);
-  return taken;
 }
 
 const ahead = ({ rank, size }: RingPlan, distance: number) => (rank + distance) % size;

@@ -8,7 +8,7 @@ import type { Communicator } from "./communicator.ts";
 import { type Attended, type AttentionCore, attend, type Gradients, wholeAttention } from "./core.ts";
 import { divideHeads } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { release, split, sum } from "./portions.ts";
+import { release, splitRows, sum } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
 import type { Range, ShardedAttentionOptions, Strategy } from "./strategy.ts";
 
@@ -33,7 +33,7 @@ export function ulysses(communicator: Communicator, length: number): Strategy {
   return {
     name: "ulysses",
     ...replicated(communicator, shard),
-    attend: (q, k, v, options, keep) => attend(core, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 
@@ -122,7 +122,7 @@ function toHeads(
   const [batch = 1, , , columns = 0] = x.shape;
   const own = heads[rank] as Range;
   const whole = Tensor.empty([batch, sum(counts), own.end - own.begin, columns], { dtype: x.dtype, device });
-  const places = split(whole, counts, 1);
+  const places = splitRows(whole, counts, 1);
   const sent = heads.map(({ begin, end }) => x.slice(2, begin, end).contiguous());
   const received = places.map((place) =>
     place.isContiguous ? place : Tensor.empty(place.shape, { dtype: x.dtype, device }),
@@ -154,7 +154,7 @@ function toRows(
   const [batch = 1, , , columns = 0] = y.shape;
   const rows = counts[rank] ?? 0;
   const like = { dtype: y.dtype, device };
-  const parts = split(y, counts, 1);
+  const parts = splitRows(y, counts, 1);
   const sent = parts.map((part) => (part.isContiguous ? part : part.contiguous()));
   const received = heads.map(({ begin, end }) => Tensor.empty([batch, rows, end - begin, columns], like));
   communicator
