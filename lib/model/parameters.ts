@@ -182,15 +182,10 @@ function specificationsOf(
   ];
 }
 
-export function checkTable(
-  what: string,
-  table: readonly ParameterSpecification[],
-  placement?: Placement,
-): void {
+export function checkTable(what: string, table: readonly ParameterSpecification[]): void {
   if (!Array.isArray(table) || !table.every((parameter) => typeof parameter?.held === "function")) {
     throw failure("ERR_OPTION", `${what}: table is not one of layerParameters or gptParameters`);
   }
-  if (placement !== undefined) checkPlacement(`${what}: placement`, placement);
 }
 
 export function checkPlacement(what: string, placement: Placement): void {

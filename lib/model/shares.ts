@@ -4,7 +4,7 @@ import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
-import { checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
+import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 
 /** Tensors by name. */
 export type Tensors = Readonly<Record<string, Tensor>>;
@@ -31,7 +31,8 @@ export function initialParameters(
   placement: Placement,
   options: TensorOptions & { seed?: number } = {},
 ): Record<string, Tensor> {
-  checkTable("initialParameters", table, placement);
+  checkTable("initialParameters", table);
+  checkPlacement("initialParameters: placement", placement);
   checkOptions("initialParameters", options);
   const { seed = 0, ...place } = options;
   if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
@@ -72,7 +73,8 @@ export function shareParameters(
   placement: Placement,
   options: TensorOptions = {},
 ): Record<string, Tensor> {
-  checkTable("shareParameters", table, placement);
+  checkTable("shareParameters", table);
+  checkPlacement("shareParameters: placement", placement);
   checkOptions("shareParameters", options);
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
