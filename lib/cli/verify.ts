@@ -1,8 +1,9 @@
 // `longseq verify`: reference vectors through the public API, each result against its bound.
-import { Device, serial } from "../index.ts";
+import { Device } from "../index.ts";
 import { type Command, UsageError } from "./arguments.ts";
-import { deviceName, floatTypes, implementations, refuseParallel } from "./bench/settings.ts";
+import { deviceName, floatTypes, implementations } from "./bench/settings.ts";
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
+import { type Parallel, parallelOf, parallelOptions, RankGroup } from "./ranks.ts";
 import { attentionOperation } from "./verify/attention.ts";
 import { transformerLayerOperation } from "./verify/layer.ts";
 import { gptOperation } from "./verify/model.ts";
@@ -54,24 +55,24 @@ not know; 2: a file is not what it should be.`,
       value: "NAME",
       help: `which kernel: ${implementations.join(", ")} (default: the device's best)`,
     },
-    ranks: { value: "N", help: "ranks that share the sequence; this version has 1 (default)" },
-    "sequence-parallel": { value: "TYPE", help: "how ranks share the sequence; comes in a later version" },
+    ...parallelOptions,
     json: { value: "FILE", help: "also write each result as a line of JSON; - is standard output" },
   },
   async run(given) {
     if (given.positionals.length === 0)
       throw new UsageError("no PATH given: name a safetensors file or a folder");
-    refuseParallel(given);
-    const name = deviceName(given);
-    using device = new Device(name ?? Device.default.name);
+    const parallel = parallelOf(given);
+    const name = deviceName(given) ?? Device.default.name;
+    using device = new Device(name);
+    using group = new RankGroup(parallel, name);
     const run: Run = {
       dtype: given.choice("dtype", floatTypes) ?? "float32",
       implementation: given.choice("implementation", implementations),
-      ranks: (length) => [{ strategy: serial(length), device }],
+      ranks: (length) => group.ranks(length),
     };
     const paths = await vectorPaths(given.positionals);
     using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
-    return await verifyAll(paths, device, run, json, textStream(given.text("json")));
+    return await verifyAll(paths, device, run, parallel, json, textStream(given.text("json")));
   },
 };
 
@@ -79,6 +80,7 @@ async function verifyAll(
   paths: readonly string[],
   device: Device,
   run: Run,
+  parallel: Parallel,
   json: JsonLines | undefined,
   stream: NodeJS.WriteStream,
 ): Promise<number> {
@@ -90,8 +92,10 @@ async function verifyAll(
     { title: "bound", width: 7 },
     { title: "", width: 4, align: "left" },
   ]);
+  const ranks =
+    parallel.type === "serial" ? "" : `; layers and models: ${parallel.type}, ${parallel.size} ranks`;
   stream.write(
-    `${run.dtype}, ${run.implementation ?? "default"} implementation on ${device.description}\n\n`,
+    `${run.dtype}, ${run.implementation ?? "default"} implementation on ${device.description}${ranks}\n\n`,
   );
   table.head();
   let total = 0;

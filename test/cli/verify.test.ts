@@ -76,6 +76,39 @@ for (const dtype of ["float32", "bfloat16", "float16"]) {
   }
 }
 
+for (const [type, dtype] of [
+  ["megatron", "float32"],
+  ["ulysses", "bfloat16"],
+  ["ring", "float16"],
+  ["zigzag", "float32"],
+  ["hybrid", "bfloat16"],
+] as const) {
+  t.test(`layers and models hold over ranks: ${type}, ${dtype}`, async (t) => {
+    const files = ["layer_gpt", "layer_llama_gqa", "gpt_tiny", "gpt_tiny_llama"];
+    const paths = files.map((name) => join(vectors, `${name}.safetensors`));
+    for (const ranks of [2, 3, 8]) {
+      const parallel = ["--ranks", String(ranks), "--sequence-parallel", type];
+      const { code, stdout, stderr } = await longseq([
+        "verify",
+        ...paths,
+        "--dtype",
+        dtype,
+        ...parallel,
+        "--json",
+        "-",
+      ]);
+      const checks = jsonLines<Check>(stdout);
+      t.same(
+        checks.filter(({ ok }) => !ok),
+        [],
+        stderr,
+      );
+      t.equal(code, 0);
+      t.equal(checks.length, 71, `${ranks} ranks`);
+    }
+  });
+}
+
 for (const set of ["base", "avx2", "avx512"]) {
   t.test(`the pointwise vectors hold on ${set}`, async (t) => {
     const files = (await readdir(vectors)).filter((name) => /^(rope|bias_gelu|swiglu|adamw)/.test(name));
