@@ -21,7 +21,7 @@ export interface ModelSettings extends CommonSettings {
   readonly mlpTiles: number;
 }
 
-/** The shape of issue tables on a GPU; on a CPU one that is done in seconds. */
+/** On a GPU the layer that most papers measure; on a CPU one that is done in seconds. */
 const defaults = { cpu: { hidden: 512, heads: 8 }, gpu: { hidden: 5120, heads: 40 } } as const;
 const shapeOptions = ["kind", "hidden", "heads", "kv-heads", "head-dim", "ffn", "vocabulary"] as const;
 
@@ -94,7 +94,7 @@ function givenShape(given: Arguments, isGpu: boolean): GptOptions {
 }
 
 function refuseCombinations(settings: ModelSettings): void {
-  const { what, parallel, mlpTiles, hasPeer, shape, mask, window, recompute } = settings;
+  const { what, parallel, mlpTiles, hasPeer, shape, mask, window, recompute, deterministic } = settings;
   if (parallel.type === "megatron" && parallel.size > 1 && mlpTiles > 1) {
     throw new UsageError(`--mlp-tiles is ${mlpTiles}, expected 1: megatron divides the MLP's columns`);
   }
@@ -102,8 +102,8 @@ function refuseCombinations(settings: ModelSettings): void {
   if (what === "gpt") throw new UsageError("--peer goes with --what layer, not with gpt");
   const isPlain = shape.norm === "layernorm" && shape.activation === "gelu" && shape.rotary === null;
   if (!isPlain) throw new UsageError("--peer has layers of the kind gpt alone");
-  if (mask !== "none" || window !== undefined) {
-    throw new UsageError("--peer has no layers with --mask or --window");
+  if (mask !== "none" || window !== undefined || deterministic) {
+    throw new UsageError("--peer has no layers with --mask, --window or --deterministic");
   }
   if (recompute === "attention") {
     throw new UsageError('--peer has no layers with --recompute "attention"; "full" and "none" are there');
