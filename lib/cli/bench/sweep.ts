@@ -52,21 +52,33 @@ const defaultSeconds = 24;
 const mostRuns = 200;
 
 /** The measurements of one pass at one length: ours first. */
-export async function* sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
+export function sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
   const { settings, signal } = options;
-  const effort = { seconds: settings.seconds, mostRuns };
+  return sweepLengths(settings, settings.passes, signal, (seqLen, pass, effort) =>
+    measureOne(options, effort, seqLen, pass),
+  );
+}
+
+/** Length by length, and at each pass by pass; where none are named, doubled for as long as it is quick. */
+export async function* sweepLengths<AnyPass, One extends { readonly ms?: number }>(
+  { seqLens, seconds }: Pick<Settings, "seqLens" | "seconds">,
+  passes: readonly AnyPass[],
+  signal: AbortSignal,
+  measureAt: (seqLen: number, pass: AnyPass, effort: Effort) => Promise<One[]>,
+): AsyncGenerator<One[]> {
+  const effort = { seconds, mostRuns };
   const start = performance.now();
-  for (let seqLen of settings.seqLens ?? [shortest]) {
+  for (let seqLen of seqLens ?? [shortest]) {
     for (;;) {
       const runSeconds: number[][] = [];
-      for (const pass of settings.passes) {
+      for (const pass of passes) {
         if (signal.aborted) return;
-        const measurements = await measureOne(options, effort, seqLen, pass);
+        const measurements = await measureAt(seqLen, pass, effort);
         if (measurements.length > 0) yield measurements;
         runSeconds.push(measurements.map(({ ms = Number.POSITIVE_INFINITY }) => ms / 1000));
       }
       seqLen *= 2;
-      if (settings.seqLens || seqLen > longest) break;
+      if (seqLens || seqLen > longest) break;
       const spent = (performance.now() - start) / 1000;
       // Twice the length is at most four times the work.
       const next = runSeconds.map((all) =>

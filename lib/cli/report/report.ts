@@ -10,26 +10,38 @@ import { type Chart, renderChart } from "./chart.ts";
 import { renderMarkdown } from "./markdown.ts";
 import { renderPage } from "./page.ts";
 
-export interface Report {
-  readonly measurements: readonly Measurement[];
+export interface Report<One extends object = Measurement> {
+  readonly measurements: readonly One[];
   /** The machine and the versions. */
   readonly facts: readonly Fact[];
   readonly command: string;
   readonly date: Date;
 }
 
+export interface Rows {
+  readonly columns: readonly string[];
+  readonly rows: readonly (readonly string[])[];
+  /** What the figures mean, under the table. */
+  readonly note: string;
+}
+
 /** What every kind of report shows, worked out once. */
 export interface Contents {
+  readonly heading: string;
   readonly title: string;
   readonly summary: string;
   readonly chart: string;
-  readonly columns: readonly string[];
-  readonly rows: readonly (readonly string[])[];
-  readonly report: Report;
+  readonly table: Rows;
+  /** What others have published, where there is anything. */
+  readonly published?: Rows & { readonly title: string };
+  readonly report: Report<object>;
 }
 
 export function renderReport(kind: ReportKind, report: Report): string {
-  const contents = contentsOf(report);
+  return renderContents(kind, contentsOf(report));
+}
+
+export function renderContents(kind: ReportKind, contents: Contents): string {
   switch (kind) {
     case ".svg":
       return contents.chart;
@@ -67,24 +79,23 @@ function contentsOf(report: Report): Contents {
       const others = measurements.filter(({ seqLen, pass }) => seqLen === own.seqLen && pass === own.pass);
       return rowCells(own, others, peers, unit);
     });
+  const columns = ["tokens", "pass", "ms", unit.name, "of peak", "tokens/s", "memory"];
   return {
+    heading: "Attention throughput",
     title,
     summary: summaryOf(measurements, peers, unit),
     chart: renderChart(chartOf(report, title, implementations, unit)),
-    columns: [
-      "tokens",
-      "pass",
-      "ms",
-      unit.name,
-      "of peak",
-      "tokens/s",
-      "memory",
-      ...peers.flatMap((name) => [name, "ratio"]),
-    ],
-    rows,
+    table: {
+      columns: [...columns, ...peers.flatMap((name) => [name, "ratio"])],
+      rows,
+      note: method,
+    },
     report,
   };
 }
+
+const method =
+  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
 
 function chartOf(
   { measurements, command }: Report,
