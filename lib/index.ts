@@ -8,6 +8,8 @@ export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/s
 export { Device, type Mark } from "./device.ts";
 export type { ErrorCode } from "./errors.ts";
 export { type Gpu, type Info, info } from "./info.ts";
+export { type Rank, rankFromEnvironment } from "./launch/rank.ts";
+export { broadcast, type ExchangeOptions, exchange } from "./launch/rendezvous.ts";
 export { AttentionMask } from "./mask.ts";
 export {
   type GeluOptions,

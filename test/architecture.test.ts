@@ -103,7 +103,7 @@ t.test("an operation's folder: its contract, its checks, its engine", async (t) 
 });
 
 t.test("the environment is read in few places", async (t) => {
-  const readers = ["lib/cli/"];
+  const readers = ["lib/cli/", "lib/launch/"];
   t.strictSame(
     found(library, /\bprocess\.env\b/, (path) => readers.some((reader) => path.startsWith(reader))),
     [],

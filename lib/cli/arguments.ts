@@ -8,6 +8,8 @@ export interface Option {
   /** What the help calls its value; a switch has none. */
   readonly value?: string;
   readonly help: string;
+  /** May be given more than once. */
+  readonly isMany?: boolean;
 }
 
 export type OptionTable = Readonly<Record<string, Option>>;
@@ -20,14 +22,21 @@ export interface Command {
   run(given: Arguments): Promise<number>;
 }
 
-/** What was given on the command line, known to be in the command's table, each at most once. */
+/** What was given on the command line, known to be in the command's table. */
 export class Arguments {
   readonly positionals: readonly string[];
-  readonly #values: ReadonlyMap<string, string>;
+  /** Of the positionals, those after `--`. */
+  readonly afterDashes: readonly string[];
+  readonly #values: ReadonlyMap<string, readonly string[]>;
 
-  constructor(values: ReadonlyMap<string, string>, positionals: readonly string[]) {
+  constructor(
+    values: ReadonlyMap<string, readonly string[]>,
+    positionals: readonly string[],
+    afterDashes: readonly string[],
+  ) {
     this.#values = values;
     this.positionals = positionals;
+    this.afterDashes = afterDashes;
   }
 
   has(name: string): boolean {
@@ -35,11 +44,16 @@ export class Arguments {
   }
 
   text(name: string): string | undefined {
-    return this.#values.get(name);
+    return this.#values.get(name)?.[0];
+  }
+
+  /** Of an option that may be given more than once. */
+  texts(name: string): readonly string[] {
+    return this.#values.get(name) ?? [];
   }
 
   choice<const T extends string>(name: string, allowed: readonly T[]): T | undefined {
-    const value = this.#values.get(name);
+    const value = this.text(name);
     if (value === undefined) return undefined;
     const match = allowed.find((one) => one === value);
     if (match === undefined) {
@@ -51,7 +65,7 @@ export class Arguments {
   }
 
   integer(name: string, minimum: number): number | undefined {
-    const value = this.#values.get(name);
+    const value = this.text(name);
     if (value === undefined) return undefined;
     const number = Number(value);
     if (!/^\d+$/.test(value) || !Number.isSafeInteger(number) || number < minimum) {
@@ -62,7 +76,7 @@ export class Arguments {
 
   /** A number of 0 or more, with a fraction or without. */
   amount(name: string): number | undefined {
-    const value = this.#values.get(name);
+    const value = this.text(name);
     if (value === undefined) return undefined;
     if (!/^\d+(\.\d+)?$/.test(value)) {
       throw new UsageError(`--${name} is "${value}", expected a number of 0 or more`);
@@ -94,25 +108,27 @@ export function parseArguments(argv: readonly string[], table: OptionTable): Arg
     allowPositionals: true,
     tokens: true,
   });
-  const values = new Map<string, string>();
+  const values = new Map<string, string[]>();
   const positionals: string[] = [];
+  let dashes: number | undefined;
   for (const token of tokens) {
     if (token.kind === "positional") positionals.push(token.value);
+    if (token.kind === "option-terminator") dashes = positionals.length;
     if (token.kind !== "option") continue;
     const option = Object.hasOwn(table, token.name) ? table[token.name] : undefined;
     if (!option || !token.rawName.startsWith("--")) {
       const names = Object.keys(table).map((name) => `--${name}`);
       throw new UsageError(`unknown option ${token.rawName}${suggestion(token.rawName, names)}`);
     }
-    if (values.has(token.name)) throw new UsageError(`${token.rawName} is given twice`);
+    if (values.has(token.name) && !option.isMany) throw new UsageError(`${token.rawName} is given twice`);
     const takesValue = option.value !== undefined;
     if (!takesValue && token.value !== undefined) throw new UsageError(`${token.rawName} takes no value`);
     if (takesValue && !isValue(token.value, token.inlineValue === true)) {
       throw new UsageError(`${token.rawName} needs a value: ${token.rawName} ${option.value}`);
     }
-    values.set(token.name, token.value ?? "");
+    values.set(token.name, [...(values.get(token.name) ?? []), token.value ?? ""]);
   }
-  return new Arguments(values, positionals);
+  return new Arguments(values, positionals, positionals.slice(dashes ?? positionals.length));
 }
 
 /** `--batch --heads 8` has forgotten a value rather than named one; `--json -` is standard output. */

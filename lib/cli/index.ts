@@ -23,9 +23,13 @@ const commands: Readonly<Record<string, Row>> = {
     summary: "show what this machine has, what will be used and what is missing",
     load: async () => (await import("./doctor.ts")).doctor,
   },
+  launch: {
+    summary: "start a command once a GPU, over the hosts of a job or on this machine",
+    load: async () => (await import("./launch.ts")).launch,
+  },
 };
 
-const later = ["plan", "train", "launch"];
+const later = ["plan", "train"];
 
 function overview(): string {
   const rows = Object.entries(commands).map(([name, { summary }]) => `  ${name.padEnd(8)} ${summary}`);
@@ -59,7 +63,9 @@ async function main(argv: readonly string[]): Promise<number> {
       throw new UsageError(`unknown command "${name}"${suggestion(name, Object.keys(commands))}`);
     }
     const command = await row.load();
-    if (rest.includes("--help") || rest.includes("-h")) {
+    // After `--` it is another command's.
+    const own = rest.slice(0, rest.includes("--") ? rest.indexOf("--") : undefined);
+    if (own.includes("--help") || own.includes("-h")) {
       process.stdout.write(helpText(name, command));
       return 0;
     }

@@ -13,6 +13,7 @@ const table: OptionTable = {
   causal: { help: "no later key" },
   "no-causal": { help: "every key" },
   dtype: { value: "T", help: "which" },
+  env: { value: "NAME", help: "each", isMany: true },
 };
 
 const refuses = (
@@ -27,6 +28,11 @@ t.test("values, switches and positionals", async (t) => {
   t.equal(given.text("json"), "-");
   t.equal(given.flag("causal", false), true);
   t.same(given.positionals, ["a", "b", "--c"]);
+  t.same(given.afterDashes, ["--c"]);
+  t.same(parseArguments(["a"], table).afterDashes, []);
+  t.same(parseArguments(["--", "a", "--heads", "--", "b"], table).afterDashes, ["a", "--heads", "--", "b"]);
+  t.same(parseArguments(["--env", "A", "--heads", "1", "--env=B=2"], table).texts("env"), ["A", "B=2"]);
+  t.same(parseArguments([], table).texts("env"), []);
   t.equal(given.text("dtype"), undefined);
   t.equal(given.integer("dtype", 0), undefined);
   t.equal(parseArguments(["--json", "-"], table).text("json"), "-");

@@ -24,7 +24,7 @@ const sources = import.meta.dirname;
 let built: string | undefined;
 
 /** A file of this folder as JavaScript, beside all others. It lies in the package, so that it can import `longseq`. */
-function compiled(file: string): string {
+export function compiled(file: string): string {
   const name = file.replace(/\.ts$/, ".js");
   // Where the tests were compiled beforehand, so were these.
   if (import.meta.filename.endsWith(".js")) return join(sources, "child", name);
