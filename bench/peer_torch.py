@@ -67,6 +67,7 @@ OPERATIONS = {
     "swiglu": (["gate", "up"], lambda gate, up: F.silu(gate) * up),
     "softmax": (["x"], lambda x: F.softmax(x, dim=-1)),
     "crossEntropy": (["x", "targets"], lambda x, targets: F.cross_entropy(x, targets)),
+    "embedding": (["matrix", "targets"], lambda matrix, targets: F.embedding(targets, matrix)),
     "rotaryEmbedding": (["heads", "cosine", "sine"], rotate),
     "adamW": (["x", "gradient"], None),
     "globalNorm": (["x"], lambda x: torch.linalg.vector_norm(x, dtype=torch.float32)),

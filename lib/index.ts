@@ -3,6 +3,7 @@
  * @packageDocumentation
  */
 
+export { checkpoint, type Recomputed } from "./checkpoint.ts";
 export { type FastaRecord, readFasta } from "./data/fasta.ts";
 export { loadSafetensors, type SafetensorsFile, saveSafetensors } from "./data/safetensors.ts";
 export { Device, type Mark } from "./device.ts";
@@ -11,6 +12,31 @@ export { type Gpu, type Info, info } from "./info.ts";
 export { type Rank, rankFromEnvironment } from "./launch/rank.ts";
 export { broadcast, type ExchangeOptions, exchange } from "./launch/rendezvous.ts";
 export { AttentionMask } from "./mask.ts";
+export type {
+  GptConfiguration,
+  GptOptions,
+  LayerConfiguration,
+  LayerOptions,
+  LayerRotaryOptions,
+} from "./model/configuration.ts";
+export { GPT, type GptLossOptions, type GptModuleOptions } from "./model/gpt.ts";
+export {
+  type LayerForwardOptions,
+  type ModuleOptions,
+  type RecomputeOptions,
+  TransformerLayer,
+} from "./model/layer.ts";
+export {
+  gptParameters,
+  layerParameters,
+  type ParameterSpecification,
+  type Placement,
+  parameterCount,
+} from "./model/parameters.ts";
+export type { PositionEmbedding } from "./model/position.ts";
+export { presets } from "./model/presets.ts";
+export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
+export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export {
   type GeluOptions,
   gelu,
@@ -25,10 +51,14 @@ export {
   attentionForward,
   mergeAttention,
 } from "./ops/attention.ts";
-export type { AttentionOptions, Piece } from "./ops/attention-options.ts";
+export type { AttentionOptions, KeepAttention, Piece } from "./ops/attention-options.ts";
+export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";
+export { type EmbeddingOptions, embedding, embeddingBackward } from "./ops/embedding.ts";
 export { clipByGlobalNorm, globalNorm } from "./ops/gradient-norm.ts";
 export { type LinearGradients, type LinearOptions, linear, linearBackward } from "./ops/linear.ts";
+export { linearCrossEntropy } from "./ops/linear-cross-entropy.ts";
+export type { LinearCrossEntropyOptions } from "./ops/linear-cross-entropy-options.ts";
 export {
   type CrossEntropyOptions,
   type CrossEntropyPlace,
@@ -59,11 +89,16 @@ export {
   rotaryFrequencies,
 } from "./ops/position.ts";
 export { type SoftmaxOptions, softmax, softmaxBackward } from "./ops/softmax.ts";
+export { split } from "./ops/split.ts";
 export { AdamW, type AdamWOptions } from "./optimizer.ts";
-export { Communicator, type LocalOptions, type Parcel } from "./parallel/communicator.ts";
+export type { SumOptions } from "./parallel/collectives.ts";
+export { Communicator, type LocalOptions } from "./parallel/communicator.ts";
 export { type HybridOptions, hybrid } from "./parallel/hybrid.ts";
+export type { Parcel } from "./parallel/link.ts";
 export { megatron } from "./parallel/megatron.ts";
 export type { Pending } from "./parallel/pending.ts";
+export { PartitionedPositionEmbedding } from "./parallel/position-embedding.ts";
+export type { PositionRowsOptions } from "./parallel/position-rows.ts";
 export { ring, zigzag } from "./parallel/ring.ts";
 export { SequenceShard } from "./parallel/shard.ts";
 export { type Range, type ShardedAttentionOptions, type Strategy, serial } from "./parallel/strategy.ts";
@@ -73,4 +108,5 @@ export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibilit
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor, type TensorOptions } from "./tensor.ts";
+export { tiled } from "./tiled.ts";
 export type { DType, TensorValues } from "./values.ts";

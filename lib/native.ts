@@ -135,8 +135,15 @@ export interface Native {
   copy(x: TensorHandle, y: TensorHandle): void;
   add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;
   sum(terms: readonly TensorHandle[], y: TensorHandle): void;
+  scale(
+    x: TensorHandle,
+    factor: TensorHandle | null,
+    divisor: TensorHandle | null,
+    y: TensorHandle,
+    accumulate: boolean,
+  ): void;
   fill(y: TensorHandle, value: number): void;
-  fillNormal(y: TensorHandle, seed: number, mean: number, std: number): void;
+  fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
   attentionForward(
     q: TensorHandle,
     k: TensorHandle,
@@ -207,6 +214,8 @@ export interface Native {
     dweight: TensorHandle,
     dbias: TensorHandle | null,
   ): void;
+  embedding(table: TensorHandle, indices: TensorHandle, y: TensorHandle): void;
+  embeddingBackward(dy: TensorHandle, indices: TensorHandle, dtable: TensorHandle, accumulate: boolean): void;
   softmaxForward(
     x: TensorHandle,
     mask: TensorHandle | null,

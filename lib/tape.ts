@@ -32,6 +32,7 @@ const tapes = new WeakMap<Tensor, Tape>();
  */
 export class Tape implements Disposable {
   #steps: Step[] = [];
+  #isClosed = false;
 
   /**
    * Follows these tensors from here on. A tensor is on one tape at most: the last that watched it.
@@ -46,6 +47,7 @@ export class Tape implements Disposable {
    * await dx?.data(); // [0, 5, 6, 0]
    */
   watch(...tensors: readonly Tensor[]): void {
+    if (this.#isClosed) throw failure("ERR_DISPOSED", "watch: the tape was disposed");
     for (const tensor of tensors) {
       handleOf(tensor, "watch: a tensor");
       tapes.set(tensor, this);
@@ -89,6 +91,17 @@ export class Tape implements Disposable {
         `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`,
       );
     }
+    return Scope.run(() => {
+      const found = this.gradients(output, gradient, wrt);
+      return wrt.map((tensor, at) => found[at] ?? zerosLike(tensor));
+    });
+  }
+
+  /**
+   * What `backward` gives, for arguments that are right, but null where the output does not depend on a tensor.
+   * @internal
+   */
+  gradients(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): (Tensor | null)[] {
     const steps = this.#steps;
     this.#steps = [];
     try {
@@ -98,7 +111,12 @@ export class Tape implements Disposable {
     }
   }
 
-  #gradients(steps: readonly Step[], output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
+  #gradients(
+    steps: readonly Step[],
+    output: Tensor,
+    gradient: Tensor,
+    wrt: readonly Tensor[],
+  ): (Tensor | null)[] {
     const gradients = new Map<Tensor, Tensor>([[output, gradient]]);
     for (const step of steps.toReversed()) {
       if (step.outputs.some((made) => gradients.has(made))) {
@@ -115,7 +133,8 @@ export class Tape implements Disposable {
     // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
     const seen = new Set<Tensor>([gradient]);
     return wrt.map((tensor) => {
-      const found = gradients.get(tensor) ?? zerosLike(tensor);
+      const found = gradients.get(tensor);
+      if (found === undefined) return null;
       if (!seen.has(found)) {
         seen.add(found);
         return found;
@@ -133,8 +152,15 @@ export class Tape implements Disposable {
     this.#steps.push(step);
   }
 
-  /** Forgets the steps and frees what they saved. Twice is harmless. */
+  /** @internal The tape that follows a tensor, unless it was disposed. */
+  static of(tensor: Tensor): Tape | undefined {
+    const tape = tapes.get(tensor);
+    return tape === undefined || tape.#isClosed ? undefined : tape;
+  }
+
+  /** Forgets the steps and frees what they saved; from here on it follows nothing. Twice is harmless. */
   dispose(): void {
+    this.#isClosed = true;
     forget(this.#steps);
     this.#steps = [];
   }
@@ -142,6 +168,11 @@ export class Tape implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Whether a tape follows the tensor, so that an operation on it is noted. */
+export function isOnTape(tensor: Tensor): boolean {
+  return Tape.of(tensor) !== undefined;
 }
 
 /** Frees what steps saved. Their outputs are on no tape from here on, so asking for gradients again is refused. */
@@ -164,7 +195,7 @@ export function record(
     save: (tensor: Tensor) => Tensor,
   ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
 ): Tensor {
-  const tape = inputs.map((input) => tapes.get(input)).find((found) => found !== undefined);
+  const tape = inputs.map(Tape.of).find((found) => found !== undefined);
   if (tape !== undefined) {
     const saved: Tensor[] = [];
     const product = differentiate((tensor) => {

@@ -113,24 +113,29 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Independent normal numbers (Philox 4x32-10, Salmon et al., 2011; Box and Muller): a function of seed and
-   * index alone.
-   * @param options seed: an integer of 0 or more (default 0); mean (0) and std, the standard deviation (1).
-   * @throws `ERR_OPTION` for another seed; the errors of `empty`.
+   * Independent normal numbers (Philox 4x32-10, Salmon et al., 2011; Box and Muller): by seed and index alone.
+   * @param options seed: an integer of 0 or more (default 0); first: the index of the first element (0), for a part of
+   * what is a larger tensor; mean (0) and std, the standard deviation (1).
+   * @throws `ERR_OPTION` for another seed or first; the errors of `empty`.
    * @example
    * const weight = Tensor.normal([512, 64], { seed: 1, std: 0.02, dtype: "bfloat16" });
+   * const lastRow = Tensor.normal([1, 64], { seed: 1, first: 511 * 64, std: 0.02, dtype: "bfloat16" });
    */
   static normal(
     shape: readonly number[],
-    options: TensorOptions & { seed?: number; mean?: number; std?: number } = {},
+    options: TensorOptions & { seed?: number; first?: number; mean?: number; std?: number } = {},
   ): Tensor {
     checkOptions("Tensor.normal", options);
-    const { seed = 0, mean = 0, std = 1 } = options;
-    if (!Number.isSafeInteger(seed) || seed < 0) {
-      throw failure("ERR_OPTION", `Tensor.normal: seed is ${shown(seed)}, expected an integer of 0 or more`);
+    const { seed = 0, first = 0, mean = 0, std = 1 } = options;
+    for (const [name, n] of Object.entries({ seed, first })) {
+      if (!Number.isSafeInteger(n) || n < 0)
+        throw failure(
+          "ERR_OPTION",
+          `Tensor.normal: ${name} is ${shown(n)}, expected an integer of 0 or more`,
+        );
     }
     const tensor = Tensor.empty(shape, options);
-    native.fillNormal(handleOf(tensor, "Tensor.normal"), seed, mean, std);
+    native.fillNormal(handleOf(tensor, "Tensor.normal"), seed, first, mean, std);
     return tensor;
   }
 

@@ -204,6 +204,20 @@ t.test("two tapes do not see each other", async (t) => {
   });
 });
 
+t.test("a tape that was disposed follows nothing any more", async (t) => {
+  const q = Tensor.normal([1, 8, 1, 8]);
+  const tape = new Tape();
+  tape.watch(q);
+  tape.dispose();
+  const before = q.device.memory().tensors;
+  const out = attention(q, q, q);
+  t.throws(() => tape.backward(out, out, [q]), { code: "ERR_OPTION" });
+  t.throws(() => tape.watch(q), { code: "ERR_DISPOSED" });
+  out.dispose();
+  await q.device.synchronize();
+  t.equal(q.device.memory().tensors, before, "and saves nothing");
+});
+
 t.test("what is saved is freed when it was used, and with the tape", async (t) => {
   const device = new Device();
   const x = Tensor.normal(shape, { device });

@@ -22,6 +22,7 @@ t.test("bad input", async (t) => {
     [() => Tensor.zeros([2 ** 50, 2 ** 50]), "ERR_OUT_OF_MEMORY", /2\^60/],
     [() => Tensor.zeros([2 ** 45]), "ERR_OUT_OF_MEMORY", /out of memory: asked for \d+ MiB/],
     [() => Tensor.normal([1], { seed: -1 }), "ERR_OPTION", /seed is -1/],
+    [() => Tensor.normal([1], { first: 0.5 }), "ERR_OPTION", /first is 0.5/],
     [() => x.slice(2, 0, 1), "ERR_SHAPE", /axis is 2, expected 0 to 1/],
     [() => x.slice("length" as never, 0, 1), "ERR_SHAPE", /axis is length/],
     [() => x.slice(-1, 0, 1), "ERR_SHAPE", /axis is -1/],

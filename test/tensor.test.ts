@@ -156,6 +156,11 @@ t.test("normal numbers", async (t) => {
   t.ok(Math.abs(moment(4) - 3) < (5 * Math.sqrt(96)) / Math.sqrt(count));
   t.strictSame(await Tensor.normal([10, 10], { seed: 7 }).data(), values.slice(0, 100), "by index alone");
   t.strictSame(
+    await Tensor.normal([10], { seed: 7, first: 33 }).data(),
+    values.slice(33, 43),
+    "also of a part of them",
+  );
+  t.strictSame(
     await Tensor.normal([100], { seed: 7, mean: 3, std: 2 }).data(),
     Float32Array.from(values.slice(0, 100), (value) => Math.fround(3 + Math.fround(2 * value))),
   );

@@ -4,6 +4,7 @@
 #include "addon/bindings.h"
 #include "attention/attention_api.h"
 #include "elementwise/elementwise.h"
+#include "embedding/embedding.h"
 #include "loss/loss.h"
 #include "matmul/matmul.h"
 #include "norm/norm.h"
@@ -55,6 +56,7 @@ void bind_operations(Napi::Object exports) {
   bind<copy>(exports, "copy");
   bind<add>(exports, "add");
   bind<sum>(exports, "sum");
+  bind<scale>(exports, "scale");
   bind<fill>(exports, "fill");
   bind<fill_normal>(exports, "fillNormal");
   bind<attention_forward>(exports, "attentionForward");
@@ -66,6 +68,8 @@ void bind_operations(Napi::Object exports) {
   bind<column_sum>(exports, "columnSum");
   bind<norm_forward>(exports, "normForward");
   bind<norm_backward>(exports, "normBackward");
+  bind<embedding>(exports, "embedding");
+  bind<embedding_backward>(exports, "embeddingBackward");
   bind<softmax_forward>(exports, "softmaxForward");
   bind<softmax_backward>(exports, "softmaxBackward");
   bind<cross_entropy_forward>(exports, "crossEntropyForward");

@@ -50,6 +50,12 @@ LONGSEQ_HOST_DEVICE T sum(T a, T b) {
   }
 }
 
+/** The factor of Scale; null: 1. */
+LONGSEQ_HOST_DEVICE inline float scale_of(const float* factor, const float* divisor) {
+  const float whole = factor != nullptr ? *factor : 1.0f;
+  return divisor != nullptr && *divisor > 1 ? whole / *divisor : whole;
+}
+
 struct FourWords {
   uint32_t words[4];
 };

@@ -45,6 +45,15 @@ void check_same_shape(const Tensor& x, const Tensor& y, const char* what) {
         Code::Shape, what, " have the shapes ", shape_text(x), " and ", shape_text(y));
 }
 
+void check_number(const std::optional<Tensor>& number, const char* name, const Tensor& x) {
+  if (!number) return;
+  check(number->dtype == DType::Float32, Code::DType, "scale: ", name, " is ", name_of(number->dtype),
+        ", expected float32");
+  check(number->device() == x.device(), Code::Device, "scale: ", name, " is on another device than x");
+  check(number->elements() == 1, Code::Shape, "scale: ", name, " has the shape ", shape_text(*number),
+        ", expected one element");
+}
+
 }  // namespace
 
 void run(const Cpu&, const Copy& op) {
@@ -93,6 +102,24 @@ void run(const Cpu&, const Sum& op) {
   });
 }
 
+void run(const Cpu&, const Scale& op) {
+  const float by = scale_of(op.factor ? op.factor.data<float>() : nullptr,
+                            op.divisor ? op.divisor.data<float>() : nullptr);
+  visit_float(op.x.dtype, [&]<class From>(From) {
+    visit_float(op.y.dtype, [&]<class To>(To) {
+      for_rows<2>({&op.x, &op.y}, [&](auto offsets, auto strides, int64_t, int64_t count) {
+        const From* const x = op.x.data<From>() + offsets[0];
+        To* const y = op.y.data<To>() + offsets[1];
+        for (int64_t i = 0; i < count; i++) {
+          To& to = y[i * strides[1]];
+          const float scaled = static_cast<float>(x[i * strides[0]]) * by;
+          to = from_float<To>(op.accumulate ? static_cast<float>(to) + scaled : scaled);
+        }
+      });
+    });
+  });
+}
+
 void run(const Cpu&, const Fill& op) {
   visit(op.y.dtype, [&]<class T>(T) {
     const T value = convert<T>(op.value);
@@ -107,9 +134,10 @@ void run(const Cpu&, const FillNormal& op) {
   visit(op.y.dtype, [&]<class T>(T) {
     for_rows<1>({&op.y}, [&](auto offsets, auto strides, int64_t first, int64_t count) {
       T* const y = op.y.data<T>() + offsets[0];
+      const uint64_t index = op.first + static_cast<uint64_t>(first);
       for (int64_t i = 0; i < count; i++) {
         y[i * strides[0]] =
-            convert<T>(op.mean + op.deviation * normal(static_cast<uint64_t>(first + i), op.seed));
+            convert<T>(op.mean + op.deviation * normal(index + static_cast<uint64_t>(i), op.seed));
       }
     });
   });
@@ -169,16 +197,31 @@ void sum(std::vector<Tensor> terms, Tensor y) {
   device->submit(Sum{std::move(terms), std::move(y)});
 }
 
+void scale(Tensor x, std::optional<Tensor> factor, std::optional<Tensor> divisor, Tensor y, bool accumulate) {
+  check_same_shape(x, y, "scale: x and the result");
+  check(is_float(x.dtype) && is_float(y.dtype), Code::DType, "scale: x and the result are ", name_of(x.dtype),
+        " and ", name_of(y.dtype), ", expected float32, bfloat16 or float16");
+  check_number(factor, "factor", x);
+  check_number(divisor, "divisor", x);
+  const auto device = y.device();
+  device->submit(Scale{.x = std::move(x),
+                       .factor = std::move(factor).value_or(Tensor{}),
+                       .divisor = std::move(divisor).value_or(Tensor{}),
+                       .y = std::move(y),
+                       .accumulate = accumulate});
+}
+
 void fill(Tensor y, double value) {
   const auto device = y.device();
   device->submit(Fill{std::move(y), static_cast<float>(value)});
 }
 
-void fill_normal(Tensor y, double seed, double mean, double deviation) {
+void fill_normal(Tensor y, double seed, double first, double mean, double deviation) {
   check(seed >= 0 && seed <= 0x1p53, Code::Option, "normal: seed is ", seed, ", expected 0 to 2^53");
+  check(first >= 0 && first <= 0x1p53, Code::Option, "normal: first is ", first, ", expected 0 to 2^53");
   const auto device = y.device();
-  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<float>(mean),
-                            static_cast<float>(deviation)});
+  device->submit(FillNormal{std::move(y), static_cast<uint64_t>(seed), static_cast<uint64_t>(first),
+                            static_cast<float>(mean), static_cast<float>(deviation)});
 }
 
 }  // namespace longseq

@@ -1,6 +1,8 @@
 #pragma once
-// Elementwise operations over views of any strides: y = x (converted), y = a + b, y = value, y ~ normal.
+// Elementwise operations over views of any strides: y = x (converted), y = a + b, y = value,
+// y ~ normal, y (+)= x * factor / divisor.
 #include <memory>
+#include <optional>
 #include <shared_mutex>
 #include <vector>
 
@@ -20,15 +22,21 @@ struct Sum {
   std::vector<Tensor> terms;
   Tensor y;
 };
+/** y (+)= x * (factor / max(divisor, 1)): numbers that the device alone knows, as a loss's gradient and the
+ * count of what it is the mean of. What is not given is 1. */
+struct Scale {
+  Tensor x, factor, divisor, y;  // x and y: the same shape, any floats, y may be x; the others: one float32
+  bool accumulate;
+};
 struct Fill {
   Tensor y;
   float value;
 };
-/** Element i (row-major) is a function of the seed and i alone: the same at every thread count, and on every
- * engine up to the last bits of its log and sine. */
+/** Element i (row-major) is a function of the seed and first + i alone: the same at every thread count, and
+ * on every engine up to the last bits of its log and sine. */
 struct FillNormal {
   Tensor y;
-  uint64_t seed;
+  uint64_t seed, first;
   float mean, deviation;
 };
 /**
@@ -53,6 +61,7 @@ struct ReadInto {
 void run(const Cpu&, const Copy&);
 void run(const Cpu&, const Add&);
 void run(const Cpu&, const Sum&);
+void run(const Cpu&, const Scale&);
 void run(const Cpu&, const Fill&);
 void run(const Cpu&, const FillNormal&);
 void run(const Cpu&, const WriteFrom&);
@@ -60,6 +69,7 @@ void run(const Cpu&, const ReadInto&);
 void run(const Cuda&, const Copy&);
 void run(const Cuda&, const Add&);
 void run(const Cuda&, const Sum&);
+void run(const Cuda&, const Scale&);
 void run(const Cuda&, const Fill&);
 void run(const Cuda&, const FillNormal&);
 void run(const Cuda&, const WriteFrom&);
@@ -71,7 +81,8 @@ void write(Tensor x, Tensor y);
 void add(Tensor a, Tensor b, Tensor y);
 void check_sum(const std::vector<Tensor>& terms, const Tensor& y);
 void sum(std::vector<Tensor> terms, Tensor y);
+void scale(Tensor x, std::optional<Tensor> factor, std::optional<Tensor> divisor, Tensor y, bool accumulate);
 void fill(Tensor y, double value);
-void fill_normal(Tensor y, double seed, double mean, double deviation);
+void fill_normal(Tensor y, double seed, double first, double mean, double deviation);
 
 }  // namespace longseq

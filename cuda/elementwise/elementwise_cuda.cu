@@ -116,6 +116,17 @@ struct AddElements {
   T* y;
   __device__ void operator()(int64_t, const int64_t (&at)[3]) const { y[at[2]] = sum(a[at[0]], b[at[1]]); }
 };
+template <class From, class To>
+struct ScaleElement {
+  const From* x;
+  To* y;
+  const float *factor, *divisor;
+  bool accumulate;
+  __device__ void operator()(int64_t, const int64_t (&at)[2]) const {
+    const float scaled = static_cast<float>(x[at[0]]) * scale_of(factor, divisor);
+    y[at[1]] = from_float<To>(accumulate ? static_cast<float>(y[at[1]]) + scaled : scaled);
+  }
+};
 template <class T>
 struct FillElement {
   T* y;
@@ -125,10 +136,10 @@ struct FillElement {
 template <class T>
 struct DrawElement {
   T* y;
-  uint64_t seed;
+  uint64_t seed, first;
   float mean, deviation;
   __device__ void operator()(int64_t element, const int64_t (&at)[1]) const {
-    y[at[0]] = convert<T>(mean + deviation * normal(static_cast<uint64_t>(element), seed));
+    y[at[0]] = convert<T>(mean + deviation * normal(first + static_cast<uint64_t>(element), seed));
   }
 };
 
@@ -248,6 +259,18 @@ void run(const Cuda& cuda, const Sum& op) {
   });
 }
 
+void run(const Cuda& cuda, const Scale& op) {
+  const float* const factor = op.factor ? op.factor.data<float>() : nullptr;
+  const float* const divisor = op.divisor ? op.divisor.data<float>() : nullptr;
+  visit_float(op.x.dtype, [&]<class From>(From) {
+    visit_float(op.y.dtype, [&]<class To>(To) {
+      for_each_element<2>(
+          cuda, {&op.x, &op.y},
+          ScaleElement<From, To>{op.x.data<From>(), op.y.data<To>(), factor, divisor, op.accumulate});
+    });
+  });
+}
+
 void run(const Cuda& cuda, const Fill& op) {
   if (op.y.elements() == 0) return;
   visit(op.y.dtype, [&]<class T>(T) {
@@ -265,7 +288,8 @@ void run(const Cuda& cuda, const Fill& op) {
 
 void run(const Cuda& cuda, const FillNormal& op) {
   visit(op.y.dtype, [&]<class T>(T) {
-    for_each_element<1>(cuda, {&op.y}, DrawElement<T>{op.y.data<T>(), op.seed, op.mean, op.deviation});
+    for_each_element<1>(cuda, {&op.y},
+                        DrawElement<T>{op.y.data<T>(), op.seed, op.first, op.mean, op.deviation});
   });
 }
 

@@ -1,9 +1,12 @@
 // `longseq verify`: reference vectors through the public API, each result against its bound.
 import { Device } from "../index.ts";
 import { type Command, UsageError } from "./arguments.ts";
-import { deviceName, floatTypes, implementations, refuseParallel } from "./bench/settings.ts";
+import { deviceName, floatTypes, implementations } from "./bench/settings.ts";
 import { JsonLines, Progress, Table, textStream } from "./output.ts";
+import { type Parallel, parallelOf, parallelOptions, RankGroup } from "./ranks.ts";
 import { attentionOperation } from "./verify/attention.ts";
+import { transformerLayerOperation } from "./verify/layer.ts";
+import { gptOperation } from "./verify/model.ts";
 import { bounds, type Operation, type Run, relativeError } from "./verify/operation.ts";
 import {
   adamWOperation,
@@ -25,6 +28,8 @@ const operations: Readonly<Record<string, Operation>> = {
   bias_gelu_erf: biasGeluErfOperation,
   swiglu: swigluOperation,
   adamw: adamWOperation,
+  transformer_layer: transformerLayerOperation,
+  gpt: gptOperation,
 };
 
 interface Check {
@@ -50,23 +55,24 @@ not know; 2: a file is not what it should be.`,
       value: "NAME",
       help: `which kernel: ${implementations.join(", ")} (default: the device's best)`,
     },
-    ranks: { value: "N", help: "ranks that share the sequence; this version has 1 (default)" },
-    "sequence-parallel": { value: "TYPE", help: "how ranks share the sequence; comes in a later version" },
+    ...parallelOptions,
     json: { value: "FILE", help: "also write each result as a line of JSON; - is standard output" },
   },
   async run(given) {
     if (given.positionals.length === 0)
       throw new UsageError("no PATH given: name a safetensors file or a folder");
-    refuseParallel(given);
-    const name = deviceName(given);
+    const parallel = parallelOf(given);
+    const name = deviceName(given) ?? Device.default.name;
+    using device = new Device(name);
+    using group = new RankGroup(parallel, name);
     const run: Run = {
       dtype: given.choice("dtype", floatTypes) ?? "float32",
       implementation: given.choice("implementation", implementations),
+      ranks: (length) => group.ranks(length),
     };
     const paths = await vectorPaths(given.positionals);
     using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
-    using device = new Device(name ?? Device.default.name);
-    return await verifyAll(paths, device, run, json, textStream(given.text("json")));
+    return await verifyAll(paths, device, run, parallel, json, textStream(given.text("json")));
   },
 };
 
@@ -74,19 +80,22 @@ async function verifyAll(
   paths: readonly string[],
   device: Device,
   run: Run,
+  parallel: Parallel,
   json: JsonLines | undefined,
   stream: NodeJS.WriteStream,
 ): Promise<number> {
   const progress = new Progress();
   const table = new Table(stream, [
     { title: "case", width: 40, align: "left" },
-    { title: "tensor", width: 6, align: "left" },
+    { title: "tensor", width: 28, align: "left" },
     { title: "error", width: 9 },
     { title: "bound", width: 7 },
     { title: "", width: 4, align: "left" },
   ]);
+  const ranks =
+    parallel.type === "serial" ? "" : `; layers and models: ${parallel.type}, ${parallel.size} ranks`;
   stream.write(
-    `${run.dtype}, ${run.implementation ?? "default"} implementation on ${device.description}\n\n`,
+    `${run.dtype}, ${run.implementation ?? "default"} implementation on ${device.description}${ranks}\n\n`,
   );
   table.head();
   let total = 0;

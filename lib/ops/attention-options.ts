@@ -55,6 +55,15 @@ export interface AttentionOptions {
   outDtype?: "float32";
 }
 
+/**
+ * Gives what `forward` gives, or without its work what that gave when it was first called: for a layer that is
+ * recomputed on the backward pass, but for its attention. The tensors are the caller's.
+ */
+export type KeepAttention = (forward: () => { out: Tensor; logSumExp: Tensor }) => {
+  out: Tensor;
+  logSumExp: Tensor;
+};
+
 /** Checks the options' kinds and brings them in the addon's order; null where there is nothing. */
 export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
   checkOptions("attention", options);

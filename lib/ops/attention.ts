@@ -2,7 +2,7 @@ import { failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { type AttentionOptions, nativeOptions } from "./attention-options.ts";
+import { type AttentionOptions, type KeepAttention, nativeOptions } from "./attention-options.ts";
 import { queued } from "./queued.ts";
 
 /** Attention's output and what the backward pass and merging need of it. */
@@ -35,7 +35,18 @@ export interface AttentionResult {
  * console.log(await out.data());
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions = {}): Tensor {
-  const { out, logSumExp } = attentionForward(q, k, v, options);
+  return keptAttention(q, k, v, options);
+}
+
+/** As the attention of a layer that keeps what it gave, for when the layer is recomputed. */
+export function keptAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions = {},
+  keep: KeepAttention = (forward) => forward(),
+): Tensor {
+  const { out, logSumExp } = keep(() => attentionForward(q, k, v, options));
   record("attention", [out], [q, k, v], (save) => {
     const saved = { q: save(q), k: save(k), v: save(v), out: save(out), logSumExp: save(logSumExp) };
     const { alibiSlopes } = options;

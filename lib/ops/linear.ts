@@ -2,6 +2,7 @@ import { checkOptions, failure } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { checkGradientSum } from "./gradient-sum.ts";
 import { checkOutDtype, inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
 
@@ -53,7 +54,10 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: Linear
     ["dweight", dweight, weight],
     ["dbias", dbias, bias],
   ] as const) {
-    if (sum !== undefined) checkSum(name, sum, parameter);
+    if (sum === undefined) continue;
+    handleOf(sum, `linear: ${name}`);
+    if (parameter === undefined) throw failure("ERR_OPTION", `linear: ${name} is given without bias`);
+    checkGradientSum("linear", name, sum, parameter);
   }
   const y = Tensor.empty([...x.shape.slice(0, -1), weight.shape[0] ?? 0], {
     dtype: outDtype ?? x.dtype,
@@ -128,19 +132,4 @@ export function linearBackward(
     );
     return { dx, dweight, dbias };
   });
-}
-
-/** Here, and not only on the backward pass: the mistake is in this call. */
-function checkSum(name: string, sum: Tensor, parameter: Tensor | undefined): void {
-  handleOf(sum, `linear: ${name}`);
-  if (parameter === undefined) throw failure("ERR_OPTION", `linear: ${name} is given without bias`);
-  if (sum.shape.join() !== parameter.shape.join() || !sum.isContiguous) {
-    throw failure(
-      "ERR_SHAPE",
-      `linear: ${name} has the shape [${sum.shape.join(", ")}], expected [${parameter.shape.join(", ")}], contiguous`,
-    );
-  }
-  if (sum.dtype !== "float32" && sum.dtype !== parameter.dtype) {
-    throw failure("ERR_DTYPE", `linear: ${name} is ${sum.dtype}, expected float32 or ${parameter.dtype}`);
-  }
 }

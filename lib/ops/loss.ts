@@ -1,8 +1,8 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
-import { Scope } from "../scope.ts";
+import { referenceTo } from "../reference.ts";
 import { record } from "../tape.ts";
-import { alias, handleOf, Tensor } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
 import { emptyLike, emptyStatistic } from "./rows.ts";
 
@@ -98,7 +98,7 @@ export function crossEntropyForward(
     handleOf(logits, "crossEntropy: logits"),
     handleOf(targets, "crossEntropy: targets"),
   ] as const;
-  const { ignoreIndex, reduction } = checkedOptions(options);
+  const { ignoreIndex, reduction } = checkedOptions("crossEntropy", options);
   const { device } = logits;
   const loss = reduction === "none" ? emptyStatistic(logits) : Tensor.empty([], { device });
   const logSumExp = emptyStatistic(logits);
@@ -144,8 +144,8 @@ export function crossEntropyBackward(
   const inputs = Object.entries({ logits, targets, logSumExp, count, dloss }).map(([name, tensor]) =>
     handleOf(tensor, `crossEntropy: ${name}`),
   ) as [Handle, Handle, Handle, Handle, Handle];
-  const { ignoreIndex, reduction, overwriteLogits } = checkedOptions(options);
-  const dlogits = overwriteLogits ? viewOf(logits) : emptyLike(logits);
+  const { ignoreIndex, reduction, overwriteLogits } = checkedOptions("crossEntropy", options);
+  const dlogits = overwriteLogits ? referenceTo(logits) : emptyLike(logits);
   return queued([dlogits], () => {
     native.crossEntropyBackward(...inputs, ignoreIndex, reduction, handleOf(dlogits, "dlogits"));
     return dlogits;
@@ -154,22 +154,15 @@ export function crossEntropyBackward(
 
 type Handle = ReturnType<typeof handleOf>;
 
-function checkedOptions(options: CrossEntropyOptions & CrossEntropyPlace) {
-  checkOptions("crossEntropy", options);
+export function checkedOptions(operation: string, options: CrossEntropyOptions & CrossEntropyPlace) {
+  checkOptions(operation, options);
   const { ignoreIndex = -100, reduction = "mean", overwriteLogits = false } = options;
-  if (typeof ignoreIndex !== "number") throw wrongKind("crossEntropy: ignoreIndex", "an int32", ignoreIndex);
+  if (typeof ignoreIndex !== "number") throw wrongKind(`${operation}: ignoreIndex`, "an int32", ignoreIndex);
   if (ignoreIndex !== (ignoreIndex | 0)) {
-    throw failure("ERR_OPTION", `crossEntropy: ignoreIndex is ${shown(ignoreIndex)}, expected an int32`);
+    throw failure("ERR_OPTION", `${operation}: ignoreIndex is ${shown(ignoreIndex)}, expected an int32`);
   }
-  if (typeof reduction !== "string") throw wrongKind("crossEntropy: reduction", "a string", reduction);
+  if (typeof reduction !== "string") throw wrongKind(`${operation}: reduction`, "a string", reduction);
   if (typeof overwriteLogits !== "boolean")
-    throw wrongKind("crossEntropy: overwriteLogits", "a boolean", overwriteLogits);
+    throw wrongKind(`${operation}: overwriteLogits`, "a boolean", overwriteLogits);
   return { ignoreIndex, reduction, overwriteLogits };
-}
-
-/** Of the same memory, and on no tape. */
-function viewOf(tensor: Tensor): Tensor {
-  const view = alias(tensor);
-  Scope.current?.adopt(view);
-  return view;
 }

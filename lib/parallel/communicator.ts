@@ -1,24 +1,16 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
-import { handleOf, Tensor } from "../tensor.ts";
-import { Pending } from "./pending.ts";
-import { portions, release, rowsOf, split, sum, untracked, wrongRows } from "./portions.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
+import { allGather, allReduce, allToAll, reduceScatter, type SumOptions } from "./collectives.ts";
+import { Link, type Parcel } from "./link.ts";
+import type { Pending } from "./pending.ts";
 
-/** A tensor on its way: contiguous, of the communicator's device. */
-export interface Parcel {
-  /** The rank that it goes to, or comes from. */
-  peer: number;
-  tensor: Tensor;
-}
-
+/** Of a group of ranks of this process. */
 export interface LocalOptions {
   /** How long a rank waits for the others at each step; default 600,000. */
   timeoutMs?: number;
 }
-
-/** Below this many elements each rank sums all for itself, in one step. */
-const fewElements = 1 << 14;
 
 /**
  * A rank's place in a group of ranks, a rank being a device. On every rank of the group the same calls are made in the
@@ -42,10 +34,10 @@ export class Communicator implements Disposable {
   readonly rank: number;
   readonly size: number;
   readonly device: Device;
-  readonly #handle: CommunicatorHandle;
+  readonly #link: Link;
 
   private constructor(handle: CommunicatorHandle, rank: number, size: number, device: Device) {
-    this.#handle = handle;
+    this.#link = new Link(handle, rank, size, device);
     this.rank = rank;
     this.size = size;
     this.device = device;
@@ -106,7 +98,7 @@ export class Communicator implements Disposable {
   group(ranks: readonly number[]): Communicator {
     if (!Array.isArray(ranks) || !ranks.every(Number.isSafeInteger))
       throw wrongKind("group: ranks", "an array of integers", ranks);
-    const handle = native.communicatorGroup(this.#handle, ranks);
+    const handle = native.communicatorGroup(this.#link.handle, ranks);
     return new Communicator(handle, ranks.indexOf(this.rank), ranks.length, this.device);
   }
 
@@ -131,7 +123,7 @@ export class Communicator implements Disposable {
       if (!Array.isArray(parcels))
         throw wrongKind(`exchange: ${name}`, "an array of { peer, tensor }", parcels);
     }
-    return this.#start(() => this.#queueExchange(send, receive), undefined);
+    return this.#link.start(() => this.#link.exchange(send, receive), undefined);
   }
 
   /**
@@ -146,22 +138,7 @@ export class Communicator implements Disposable {
    * all[0]?.shape; // [3, 8]
    */
   allGather(x: Tensor, counts?: readonly number[]): Pending<Tensor> {
-    const rows = rowsOf("allGather", x);
-    const sizes = this.#counts("allGather", counts ?? new Array<number>(this.size).fill(rows));
-    if (sizes[this.rank] !== rows) throw wrongRows("allGather", rows, sizes[this.rank]);
-    const source = untracked(x);
-    const out = this.#empty([sum(sizes), ...x.shape.slice(1)], x);
-    const parts = split(out, sizes);
-    const pending = this.#start(
-      () =>
-        this.#queueExchange(
-          parts.map((_, peer) => ({ peer, tensor: source })),
-          parts.map((tensor, peer) => ({ peer, tensor })),
-        ),
-      out,
-    );
-    release(parts, [source]);
-    return pending;
+    return allGather(this.#link, x, counts);
   }
 
   /**
@@ -176,37 +153,8 @@ export class Communicator implements Disposable {
    *   ranks.reduceScatter(Tensor.from([1, 2], [2], { device: ranks.device })).wait());
    * await parts[1]?.data(); // [4]
    */
-  reduceScatter(
-    x: Tensor,
-    counts?: readonly number[],
-    options: { outDtype?: "float32" } = {},
-  ): Pending<Tensor> {
-    const rows = rowsOf("reduceScatter", x);
-    if (counts === undefined && rows % this.size !== 0)
-      throw failure(
-        "ERR_SHAPE",
-        `reduceScatter: x has ${rows} rows, expected a multiple of ${this.size}, or counts`,
-      );
-    const sizes = this.#counts(
-      "reduceScatter",
-      counts ?? new Array<number>(this.size).fill(rows / this.size),
-    );
-    if (sum(sizes) !== rows) throw wrongRows("reduceScatter", rows, sum(sizes));
-    const source = untracked(x);
-    const sent = split(source, sizes);
-    const shape = [sizes[this.rank] ?? 0, ...x.shape.slice(1)];
-    const terms = sent.map((own, peer) => (peer === this.rank ? own : this.#empty(shape, x)));
-    const out = this.#empty(shape, x, options.outDtype);
-    const others = <T>(parcels: readonly T[]) => parcels.filter((_, peer) => peer !== this.rank);
-    const pending = this.#start(() => {
-      this.#queueExchange(
-        others(sent.map((tensor, peer) => ({ peer, tensor }))),
-        others(terms.map((tensor, peer) => ({ peer, tensor }))),
-      );
-      this.#queueSum(terms, out);
-    }, out);
-    release(sent, terms, [source]);
-    return pending;
+  reduceScatter(x: Tensor, counts?: readonly number[], options: SumOptions = {}): Pending<Tensor> {
+    return reduceScatter(this.#link, x, counts, options);
   }
 
   /**
@@ -218,34 +166,8 @@ export class Communicator implements Disposable {
    *   ranks.allReduce(Tensor.from([0.5], [], { device: ranks.device })).wait());
    * await sums[1]?.data(); // [1]
    */
-  allReduce(x: Tensor, options: { outDtype?: "float32" } = {}): Pending<Tensor> {
-    handleOf(x, "allReduce: x");
-    const source = untracked(x);
-    const out = this.#empty(x.shape, x, options.outDtype);
-    const [flat, sums] = [source.reshape([x.size]), out.reshape([x.size])];
-    // Few elements go to everybody whole; of many, each rank sums a portion.
-    const counts = x.size < fewElements ? [x.size] : portions(x.size, this.size);
-    const [sent, summed] = [split(flat, counts), split(sums, counts)];
-    const isWhole = counts.length === 1;
-    const own = (parts: Tensor[]) => parts[isWhole ? 0 : this.rank] as Tensor;
-    const shape = own(summed).shape;
-    const peers = Array.from({ length: this.size }, (_, peer) => peer);
-    const others = peers.filter((peer) => peer !== this.rank);
-    const terms = peers.map((peer) => (peer === this.rank ? own(sent) : this.#empty(shape, x)));
-    const pending = this.#start(() => {
-      this.#queueExchange(
-        others.map((peer) => ({ peer, tensor: sent[isWhole ? 0 : peer] as Tensor })),
-        others.map((peer) => ({ peer, tensor: terms[peer] as Tensor })),
-      );
-      this.#queueSum(terms, own(summed));
-      if (isWhole) return;
-      this.#queueExchange(
-        others.map((peer) => ({ peer, tensor: own(summed) })),
-        others.map((peer) => ({ peer, tensor: summed[peer] as Tensor })),
-      );
-    }, out);
-    release(sent, summed, terms, [flat, sums], [source]);
-    return pending;
+  allReduce(x: Tensor, options: SumOptions = {}): Pending<Tensor> {
+    return allReduce(this.#link, x, options);
   }
 
   /**
@@ -261,22 +183,7 @@ export class Communicator implements Disposable {
    * await parts[1]?.data(); // [10, 11]
    */
   allToAll(x: Tensor, sendCounts: readonly number[], receiveCounts = sendCounts): Pending<Tensor> {
-    const rows = rowsOf("allToAll", x);
-    const [sends, receives] = [this.#counts("allToAll", sendCounts), this.#counts("allToAll", receiveCounts)];
-    if (sum(sends) !== rows) throw wrongRows("allToAll", rows, sum(sends));
-    const source = untracked(x);
-    const out = this.#empty([sum(receives), ...x.shape.slice(1)], x);
-    const [sent, received] = [split(source, sends), split(out, receives)];
-    const pending = this.#start(
-      () =>
-        this.#queueExchange(
-          sent.map((tensor, peer) => ({ peer, tensor })),
-          received.map((tensor, peer) => ({ peer, tensor })),
-        ),
-      out,
-    );
-    release(sent, received, [source]);
-    return pending;
+    return allToAll(this.#link, x, sendCounts, receiveCounts);
   }
 
   /**
@@ -295,10 +202,9 @@ export class Communicator implements Disposable {
     handleOf(x, "broadcast: x");
     if (!Number.isSafeInteger(root) || root < 0 || root >= this.size)
       throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${this.size - 1}`);
-    const others = Array.from({ length: this.size }, (_, peer) => peer).filter((peer) => peer !== root);
     return this.rank === root
       ? this.exchange(
-          others.map((peer) => ({ peer, tensor: x })),
+          this.#link.others().map((peer) => ({ peer, tensor: x })),
           [],
         )
       : this.exchange([], [{ peer: root, tensor: x }]);
@@ -320,52 +226,11 @@ export class Communicator implements Disposable {
    * Twice is harmless.
    */
   dispose(): void {
-    native.communicatorClose(this.#handle);
+    native.communicatorClose(this.#link.handle);
   }
 
   [Symbol.dispose](): void {
     this.dispose();
-  }
-
-  /** Queues work on the communicator's queue, behind what the device has to do so far. */
-  #start<T>(work: () => void, result: T): Pending<T> {
-    native.communicatorFollow(this.#handle);
-    work();
-    const fence = native.communicatorFence(this.#handle);
-    return new Pending(() => {
-      native.communicatorJoin(this.#handle, fence);
-      return result;
-    });
-  }
-
-  #queueExchange(send: readonly Parcel[], receive: readonly Parcel[]): void {
-    const handles = (parcels: readonly Parcel[]) =>
-      parcels.map((parcel) => handleOf(parcel?.tensor, "exchange: a parcel's tensor"));
-    const peers = (parcels: readonly Parcel[]) => parcels.map(({ peer }) => peer);
-    native.communicatorExchange(this.#handle, handles(send), peers(send), handles(receive), peers(receive));
-  }
-
-  #queueSum(terms: readonly Tensor[], y: Tensor): void {
-    native.communicatorSum(
-      this.#handle,
-      terms.map((term) => handleOf(term, "a term")),
-      handleOf(y, "the sum"),
-    );
-  }
-
-  #empty(shape: readonly number[], like: Tensor, dtype: "float32" | undefined = undefined): Tensor {
-    return Tensor.empty(shape, { dtype: dtype ?? like.dtype, device: this.device });
-  }
-
-  #counts(what: string, counts: readonly number[]): readonly number[] {
-    if (!Array.isArray(counts)) throw wrongKind(`${what}: counts`, "an array of integers", counts);
-    if (counts.length !== this.size || !counts.every((count) => Number.isSafeInteger(count) && count >= 0)) {
-      throw failure(
-        "ERR_OPTION",
-        `${what}: counts is ${shown(counts)}, expected ${this.size} integers from 0 on`,
-      );
-    }
-    return counts;
   }
 }
 

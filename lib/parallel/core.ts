@@ -1,8 +1,11 @@
 // Attention over a sequence that ranks share, as the layer's step: forward, and its backward pass.
+import { failure } from "../errors.ts";
 import { attentionBackward, attentionForward } from "../ops/attention.ts";
+import type { KeepAttention } from "../ops/attention-options.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { alias, type Tensor } from "../tensor.ts";
+import { checkRows } from "./rows.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** What attention gives, and how its gradients are made of what it leaves for that. */
@@ -21,11 +24,17 @@ export interface Attended {
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
 
 /** On every rank the same calls in the same order. Nothing of it is noted on a tape. */
-export type AttentionCore = (q: Tensor, k: Tensor, v: Tensor, options: ShardedAttentionOptions) => Attended;
+export type AttentionCore = (
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ShardedAttentionOptions,
+  keep: KeepAttention,
+) => Attended;
 
 /** All rows and keys are here. */
-export const wholeAttention: AttentionCore = (q, k, v, options) => {
-  const { out, logSumExp } = attentionForward(q, k, v, options);
+export const wholeAttention: AttentionCore = (q, k, v, options, keep) => {
+  const { out, logSumExp } = keep(() => attentionForward(q, k, v, options));
   return {
     out,
     saved: [q, k, v, out, logSumExp],
@@ -38,16 +47,26 @@ export const wholeAttention: AttentionCore = (q, k, v, options) => {
   };
 };
 
-/** The step of a layer, noted on its inputs' tape. */
+/** The step of a layer whose rank has so many rows, noted on its inputs' tape. */
 export function attend(
   core: AttentionCore,
+  rows: number,
   q: Tensor,
   k: Tensor,
   v: Tensor,
   options: ShardedAttentionOptions = {},
+  keep: KeepAttention = (forward) => forward(),
 ): Tensor {
+  // Here, since what does not fit would be known to the other ranks alone, and end the group.
+  for (const [name, x] of Object.entries({ q, k, v })) {
+    checkRows(`attend: ${name}`, x, 1, rows, "those of the strategy's inner shard");
+    if (x.shape.length !== 4) {
+      throw failure("ERR_SHAPE", `attend: ${name} has ${x.shape.length} axes, expected [B, S, H, D]`);
+    }
+  }
+  checkLike(q, k, v);
   const untracked = [alias(q), alias(k), alias(v)] as const;
-  const { out, saved, backward } = Scope.run(() => core(...untracked, options));
+  const { out, saved, backward } = Scope.run(() => core(...untracked, options, keep));
   record("attention", [out], [q, k, v], (save) => {
     const kept = saved.map(save);
     const { alibiSlopes } = options;
@@ -56,4 +75,24 @@ export function attend(
   });
   for (const tensor of [...saved, ...untracked]) if (tensor !== out) tensor.dispose();
   return out;
+}
+
+function checkLike(q: Tensor, k: Tensor, v: Tensor): void {
+  const [batch, , queryHeads = 0, headDim] = q.shape;
+  const [, , keyHeads = 0] = k.shape;
+  const expected = [batch, k.shape[1], keyHeads, headDim].join();
+  for (const [name, x] of Object.entries({ k, v })) {
+    if (x.shape.join() !== expected) {
+      throw failure("ERR_SHAPE", `attend: ${name} is [${x.shape}], expected [${expected}]`);
+    }
+    if (x.dtype !== q.dtype)
+      throw failure("ERR_DTYPE", `attend: ${name} is ${x.dtype}, expected ${q.dtype} (q's)`);
+    if (x.device !== q.device) throw failure("ERR_DEVICE", `attend: ${name} is on another device than q`);
+  }
+  if (keyHeads === 0 ? queryHeads > 0 : queryHeads % keyHeads !== 0) {
+    throw failure(
+      "ERR_SHAPE",
+      `attend: q has ${queryHeads} heads, expected a multiple of ${keyHeads} (those of k)`,
+    );
+  }
 }

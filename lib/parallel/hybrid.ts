@@ -46,6 +46,6 @@ export function hybrid(communicator: Communicator, length: number, options: Hybr
   return {
     name: "hybrid",
     ...replicated(communicator, shard),
-    attend: (q, k, v, given) => attend(core, q, k, v, given),
+    attend: (q, k, v, given, keep) => attend(core, shard.size, q, k, v, given, keep),
   };
 }

@@ -1,8 +1,9 @@
 // Tensor and sequence parallelism (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
 // 2022): a rank has some heads and feed-forward columns of all rows within attention and the MLP, and all columns of its
 // own rows between them.
+import { failure } from "../errors.ts";
 import { native } from "../native.ts";
-import { attention } from "../ops/attention.ts";
+import { keptAttention } from "../ops/attention.ts";
 import type { LinearOptions } from "../ops/linear.ts";
 import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
@@ -11,7 +12,8 @@ import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { split, sum, untracked } from "./portions.ts";
+import { splitRows, sum, untracked } from "./portions.ts";
+import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
 import type { Strategy } from "./strategy.ts";
@@ -38,7 +40,7 @@ export function megatron(communicator: Communicator, length: number): Strategy {
     columns: (count) => portionOf(count, size, rank),
     enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
     leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
-    attend: (q, k, v, options) => (q.shape.at(-2) === 0 ? q : attention(q, k, v, options)),
+    attend: (q, k, v, options, keep) => (q.shape.at(-2) === 0 ? q : keptAttention(q, k, v, options, keep)),
     sum: (x) => communicator.allReduce(x).wait(),
   };
 }
@@ -52,13 +54,14 @@ function enter(
   bias: Tensor | undefined,
   options: LinearOptions = {},
 ): Tensor {
+  checkProduct("enter", x, weight, counts[communicator.rank] ?? 0);
   const y = Scope.run(() => {
     const [batch = 1] = x.shape;
     const out = Tensor.empty([batch, sum(counts), weight.shape[0] ?? 0], {
       dtype: options.outDtype ?? x.dtype,
       device: x.device,
     });
-    const places = split(out, counts, 1);
+    const places = splitRows(out, counts, 1);
     gathering(communicator, x, counts, ({ peer, rows }) => {
       linearInto(rows, weight, bias, places[peer] as Tensor);
     });
@@ -71,7 +74,7 @@ function enter(
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
         const all = startGathering(communicator, saved.x, counts);
-        const parts = split(given, counts, 1);
+        const parts = splitRows(given, counts, 1);
         const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
         const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
         const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
@@ -90,8 +93,9 @@ function leave(
   options: LinearOptions = {},
 ): Tensor {
   const { rank } = communicator;
+  checkProduct("leave", x, weight, sum(counts));
   const y = Scope.run(() => {
-    const places = split(untracked(x), counts, 1);
+    const places = splitRows(untracked(x), counts, 1);
     return scattering(communicator, counts, (peer) => {
       const rows = places[peer] as Tensor;
       const [batch = 1, count = 0] = rows.shape;
@@ -111,7 +115,7 @@ function leave(
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
         const dx = Tensor.empty(saved.x.shape, { dtype: saved.x.dtype, device: saved.x.device });
-        const places = split(dx, counts, 1);
+        const places = splitRows(dx, counts, 1);
         const all = gathering(communicator, given, counts, ({ peer, rows }) => {
           productInto(rows, saved.weight, places[peer] as Tensor);
         });
@@ -120,6 +124,21 @@ function leave(
         return [dx, dweight, ...dbias];
       });
   });
+}
+
+/** Here, since what does not fit would be known to the other ranks alone, and end the group. */
+function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number): void {
+  checkRows(`megatron.${move}: x`, x, 1, rows, move === "enter" ? "those of the shard" : "all of them");
+  handleOf(weight, `megatron.${move}: weight`);
+  if (x.shape.length !== 3 || weight.shape.length !== 2 || x.shape[2] !== weight.shape[1]) {
+    throw failure(
+      "ERR_SHAPE",
+      `megatron.${move}: x is [${x.shape}] and weight [${weight.shape}], expected [B, S, I] and [O, I]`,
+    );
+  }
+  if (x.dtype !== weight.dtype) {
+    throw failure("ERR_DTYPE", `megatron.${move}: weight is ${weight.dtype}, expected ${x.dtype} (x's)`);
+  }
 }
 
 function savedSums(options: LinearOptions, save: (tensor: Tensor) => Tensor): LinearOptions {

@@ -27,7 +27,7 @@ export function sum(counts: readonly number[]): number {
 }
 
 /** Views of so many rows each, one behind the other. */
-export function split(x: Tensor, counts: readonly number[], axis = 0): Tensor[] {
+export function splitRows(x: Tensor, counts: readonly number[], axis = 0): Tensor[] {
   let begin = 0;
   return counts.map((count) => {
     const view = x.slice(axis, begin, begin + count);

@@ -70,7 +70,8 @@ export function ringPlan(
   return { rank, size, queries: at(rank), steps };
 }
 
-function isNeeded(queries: readonly Piece[], piece: Piece, options: ShardedAttentionOptions): boolean {
+/** Whether any of the queries sees any key of the piece. */
+export function isNeeded(queries: readonly Piece[], piece: Piece, options: ShardedAttentionOptions): boolean {
   const { causal, window, cuSeqlens, mask } = options;
   if (queries.length === 0) return false;
   const rule = {

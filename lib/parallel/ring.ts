@@ -14,6 +14,8 @@ import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
+import { packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
+import { orderedRingAttention } from "./ordered-ring.ts";
 import type { Pending } from "./pending.ts";
 import { partOfMask, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
 import { copyRows } from "./rows.ts";
@@ -22,7 +24,9 @@ import type { ShardedAttentionOptions, Strategy } from "./strategy.ts";
 import { replicated } from "./ulysses.ts";
 
 /**
- * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`.
+ * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys that
+ * no rank further on sees, by order, window, documents or mask, are not sent there. With `deterministic`, results have the
+ * same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
  *
  * @param length tokens of the whole sequence; any number.
  * @example
@@ -56,7 +60,7 @@ function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: Sequ
   return {
     name,
     ...replicated(communicator, shard),
-    attend: (q, k, v, options) => attend(core, q, k, v, options),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 
@@ -65,9 +69,11 @@ export function ringAttention(
   communicator: Communicator,
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
-  return (q, k, v, options) => {
+  const ordered = orderedRingAttention(communicator, pieces);
+  return (q, k, v, options, keep) => {
+    if (options.deterministic) return ordered(q, k, v, options, keep);
     const plan = ringPlan(pieces, communicator.rank, options);
-    const { out, logSumExp } = forward(communicator, plan, q, k, v, options);
+    const { out, logSumExp } = keep(() => forward(communicator, plan, q, k, v, options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
@@ -162,46 +168,11 @@ function placesOf(plan: RingPlan, step: RingStep, mask: AttentionMask | undefine
   };
 }
 
-/** Keys and values in one tensor, [2, B, n, H, D], so that a piece is one parcel. */
-function packed(k: Tensor, v: Tensor): Tensor {
-  const both = Tensor.empty([2, ...k.shape], { dtype: k.dtype, device: k.device });
-  for (const [i, part] of [k, v].entries()) {
-    using place = both.select(0, i);
-    copyInto(place, part);
-  }
-  return both;
-}
-
-function copyInto(place: Tensor, values: Tensor): void {
-  native.copy(handleOf(values, "values"), handleOf(place, "place"));
-}
-
 function added(sum: Tensor, term: Tensor): Tensor {
   const into = handleOf(sum, "sum");
   native.add(into, handleOf(term, "term"), into);
   term.dispose();
   return sum;
-}
-
-const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
-
-/** Where some of the pieces lie among the rows of all of them. */
-function spansOf(some: readonly Piece[], all: readonly Piece[]): Piece[] {
-  const spans = new Map<Piece, Piece>();
-  let start = 0;
-  for (const piece of all) {
-    spans.set(piece, { start, length: piece.length });
-    start += piece.length;
-  }
-  return some.map((piece) => spans.get(piece) as Piece);
-}
-
-/** The rows of some of the pieces, in one tensor: `x` itself where it has no others. */
-function rowsOfPieces(x: Tensor, some: readonly Piece[], all: readonly Piece[]): Tensor {
-  if (some.length === all.length) return x;
-  const taken = Tensor.empty(x.shape.with(2, rowsIn(some)), { dtype: x.dtype, device: x.device });
-  copyRows("fromWhole", x, taken, spansOf(some, all), 2);
-  return taken;
 }
 
 const ahead = ({ rank, size }: RingPlan, distance: number) => (rank + distance) % size;

@@ -1,7 +1,7 @@
 // How a layer is split over ranks: a few moves around a layer that is written once.
 
-import { attention } from "../ops/attention.ts";
-import type { AttentionOptions } from "../ops/attention-options.ts";
+import { keptAttention } from "../ops/attention.ts";
+import type { AttentionOptions, KeepAttention } from "../ops/attention-options.ts";
 import { type LinearOptions, linear } from "../ops/linear.ts";
 import type { Tensor } from "../tensor.ts";
 import { SequenceShard } from "./shard.ts";
@@ -36,13 +36,23 @@ export interface Strategy {
   enter(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
   /** x weight^T + bias. x: [B, S of inner, share of I], weight: [h, share of I], bias: [h]; gives [B, S of shard, h]. */
   leave(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
-  /** Over the whole sequence. q, k, v: [B, S of inner, H, D]; cuSeqlens and mask are those of the whole sequence. */
-  attend(q: Tensor, k: Tensor, v: Tensor, options?: ShardedAttentionOptions): Tensor;
+  /**
+   * Over the whole sequence. q, k, v: [B, S of inner, H, D]; cuSeqlens and mask are those of the whole sequence,
+   * alibiSlopes those of the heads held. What is to be kept for a recomputation goes through `keep`.
+   */
+  attend(q: Tensor, k: Tensor, v: Tensor, options?: ShardedAttentionOptions, keep?: KeepAttention): Tensor;
   /** The sum over all ranks of what each has, on every rank. Not noted on a tape. */
   sum(x: Tensor): Tensor;
 }
 
-/** One rank that holds everything. */
+/**
+ * One rank that holds everything.
+ *
+ * @param length tokens of the sequence.
+ * @throws `ERR_SHAPE` where the length is not 0 to 2,147,483,647.
+ * @example
+ * serial(128).shard.size; // 128
+ */
 export function serial(length: number): Strategy {
   const whole = SequenceShard.whole(length);
   return {
@@ -56,7 +66,7 @@ export function serial(length: number): Strategy {
     columns: (count) => ({ begin: 0, end: count }),
     enter: linear,
     leave: linear,
-    attend: attention,
+    attend: keptAttention,
     sum: (x) => x,
   };
 }

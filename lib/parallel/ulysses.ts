@@ -8,7 +8,7 @@ import type { Communicator } from "./communicator.ts";
 import { type Attended, type AttentionCore, attend, type Gradients, wholeAttention } from "./core.ts";
 import { divideHeads } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { release, split, sum } from "./portions.ts";
+import { release, splitRows, sum } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
 import type { Range, ShardedAttentionOptions, Strategy } from "./strategy.ts";
 
@@ -33,7 +33,7 @@ export function ulysses(communicator: Communicator, length: number): Strategy {
   return {
     name: "ulysses",
     ...replicated(communicator, shard),
-    attend: (q, k, v, options) => attend(core, q, k, v, options),
+    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
 
@@ -60,7 +60,7 @@ export function ulyssesAttention(
   core: AttentionCore,
 ): AttentionCore {
   const { rank, size } = communicator;
-  return (q, k, v, options) => {
+  return (q, k, v, options, keep) => {
     const [, , queryHeads = 0] = q.shape;
     const [, , keyHeads = 0] = k.shape;
     const divided = divideHeads(queryHeads, keyHeads, size);
@@ -77,7 +77,7 @@ export function ulyssesAttention(
       ...others,
       ...(alibiSlopes && { alibiSlopes: alibiSlopes.slice(0, mine.begin, mine.end) }),
     });
-    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own(options));
+    const attended = mine.begin === mine.end ? withoutHeads(...inner) : core(...inner, own(options), keep);
     const out = toRows(communicator, attended.out, counts, queries, queryHeads);
     const isShared = keys.some((range, i) => keys.some((other, j) => i !== j && overlaps(range, other)));
     return {
@@ -122,7 +122,7 @@ function toHeads(
   const [batch = 1, , , columns = 0] = x.shape;
   const own = heads[rank] as Range;
   const whole = Tensor.empty([batch, sum(counts), own.end - own.begin, columns], { dtype: x.dtype, device });
-  const places = split(whole, counts, 1);
+  const places = splitRows(whole, counts, 1);
   const sent = heads.map(({ begin, end }) => x.slice(2, begin, end).contiguous());
   const received = places.map((place) =>
     place.isContiguous ? place : Tensor.empty(place.shape, { dtype: x.dtype, device }),
@@ -154,7 +154,7 @@ function toRows(
   const [batch = 1, , , columns = 0] = y.shape;
   const rows = counts[rank] ?? 0;
   const like = { dtype: y.dtype, device };
-  const parts = split(y, counts, 1);
+  const parts = splitRows(y, counts, 1);
   const sent = parts.map((part) => (part.isContiguous ? part : part.contiguous()));
   const received = heads.map(({ begin, end }) => Tensor.empty([batch, rows, end - begin, columns], like));
   communicator

@@ -1,6 +1,6 @@
 // Attention over a sequence that ranks share is attention over the whole of it, and so are its gradients.
 import fc from "fast-check";
-import { attention, Tape, Tensor } from "longseq";
+import { AttentionMask, attention, attentionBackward, attentionForward, Device, Tape, Tensor } from "longseq";
 import t from "tap";
 import { relativeError } from "../support/compare.ts";
 import { localRanks } from "../support/ranks.ts";
@@ -17,6 +17,9 @@ interface Case {
   documents: number[];
   softcap: boolean;
   alibi: boolean;
+  /** Pairs of rows and columns are hidden by a mask, and whole stretches of them. */
+  mask: boolean;
+  deterministic: boolean;
   seed: number;
 }
 
@@ -33,6 +36,8 @@ const cases: fc.Arbitrary<Case> = fc.record({
   documents: fc.array(fc.integer({ min: 0, max: 70 }), { maxLength: 4 }),
   softcap: fc.boolean(),
   alibi: fc.boolean(),
+  mask: fc.boolean(),
+  deterministic: fc.boolean(),
   seed: fc.nat(1000),
 });
 
@@ -43,6 +48,8 @@ function problem({ batch, length, keyHeads, group, documents, ...given }: Case, 
     Tensor.normal([batch, length, heads, headDim], { seed: given.seed + offset, device });
   const heads = keyHeads * group;
   const cuSeqlens = [0, ...documents.filter((end) => end < length).sort((a, b) => a - b), length];
+  const isVisible = (query: number, key: number) =>
+    (query * 7 + key * 3 + given.seed) % 5 > 0 && (query >> 4) + (key >> 4) !== given.seed % 6;
   return {
     tensors: [make(heads, 0), make(keyHeads, 1), make(keyHeads, 2), make(heads, 3)] as [
       Tensor,
@@ -52,8 +59,12 @@ function problem({ batch, length, keyHeads, group, documents, ...given }: Case, 
     ],
     options: {
       causal: given.causal,
+      deterministic: given.deterministic,
       ...(given.window && { window: given.window }),
       ...(documents.length > 0 && { cuSeqlens }),
+      ...(given.mask && {
+        mask: AttentionMask.from(length, length, isVisible),
+      }),
       ...(given.softcap && { softcap: 2 }),
       ...(given.alibi && {
         alibiSlopes: Tensor.from(
@@ -136,3 +147,92 @@ async function assembled(given: Case, index: number, shape: readonly number[], r
   }
   return sums;
 }
+
+t.test("sums are carried in float32: no more error at many ranks than at one", async (t) => {
+  const given = {
+    batch: 1,
+    length: 256,
+    keyHeads: 1,
+    group: 1,
+    causal: true,
+    window: undefined,
+    documents: [],
+    mask: false,
+    deterministic: false,
+    softcap: false,
+    alibi: false,
+    seed: 5,
+  };
+  const { tensors } = problem({ ...given, ranks: 1 }, Device.default);
+  const [q, k, v, dout] = tensors.map((x) => x.to("bfloat16")) as typeof tensors;
+  const [wq, wk, wv, wdout] = [q, k, v, dout].map((x) => x.to("float32")) as typeof tensors;
+  const exact = attentionForward(wq, wk, wv, { causal: true, implementation: "reference" });
+  const { dk, dv, dq } = attentionBackward(
+    { q: wq, k: wk, v: wv, ...exact, dout: wdout },
+    { causal: true, implementation: "reference" },
+  );
+  const expected = await Promise.all([exact.out, dq, dk, dv].map((x) => x.data()));
+  for (const way of ["ring", "zigzag"] as const) {
+    const errors = [];
+    for (const size of [1, 2, 4, 8, 16]) {
+      const parts = localRanks(size).map((communicator) => {
+        const strategy = strategyOf(way, communicator, given.length);
+        const own = [q, k, v, dout].map((x) =>
+          strategy.shard.take(x).toDevice(communicator.device),
+        ) as typeof tensors;
+        using tape = new Tape();
+        tape.watch(...own);
+        const out = strategy.attend(own[0], own[1], own[2], { causal: true });
+        return { strategy, found: [out, ...tape.backward(out, own[3], own.slice(0, 3))] };
+      });
+      const sums = await Promise.all(
+        expected.map((_, i) => assembled({ ...given, ranks: size }, i, q.shape, parts)),
+      );
+      errors.push(sums.map((sum, i) => relativeError(sum, expected[i] ?? [])));
+    }
+    const [alone = [], ...many] = errors;
+    for (const row of many) {
+      for (const [i, error] of row.entries())
+        t.ok(error < 1.2 * (alone[i] ?? 0), `${way}: ${error}, alone ${alone[i]}`);
+    }
+  }
+});
+
+t.test("deterministic: the same bits at 1, 2, 4 and 8 ranks, contiguous and zigzag", async (t) => {
+  for (const dtype of ["float32", "bfloat16"] as const) {
+    for (const options of [
+      { causal: true },
+      { causal: false, cuSeqlens: [0, 50, 150, 203] },
+      { window: [30, 10] as const },
+    ]) {
+      const [length, shape] = [203, [1, 203, 2, headDim]];
+      const all: string[] = [];
+      for (const way of ["ring", "zigzag"] as const) {
+        for (const size of [1, 2, 4, 8]) {
+          const parts = localRanks(size).map((communicator) => {
+            const { device } = communicator;
+            const { shard, attend } = strategyOf(way, communicator, length);
+            const [q, k, v, dout] = [1, 2, 3, 4].map((seed) =>
+              shard.take(Tensor.normal(shape, { seed, dtype, device })),
+            ) as [Tensor, Tensor, Tensor, Tensor];
+            using tape = new Tape();
+            tape.watch(q, k, v);
+            const out = attend(q, k, v, { ...options, deterministic: true });
+            return { shard, found: [out, ...tape.backward(out, dout, [q, k, v])] };
+          });
+          const bits: number[][] = [];
+          for (const { shard, found } of parts) {
+            const rows = await Promise.all(found.map((x) => x.bits()));
+            for (const [row, position] of shard.positions().entries()) {
+              bits[position] = rows.flatMap((values) => [
+                ...values.subarray(row * 2 * headDim, (row + 1) * 2 * headDim),
+              ]);
+            }
+          }
+          all.push(bits.join());
+        }
+      }
+      t.equal(new Set(all).size, 1, `${dtype}, ${JSON.stringify(options)}`);
+    }
+  }
+});

@@ -57,8 +57,34 @@ t.test("every position is held once, in ascending pieces, in even shares", async
     length: 2,
     ranks: 3,
     rank: 1,
+    portions: 1,
     pieces: [],
     size: 0,
+  });
+});
+
+t.test("neighbours that share a place of the layout cut its rows among them", async (t) => {
+  const property = fc.property(
+    fc.nat(60),
+    fc.integer({ min: 1, max: 5 }),
+    fc.integer({ min: 1, max: 4 }),
+    (length, places, portions) => {
+      const rows = (shard: SequenceShard) => [...shard.positions()];
+      for (let place = 0; place < places; place++) {
+        const shared = rows(SequenceShard.zigzag(length, places, place));
+        const shards = Array.from({ length: portions }, (_, portion) =>
+          SequenceShard.zigzag(length, places * portions, place * portions + portion, portions),
+        );
+        const sizes = shards.map(({ size }) => size);
+        t.strictSame(shards.flatMap(rows), shared);
+        t.ok(Math.max(...sizes) - Math.min(...sizes) <= 1);
+      }
+    },
+  );
+  fc.assert(property, { numRuns: 50 });
+  t.throws(() => SequenceShard.zigzag(8, 4, 0, 3), {
+    code: "ERR_OPTION",
+    message: /portions is 3, expected a divisor of 4/,
   });
 });
 

@@ -11,7 +11,7 @@ export interface Example {
 }
 
 export interface Documentation {
-  /** Functions, classes and their public methods, exported or not, and the tags in each one's comment. */
+  /** Functions, variables, classes and their public methods, exported or not, and the tags in each one's comment. */
   readonly declared: ReadonlyMap<string, readonly string[]>;
   readonly examples: readonly Example[];
   /** How often `@example` is written: what is not found would not be run. */
@@ -50,9 +50,10 @@ export function documentation(): Documentation {
   return { declared, examples, written };
 }
 
-/** Functions, classes and their public methods and getters; what has a computed name needs no documentation. */
+/** Functions, variables, classes and their public methods and getters; what has a computed name needs no documentation. */
 function nameOf(node: ts.Node, file: ts.SourceFile): string | undefined {
   if (ts.isFunctionDeclaration(node) || ts.isClassDeclaration(node)) return node.name?.text;
+  if (ts.isVariableStatement(node)) return node.declarationList.declarations[0]?.name.getText(file);
   if (!ts.isMethodDeclaration(node) && !ts.isGetAccessorDeclaration(node)) return undefined;
   return ts.isIdentifier(node.name) ? node.name.getText(file) : undefined;
 }

@@ -41,6 +41,13 @@ export const normal = ({ rows, width, dtype, device }: Rows, seed: number) =>
   Tensor.normal([rows, width], { dtype, device, seed });
 export const ofRow = ({ width, dtype, device }: Rows, seed: number) =>
   Tensor.normal([width], { dtype, device, seed });
+/** The number of a column for each row, spread over all of them. */
+export const ofColumns = ({ rows, width, device }: Rows) =>
+  Tensor.from(
+    Int32Array.from({ length: rows }, (_, row) => (7919 * row) % width),
+    [rows],
+    { device },
+  );
 export const square = ({ width, dtype, device }: Rows) =>
   Tensor.normal([width, width], { dtype, device, seed: 2 });
 /** What a cast goes to: the other width. */

@@ -5,6 +5,8 @@ import {
   add,
   crossEntropyBackward,
   crossEntropyForward,
+  embedding,
+  embeddingBackward,
   gelu,
   geluBackward,
   globalNorm,
@@ -31,6 +33,7 @@ import {
   multiplies,
   normal,
   type Operation,
+  ofColumns,
   ofRow,
   square,
 } from "./operation.ts";
@@ -128,21 +131,33 @@ export const operations = {
     passes: both,
     work: moves(1, 2),
     prepare(shape) {
-      const { rows, width, device } = shape;
+      const { device } = shape;
       const logits = normal(shape, 1);
-      const targets = Tensor.from(
-        Int32Array.from({ length: rows }, (_, row) => (7919 * row) % width),
-        [rows],
-        {
-          device,
-        },
-      );
+      const targets = ofColumns(shape);
       const { loss, ...saved } = crossEntropyForward(logits, targets);
       const dloss = Tensor.from([1], [], { device });
       return {
         inputs: [logits, targets, loss, dloss, ...Object.values(saved)],
         forward: () => Object.values(crossEntropyForward(logits, targets)),
         backward: () => [crossEntropyBackward({ logits, targets, ...saved, dloss })],
+      };
+    },
+  },
+  // Of as many rows as a row has elements, all of which are written backward.
+  embedding: {
+    passes: both,
+    work: (shape, pass) => ({
+      bytes:
+        pass === "forward"
+          ? bytesOf(shape, 2)
+          : bytesOf(shape, 1) + bytesOf({ ...shape, rows: shape.width }, 1),
+    }),
+    prepare(shape) {
+      const [table, indices, dy] = [square(shape), ofColumns(shape), normal(shape, 1)];
+      return {
+        inputs: [table, indices, dy],
+        forward: () => [embedding(table, indices)],
+        backward: () => [embeddingBackward({ table, indices, dy })],
       };
     },
   },

@@ -97,7 +97,7 @@ export class VectorFile implements Disposable {
 }
 
 /** Options that are one of several names. The vectors hold these as they are, not as JSON. */
-const named = new Set(["reduction"]);
+const named = new Set(["reduction", "norm", "activation"]);
 
 function parseOption(path: string, name: string, text: string): unknown {
   if (named.has(name)) return text;

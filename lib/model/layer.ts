@@ -1,0 +1,248 @@
+// The transformer layer, once for every way of splitting it over ranks.
+import { checkpoint } from "../checkpoint.ts";
+import { checkOptions, failure, wrongKind } from "../errors.ts";
+import { gelu, swiglu } from "../ops/activation.ts";
+import type { KeepAttention } from "../ops/attention-options.ts";
+import { add } from "../ops/elementwise.ts";
+import { rotaryEmbedding } from "../ops/position.ts";
+import { split } from "../ops/split.ts";
+import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
+import { Scope } from "../scope.ts";
+import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
+import { tiled } from "../tiled.ts";
+import { BoundParameters, checkGradients } from "./bound.ts";
+import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
+import { checkPlacement, layerParameters } from "./parameters.ts";
+import { rowPositions } from "./position.ts";
+import { checkpointAroundAttention } from "./recompute.ts";
+import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
+
+/** What becomes of a layer's intermediate results. */
+export interface RecomputeOptions {
+  /**
+   * What is computed again on the backward pass, so that it need not be kept: nothing; everything but attention, whose
+   * result is kept with x (as in DISTFLASHATTN; Li et al., 2024); or everything, from x (Chen et al., 2016). The results
+   * are the same bits. Default: "none".
+   */
+  recompute?: "none" | "attention" | "full";
+  /**
+   * Tiles of rows that the MLP works on one after the other, each of them computed again on the backward pass, so that its
+   * F columns exist for one tile at a time. Not for a strategy that divides the MLP's columns. Default: 1.
+   */
+  mlpTiles?: number;
+}
+
+/** Where a layer's or model's parameters come from. */
+export interface ModuleOptions extends RecomputeOptions, TensorOptions {
+  /** This rank's shares, as `initialParameters` or `shareParameters` give them; they stay the caller's. */
+  parameters?: Tensors;
+  /** Of the parameters, where none are given. Default: 0. */
+  seed?: number;
+}
+
+/** How a layer's attention looks at the sequence. Boundaries, masks and slopes are those of the whole of it. */
+export interface LayerForwardOptions extends ShardedAttentionOptions {
+  /** Default, other than attention's: true. */
+  causal?: boolean;
+  /** Rotary and learned positions begin anew with each document of cuSeqlens. Default: false. */
+  resetPositions?: boolean;
+  /**
+   * Tensors of the parameters' names and shapes, float32 or their dtype: the backward pass adds the gradients to these, and
+   * those on the tape are zeros. They are needed until the backward pass has been called.
+   */
+  gradients?: Tensors;
+}
+
+/**
+ * A layer of a transformer, of GPT's kind or Llama's, with the norms before the branches:
+ *
+ *     a = x + attention(rotary(q), rotary(k), v) proj^T      [q, k, v] = norm(x) qkv^T
+ *     y = a + act(norm(a) up^T) down^T                       act: gelu, or silu(norm(a) gate^T) times its argument
+ *
+ * It is written once, for the strategy's rows, and what it gives are rows of what `serial` gives. Differentiable on a
+ * `Tape`, in x and in the parameters that the tape watches.
+ *
+ * @example
+ * const layer = new TransformerLayer({ kind: "llama", hidden: 64, heads: 4, keyValueHeads: 2 }, serial(128));
+ * const x = Tensor.normal([1, 128, 64]);
+ * using tape = new Tape();
+ * const weight = layer.parameters["qkv.weight"] as Tensor;
+ * tape.watch(x, weight);
+ * const y = layer.forward(x);
+ * const [dx, dweight] = tape.backward(y, Tensor.normal(y.shape, { seed: 1 }), [x, weight]);
+ * dweight?.shape; // [128, 64]
+ */
+export class TransformerLayer {
+  readonly configuration: Readonly<LayerConfiguration>;
+  readonly strategy: Strategy;
+  /** This rank's share of each, by the names of `layerParameters`. Where it made them itself, they are the caller's too. */
+  readonly parameters: Tensors;
+  readonly #recompute: "none" | "attention" | "full";
+  readonly #mlpTiles: number;
+
+  /**
+   * @param options its shape; each rank gives the same.
+   * @param strategy how the sequence, heads and columns are split over ranks.
+   * @throws `ERR_OPTION` for options that cannot be or a parameter that is missing; `ERR_SHAPE` for one of another shape;
+   * `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OUT_OF_MEMORY`.
+   */
+  constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
+    this.configuration = layerConfiguration("transformerLayer", options);
+    checkOptions("transformerLayer: module", module);
+    const { recompute = "none", mlpTiles = 1, parameters, ...initial } = module;
+    this.#recompute = oneOf("transformerLayer", "recompute", recompute, ["none", "attention", "full"]);
+    checkPlacement("transformerLayer: strategy", strategy);
+    this.strategy = strategy;
+    this.#mlpTiles = checkedTiles(mlpTiles, strategy);
+    const table = layerParameters(options);
+    this.parameters = parameters
+      ? checkedTensors("transformerLayer", table, strategy, parameters)
+      : initialParameters(table, strategy, initial);
+  }
+
+  /**
+   * @param x [B, S of the strategy's shard, h], of the parameters' dtype.
+   * @returns of x's shape and dtype.
+   * @throws `ERR_SHAPE`, `ERR_DTYPE` for another x; the errors of `attention` for its options; `ERR_DEVICE`,
+   * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`, `ERR_COMM`.
+   * @example
+   * const layer = new TransformerLayer({ hidden: 64, heads: 4 }, serial(128), { dtype: "bfloat16" });
+   * const y = layer.forward(Tensor.normal([2, 128, 64], { dtype: "bfloat16" }), { window: [32, 0] });
+   */
+  forward(x: Tensor, options: LayerForwardOptions = {}): Tensor {
+    checkOptions("transformerLayer", options);
+    this.#check(x, options);
+    const names = Object.keys(this.parameters);
+    const { alibiSlopes, ...others } = options;
+    /** Of tensors alone, so that it can be made again. */
+    const work = (keep: KeepAttention | undefined, [x, ...given]: readonly Tensor[]) => {
+      const parameters = Object.fromEntries(names.map((name, at) => [name, given[at] as Tensor]));
+      const slopes = given[names.length];
+      return this.#layer(
+        x as Tensor,
+        parameters,
+        { ...others, ...(slopes && { alibiSlopes: slopes }) },
+        keep,
+      );
+    };
+    const inputs = [x, ...Object.values(this.parameters), ...(alibiSlopes ? [alibiSlopes] : [])];
+    switch (this.#recompute) {
+      case "full":
+        return checkpoint((...given) => work(undefined, given), ...inputs);
+      case "attention":
+        return checkpointAroundAttention((keep, ...given) => work(keep, given), ...inputs);
+      case "none":
+        return Scope.run(() => work(undefined, inputs));
+    }
+  }
+
+  /** As the paper has it. */
+  #layer(x: Tensor, parameters: Tensors, options: LayerForwardOptions, keep?: KeepAttention): Tensor {
+    const { strategy } = this;
+    const bound = new BoundParameters(this.configuration, parameters, options.gradients);
+
+    const packed = strategy.enter(bound.norm("input_norm", x), ...bound.product("qkv"));
+    const [q, k, v] = this.#heads(packed, options);
+    const attended = strategy.attend(q, k, v, this.#attentionOptions(options), keep);
+    const projected = strategy.leave(columnsOf(attended), ...bound.product("proj"));
+
+    const { out: normed, sum } = bound.addNorm("mlp_norm", projected, x);
+    return add(sum, this.#mlp(normed, bound));
+  }
+
+  #mlp(x: Tensor, bound: BoundParameters): Tensor {
+    const work = (rows: Tensor, weights: BoundParameters) =>
+      this.strategy.leave(this.#activated(rows, weights), ...weights.product("mlp_down"));
+    if (this.#mlpTiles === 1) return work(x, bound);
+    const [names, tensors] = bound.ofMlp();
+    return tiled((rows, ...given) => work(rows, bound.with(names, given)), x, this.#mlpTiles, ...tensors);
+  }
+
+  /** [B, S, (Hq + 2 Hkv) D] of this rank's heads as q, k and v, views of it but for the rotary turn. */
+  #heads(packed: Tensor, options: LayerForwardOptions): [q: Tensor, k: Tensor, v: Tensor] {
+    const { headDim, rotary } = this.configuration;
+    const { query, keyValue } = this.#held();
+    const sizes = [query, keyValue, keyValue].map(({ begin, end }) => end - begin);
+    const [batch = 0, rows = 0, columns = 0] = packed.shape;
+    const heads = packed.reshape([batch, rows, columns / headDim, headDim]);
+    const [q, k, v] = split(heads, 2, sizes) as [Tensor, Tensor, Tensor];
+    if (rotary === null) return [q, k, v];
+    const turned = { ...rotary, positions: rowPositions(this.strategy.inner, options, packed.device) };
+    return [rotaryEmbedding(q, turned), rotaryEmbedding(k, turned), v];
+  }
+
+  #activated(x: Tensor, bound: BoundParameters): Tensor {
+    const { strategy } = this;
+    if (this.configuration.activation === "gelu") {
+      return gelu(strategy.enter(x, ...bound.product("mlp_up")), { approximate: "tanh" });
+    }
+    // One product, for which x is gathered once.
+    const both = strategy.enter(x, ...bound.product("mlp_gate_up"));
+    const columns = (both.shape.at(-1) ?? 0) / 2;
+    const [gate, up] = split(both, 2, [columns, columns]) as [Tensor, Tensor];
+    return swiglu(gate, up);
+  }
+
+  #held() {
+    return this.strategy.heads(this.configuration.heads, this.configuration.keyValueHeads);
+  }
+
+  /** Those of attention among a layer's. */
+  #attentionOptions(options: LayerForwardOptions): ShardedAttentionOptions {
+    const { resetPositions, gradients, alibiSlopes, causal = true, ...others } = options;
+    const { query } = this.#held();
+    return {
+      ...others,
+      causal,
+      ...(alibiSlopes && { alibiSlopes: alibiSlopes.slice(0, query.begin, query.end) }),
+    };
+  }
+
+  #check(x: Tensor, { alibiSlopes, gradients = {}, resetPositions = false }: LayerForwardOptions): void {
+    handleOf(x, "transformerLayer: x");
+    const { hidden, heads } = this.configuration;
+    const { size } = this.strategy.shard;
+    const { shape, dtype } = x;
+    if (shape.length !== 3 || shape[1] !== size || shape[2] !== hidden) {
+      throw failure(
+        "ERR_SHAPE",
+        `transformerLayer: x has the shape [${shape.join(", ")}], expected [B, ${size}, ${hidden}]`,
+      );
+    }
+    const expected = this.parameters["qkv.weight"]?.dtype;
+    if (dtype !== expected) {
+      throw failure("ERR_DTYPE", `transformerLayer: x is ${dtype}, expected ${expected} (the parameters')`);
+    }
+    if (typeof resetPositions !== "boolean")
+      throw wrongKind("transformerLayer: resetPositions", "a boolean", resetPositions);
+    checkGradients("transformerLayer", this.parameters, gradients);
+    if (alibiSlopes === undefined) return;
+    handleOf(alibiSlopes, "transformerLayer: alibiSlopes");
+    if (alibiSlopes.shape.join() !== String(heads)) {
+      throw failure(
+        "ERR_SHAPE",
+        `transformerLayer: alibiSlopes has the shape [${alibiSlopes.shape.join(", ")}], expected [${heads}] (heads)`,
+      );
+    }
+  }
+}
+
+function checkedTiles(tiles: number, { name, shard, inner }: Strategy): number {
+  if (typeof tiles !== "number") throw wrongKind("transformerLayer: mlpTiles", "a number", tiles);
+  if (!Number.isSafeInteger(tiles) || tiles < 1) {
+    throw failure("ERR_OPTION", `transformerLayer: mlpTiles is ${tiles}, expected an integer of 1 or more`);
+  }
+  if (tiles > 1 && inner.size !== shard.size) {
+    throw failure(
+      "ERR_OPTION",
+      `transformerLayer: mlpTiles is ${tiles}, expected 1 (the strategy is ${name})`,
+    );
+  }
+  return tiles;
+}
+
+/** [B, S, H, D] as [B, S, H D]. */
+function columnsOf(heads: Tensor): Tensor {
+  const [batch = 0, rows = 0, count = 0, size = 0] = heads.shape;
+  return (heads.isContiguous ? heads : heads.contiguous()).reshape([batch, rows, count * size]);
+}

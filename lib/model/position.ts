@@ -1,0 +1,59 @@
+// Where a rank's rows stand, for rotary embeddings and for learned ones.
+import type { Device } from "../device.ts";
+import { failure } from "../errors.ts";
+import type { Piece } from "../ops/attention-options.ts";
+import { type EmbeddingOptions, embedding } from "../ops/embedding.ts";
+import type { SequenceShard } from "../parallel/shard.ts";
+import { Tensor } from "../tensor.ts";
+
+/** What of a layer's options says where rows stand. */
+interface PositionOptions {
+  cuSeqlens?: Int32Array | readonly number[];
+  resetPositions?: boolean;
+}
+
+/** Learned positions: a vector for each, of which a rank needs those of its rows. */
+export interface PositionEmbedding {
+  /**
+   * @param table this rank's share of the parameter `position.weight`.
+   * @param positions of the rows, ascending within a document.
+   * @returns [batch, rows, h]; differentiable in the table.
+   */
+  rows(table: Tensor, positions: Int32Array, batch: number, options: EmbeddingOptions): Tensor;
+}
+
+/** Each rank holds all positions. */
+export const positionTable: PositionEmbedding = {
+  rows: (table, positions, batch, options) => {
+    const most = positions.reduce((a, b) => Math.max(a, b), -1);
+    const [held = 0] = table.shape;
+    if (most >= held) {
+      throw failure(
+        "ERR_SHAPE",
+        `gpt: a row is at position ${most}, expected at most ${held - 1} (maxPositions)`,
+      );
+    }
+    const indices = new Int32Array(batch * positions.length);
+    for (let row = 0; row < batch; row++) indices.set(positions, row * positions.length);
+    const { device } = table;
+    return embedding(table, Tensor.from(indices, [batch, positions.length], { device }), options);
+  },
+};
+
+/** For `rotaryEmbedding`: pieces, or with documents of their own positions a tensor [rows]. */
+export function rowPositions(
+  shard: SequenceShard,
+  options: PositionOptions,
+  device: Device,
+): readonly Piece[] | Tensor {
+  if (!isReset(options)) return shard.pieces;
+  return Tensor.from(positionsOf(shard, options), [shard.size], { device });
+}
+
+export function positionsOf(shard: SequenceShard, options: PositionOptions): Int32Array {
+  return isReset(options) ? shard.positions(options.cuSeqlens) : shard.positions();
+}
+
+function isReset({ cuSeqlens, resetPositions = false }: PositionOptions): boolean {
+  return resetPositions && cuSeqlens !== undefined;
+}

@@ -1,0 +1,160 @@
+// Parameters on their ranks: new, or shares of what is given whole.
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { concatenate } from "../ops/concatenate.ts";
+import type { Range } from "../parallel/strategy.ts";
+import { Scope } from "../scope.ts";
+import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
+import { checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
+
+/** Tensors by name. */
+export type Tensors = Readonly<Record<string, Tensor>>;
+
+/** A parameter has a seed of its own: those of two parameters never meet, whatever the seed of the model. */
+const mostParameters = 2 ** 20;
+
+/**
+ * What a rank holds of new parameters. They do not depend on the number of ranks: each rank makes the whole of one
+ * parameter after the other, and keeps its share.
+ *
+ * @param table of `layerParameters` or `gptParameters`.
+ * @param placement of the rank: its `Strategy`.
+ * @param options seed: an integer from 0 to 2^32 - 1, default 0.
+ * @returns by the names of the table; they belong to the caller.
+ * @throws `ERR_OPTION` for another seed; `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OUT_OF_MEMORY`.
+ * @example
+ * const table = layerParameters({ hidden: 64, heads: 4 });
+ * const parameters = initialParameters(table, serial(128), { seed: 1, dtype: "bfloat16" });
+ * parameters["mlp_up.weight"]?.shape; // [256, 64]
+ */
+export function initialParameters(
+  table: readonly ParameterSpecification[],
+  placement: Placement,
+  options: TensorOptions & { seed?: number } = {},
+): Record<string, Tensor> {
+  checkTable("initialParameters", table, placement);
+  checkOptions("initialParameters", options);
+  const { seed = 0, ...place } = options;
+  if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
+    throw failure("ERR_OPTION", `initialParameters: seed is ${shown(seed)}, expected 0 to 2^32 - 1`);
+  }
+  return eachParameter(table, (parameter, at) => {
+    const { shape, initial } = parameter;
+    const ownSeed = seed * mostParameters + at;
+    if ("deviation" in initial) {
+      return share(
+        parameter,
+        Tensor.normal(shape, { ...place, seed: ownSeed, std: initial.deviation }),
+        placement,
+      );
+    }
+    return share(parameter, filled(shape, initial.value, place), placement);
+  });
+}
+
+/**
+ * What a rank holds of parameters that are given whole, under the names that they have in files.
+ *
+ * @param table of `layerParameters` or `gptParameters`.
+ * @param tensors those of `loadSafetensors`, for one; others beside them do not matter.
+ * @param placement of the rank: its `Strategy`.
+ * @param options dtype and device; default: each tensor's own.
+ * @returns new tensors, by the names of the table; they belong to the caller.
+ * @throws `ERR_OPTION` where a tensor is missing; `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+ * @example
+ * const table = layerParameters({ hidden: 64, heads: 4, bias: false });
+ * const strategy = serial(128);
+ * const whole = wholeParameters(table, [{ placement: strategy, tensors: initialParameters(table, strategy) }]);
+ * const parameters = shareParameters(table, whole, strategy, { dtype: "bfloat16" });
+ */
+export function shareParameters(
+  table: readonly ParameterSpecification[],
+  tensors: Tensors,
+  placement: Placement,
+  options: TensorOptions = {},
+): Record<string, Tensor> {
+  checkTable("shareParameters", table, placement);
+  checkOptions("shareParameters", options);
+  if (typeof tensors !== "object" || tensors === null)
+    throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
+  return eachParameter(table, (parameter) => {
+    const parts = parameter.stored.map(({ name, rows }) => {
+      const shape = parameter.shape.with(0, rows);
+      return checked("shareParameters", name, tensors, shape);
+    });
+    const whole = parts.length === 1 ? (parts[0] as Tensor) : concatenate(parts, 0);
+    const held = share(parameter, whole, placement);
+    const there = options.device && options.device !== held.device ? held.toDevice(options.device) : held;
+    return there.to(options.dtype ?? there.dtype);
+  });
+}
+
+/** The whole itself, where that is what the rank holds. */
+function share(parameter: ParameterSpecification, whole: Tensor, placement: Placement): Tensor {
+  const { axis, shape } = parameter;
+  const ranges = parameter.held(placement);
+  if (lengthOf(ranges) === shape[axis]) return whole;
+  return concatenate(
+    ranges.map(({ begin, end }) => whole.slice(axis, begin, end)),
+    axis,
+  );
+}
+
+/** One parameter after the other, so that no more than one is in memory whole; all are let go where one fails. */
+function eachParameter(
+  table: readonly ParameterSpecification[],
+  make: (parameter: ParameterSpecification, at: number) => Tensor,
+): Record<string, Tensor> {
+  const made: Record<string, Tensor> = {};
+  try {
+    for (const [at, parameter] of table.entries()) {
+      made[parameter.name] = Scope.run(() => make(parameter, at));
+    }
+  } catch (error) {
+    for (const tensor of Object.values(made)) tensor.dispose();
+    throw error;
+  }
+  return made;
+}
+
+function filled(shape: readonly number[], value: number, place: TensorOptions): Tensor {
+  if (value === 0) return Tensor.zeros(shape, place);
+  const values = new Float32Array(shape.reduce((product, size) => product * size, 1)).fill(value);
+  return Tensor.from(values, shape, { dtype: "float32", ...place });
+}
+
+/** What a rank holds, as it is given: the tensors of the table, and no others. */
+export function checkedTensors(
+  what: string,
+  table: readonly ParameterSpecification[],
+  placement: Placement,
+  tensors: Tensors,
+): Tensors {
+  if (typeof tensors !== "object" || tensors === null)
+    throw wrongKind(`${what}: parameters`, "an object of Tensors", tensors);
+  return Object.fromEntries(
+    table.map((parameter) => {
+      const { name, shape, axis } = parameter;
+      const held = lengthOf(parameter.held(placement));
+      return [name, checked(what, name, tensors, shape.with(axis, held))];
+    }),
+  );
+}
+
+/** A tensor that must be there, of this shape. */
+export function checked(what: string, name: string, tensors: Tensors, shape: readonly number[]): Tensor {
+  const tensor = Object.hasOwn(tensors, name) ? tensors[name] : undefined;
+  if (tensor === undefined) throw failure("ERR_OPTION", `${what}: there is no tensor ${name}`);
+  handleOf(tensor, `${what}: ${name}`);
+  if (tensor.shape.join() !== shape.join()) {
+    throw failure(
+      "ERR_SHAPE",
+      `${what}: ${name} has the shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
+    );
+  }
+  return tensor;
+}
+
+/** Of the stretches of an axis together. */
+export function lengthOf(ranges: readonly Range[]): number {
+  return ranges.reduce((sum, { begin, end }) => sum + end - begin, 0);
+}

@@ -1,0 +1,136 @@
+// What ranks do together, made of exchanges and of sums in the order of the ranks.
+import { failure, shown, wrongKind } from "../errors.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
+import type { Link } from "./link.ts";
+import type { Pending } from "./pending.ts";
+import { portions, release, rowsOf, splitRows, sum, untracked, wrongRows } from "./portions.ts";
+
+/** Below this many elements each rank sums all for itself, in one step. */
+const fewElements = 1 << 14;
+
+/** How a sum over ranks comes out. */
+export interface SumOptions {
+  /** Leaves the sum unrounded. */
+  outDtype?: "float32";
+}
+
+export function allGather(link: Link, x: Tensor, counts: readonly number[] | undefined): Pending<Tensor> {
+  const rows = rowsOf("allGather", x);
+  const sizes = countsOf(link, "allGather", counts ?? new Array<number>(link.size).fill(rows));
+  if (sizes[link.rank] !== rows) throw wrongRows("allGather", rows, sizes[link.rank]);
+  const source = untracked(x);
+  const out = link.empty([sum(sizes), ...x.shape.slice(1)], x);
+  const parts = splitRows(out, sizes);
+  const pending = link.start(
+    () =>
+      link.exchange(
+        parts.map((_, peer) => ({ peer, tensor: source })),
+        parts.map((tensor, peer) => ({ peer, tensor })),
+      ),
+    out,
+  );
+  release(parts, [source]);
+  return pending;
+}
+
+export function reduceScatter(
+  link: Link,
+  x: Tensor,
+  counts: readonly number[] | undefined,
+  options: SumOptions,
+): Pending<Tensor> {
+  const rows = rowsOf("reduceScatter", x);
+  if (counts === undefined && rows % link.size !== 0)
+    throw failure(
+      "ERR_SHAPE",
+      `reduceScatter: x has ${rows} rows, expected a multiple of ${link.size}, or counts`,
+    );
+  const sizes = countsOf(
+    link,
+    "reduceScatter",
+    counts ?? new Array<number>(link.size).fill(rows / link.size),
+  );
+  if (sum(sizes) !== rows) throw wrongRows("reduceScatter", rows, sum(sizes));
+  const source = untracked(x);
+  const sent = splitRows(source, sizes);
+  const shape = [sizes[link.rank] ?? 0, ...x.shape.slice(1)];
+  const terms = sent.map((own, peer) => (peer === link.rank ? own : link.empty(shape, x)));
+  const out = link.empty(shape, x, options.outDtype);
+  const others = <T>(parcels: readonly T[]) => parcels.filter((_, peer) => peer !== link.rank);
+  const pending = link.start(() => {
+    link.exchange(
+      others(sent.map((tensor, peer) => ({ peer, tensor }))),
+      others(terms.map((tensor, peer) => ({ peer, tensor }))),
+    );
+    link.sum(terms, out);
+  }, out);
+  release(sent, terms, [source]);
+  return pending;
+}
+
+export function allReduce(link: Link, x: Tensor, options: SumOptions): Pending<Tensor> {
+  handleOf(x, "allReduce: x");
+  const source = untracked(x);
+  const out = link.empty(x.shape, x, options.outDtype);
+  const [flat, sums] = [source.reshape([x.size]), out.reshape([x.size])];
+  // Few elements go to everybody whole; of many, each rank sums a portion.
+  const counts = x.size < fewElements ? [x.size] : portions(x.size, link.size);
+  const [sent, summed] = [splitRows(flat, counts), splitRows(sums, counts)];
+  const isWhole = counts.length === 1;
+  const own = (parts: Tensor[]) => parts[isWhole ? 0 : link.rank] as Tensor;
+  const shape = own(summed).shape;
+  const others = link.others();
+  const terms = link.peers().map((peer) => (peer === link.rank ? own(sent) : link.empty(shape, x)));
+  const pending = link.start(() => {
+    link.exchange(
+      others.map((peer) => ({ peer, tensor: sent[isWhole ? 0 : peer] as Tensor })),
+      others.map((peer) => ({ peer, tensor: terms[peer] as Tensor })),
+    );
+    link.sum(terms, own(summed));
+    if (isWhole) return;
+    link.exchange(
+      others.map((peer) => ({ peer, tensor: own(summed) })),
+      others.map((peer) => ({ peer, tensor: summed[peer] as Tensor })),
+    );
+  }, out);
+  release(sent, summed, terms, [flat, sums], [source]);
+  return pending;
+}
+
+export function allToAll(
+  link: Link,
+  x: Tensor,
+  sendCounts: readonly number[],
+  receiveCounts: readonly number[],
+): Pending<Tensor> {
+  const rows = rowsOf("allToAll", x);
+  const [sends, receives] = [
+    countsOf(link, "allToAll", sendCounts),
+    countsOf(link, "allToAll", receiveCounts),
+  ];
+  if (sum(sends) !== rows) throw wrongRows("allToAll", rows, sum(sends));
+  const source = untracked(x);
+  const out = link.empty([sum(receives), ...x.shape.slice(1)], x);
+  const [sent, received] = [splitRows(source, sends), splitRows(out, receives)];
+  const pending = link.start(
+    () =>
+      link.exchange(
+        sent.map((tensor, peer) => ({ peer, tensor })),
+        received.map((tensor, peer) => ({ peer, tensor })),
+      ),
+    out,
+  );
+  release(sent, received, [source]);
+  return pending;
+}
+
+function countsOf(link: Link, what: string, counts: readonly number[]): readonly number[] {
+  if (!Array.isArray(counts)) throw wrongKind(`${what}: counts`, "an array of integers", counts);
+  if (counts.length !== link.size || !counts.every((count) => Number.isSafeInteger(count) && count >= 0)) {
+    throw failure(
+      "ERR_OPTION",
+      `${what}: counts is ${shown(counts)}, expected ${link.size} integers from 0 on`,
+    );
+  }
+  return counts;
+}

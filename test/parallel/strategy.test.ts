@@ -1,0 +1,99 @@
+// How heads and columns are divided, and what a strategy refuses before anything is sent.
+import fc from "fast-check";
+import { hybrid, megatron, Tensor } from "longseq";
+import t from "tap";
+import { localRanks } from "../support/ranks.ts";
+import { type Refused, refuses } from "../support/refusals.ts";
+import { strategyOf, ways } from "../support/strategies.ts";
+
+t.test("every head is held once, with the key head that it reads", async (t) => {
+  const property = fc.property(
+    fc.integer({ min: 1, max: 12 }),
+    fc.integer({ min: 1, max: 6 }),
+    fc.integer({ min: 1, max: 12 }),
+    (keyHeads, group, size) => {
+      const ranks = localRanks(size);
+      const held = ranks.map((communicator) => megatron(communicator, 1).heads(keyHeads * group, keyHeads));
+      const queries = held.flatMap(({ query }) =>
+        Array.from({ length: query.end - query.begin }, (_, i) => query.begin + i),
+      );
+      t.strictSame(
+        queries,
+        Array.from({ length: keyHeads * group }, (_, head) => head),
+      );
+      for (const { query, keyValue } of held) {
+        const [heads, keys] = [query.end - query.begin, keyValue.end - keyValue.begin];
+        if (heads === 0) t.equal(keys, 0);
+        for (let i = 0; i < heads; i++) {
+          const read = keyValue.begin + Math.floor(i / (heads / keys));
+          t.equal(read, Math.floor((query.begin + i) / group));
+        }
+      }
+      const sizes = held.map(({ query }) => query.end - query.begin);
+      t.ok(Math.max(...sizes) - Math.min(...sizes) <= group);
+      for (const communicator of ranks) communicator.dispose();
+    },
+  );
+  fc.assert(property, { numRuns: 40 });
+});
+
+t.test("what cannot be is refused on each rank, and the group goes on", async (t) => {
+  for (const way of ways) {
+    const ranks = localRanks(2, { timeoutMs: 5000 });
+    const strategies = ranks.map((communicator) => strategyOf(way, communicator, 6));
+    for (const [rank, strategy] of strategies.entries()) {
+      const { device } = ranks[rank] as (typeof ranks)[0];
+      const make = (shape: readonly number[]) => Tensor.zeros(shape, { device });
+      const rows = strategy.inner.size;
+      const q = make([1, rows, 2, 8]);
+      const refused: Refused[] = [
+        [() => strategy.attend(q, q, make([1, rows, 1, 8])), "ERR_SHAPE", /v/],
+        [() => strategy.attend(make([1, rows, 3, 8]), q, q), "ERR_SHAPE", /3/],
+        [() => strategy.attend(q, q.to("bfloat16"), q), "ERR_DTYPE", /k is bfloat16, expected float32/],
+        [() => strategy.attend(q, q, undefined as never), "ERR_OPTION", /v is undefined, expected a Tensor/],
+        [() => strategy.enter(make([1, strategy.shard.size, 8]), make([8, 7])), "ERR_SHAPE", /7/],
+      ];
+      // All rows are there under megatron: attention itself can take others.
+      if (way !== "megatron") {
+        refused.push([
+          () => strategy.attend(make([1, rows + 1, 2, 8]), q, q),
+          "ERR_SHAPE",
+          /has 4 rows in axis 1, expected 3/,
+        ]);
+      } else {
+        refused.push(
+          [
+            () => strategy.enter(make([1, 6, 8]), make([8, 8])),
+            "ERR_SHAPE",
+            "megatron.enter: x has 6 rows in axis 1, expected 3 (those of the shard)",
+          ],
+          [
+            () => strategy.leave(make([1, 3, 8]), make([8, 8])),
+            "ERR_SHAPE",
+            "megatron.leave: x has 3 rows in axis 1, expected 6 (all of them)",
+          ],
+          [
+            () => strategy.leave(make([1, 6, 8]).to("float16"), make([8, 8])),
+            "ERR_DTYPE",
+            "megatron.leave: weight is float32, expected float16 (x's)",
+          ],
+        );
+      }
+      refuses(t, refused);
+    }
+    const outs = strategies.map(({ attend, inner }, rank) => {
+      const q = Tensor.zeros([1, inner.size, 2, 8], { device: (ranks[rank] as (typeof ranks)[0]).device });
+      return attend(q, q, q).data();
+    });
+    t.equal((await Promise.all(outs)).length, 2, `${way} goes on`);
+  }
+  const [only] = localRanks(1) as [ReturnType<typeof localRanks>[0]];
+  refuses(t, [
+    [
+      () => hybrid(only, 8, { ulysses: 2 }),
+      "ERR_OPTION",
+      "hybrid: ulysses is 2, expected a divisor of 1 (the ranks)",
+    ],
+    [() => megatron(only, -1), "ERR_SHAPE", /length is -1/],
+  ]);
+});
