@@ -2,7 +2,7 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { failure } from "./errors.ts";
-import type { Gpu } from "./info.ts";
+import type { Gpu, NcclLibrary } from "./info.ts";
 
 declare const brand: unique symbol;
 interface Handle<Name extends string> {
@@ -99,7 +99,7 @@ export interface Native {
     device: DeviceHandle,
     timeoutMs: number,
   ): CommunicatorHandle;
-  ncclLibrary(): { version: string; path: string };
+  ncclLibrary(): NcclLibrary;
   ncclAllowMulticast(): void;
   ncclId(): Uint8Array;
   communicatorNccl(

@@ -168,7 +168,8 @@ function receive(socket: Socket, take: (type: string, body: Buffer) => void): vo
   socket.on("data", (chunk: Buffer) => {
     try {
       reader.push(chunk);
-      for (let frame = reader.next(); frame !== undefined; frame = reader.next()) take(frame.type, frame.body);
+      for (let frame = reader.next(); frame !== undefined; frame = reader.next())
+        take(frame.type, frame.body);
     } catch {
       socket.destroy();
     }
