@@ -14,6 +14,7 @@
  * - `ERR_FILE`: a file that cannot be read or written, or is damaged
  * - `ERR_COMM`: a rank that does not come, has failed or left, or that does something else than the others
  * - `ERR_NO_CUDA`: no GPU, or a build without CUDA
+ * - `ERR_NO_NCCL`: no NCCL on this machine, or one that is too old
  * - `ERR_NO_BINARY`: no addon for this machine (when longseq is imported)
  */
 export type ErrorCode =
@@ -24,6 +25,7 @@ export type ErrorCode =
   | "ERR_DISPOSED"
   | "ERR_NO_BINARY"
   | "ERR_NO_CUDA"
+  | "ERR_NO_NCCL"
   | "ERR_OUT_OF_MEMORY"
   | "ERR_FILE"
   | "ERR_COMM";

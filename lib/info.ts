@@ -54,3 +54,27 @@ export function info(): Info {
   const build = `compiled by ${compiler}, ${gpus ? "CPU and CUDA" : "CPU only"}`;
   return { version, build, cuda: { compiled: gpus !== null, gpus: gpus ?? [] }, cpu };
 }
+
+/** The library that GPUs of several processes exchange tensors through. */
+export interface NcclLibrary {
+  /** "2.27.3" */
+  version: string;
+  /** The file that was opened. */
+  path: string;
+}
+
+/**
+ * NCCL as `Communicator.nccl` uses it: opened now, if it was not yet, where `LONGSEQ_NCCL` (a file, or the folder of
+ * libnccl.so.2), the system or the CUDA toolkit has it. That needs no GPU.
+ *
+ * @throws `ERR_NO_NCCL` where there is none, or an older one than 2.14: what was tried, and how to get it.
+ * @example
+ * try {
+ *   console.log(ncclLibrary().version);
+ * } catch (error) {
+ *   console.log((error as Error).message);
+ * }
+ */
+export function ncclLibrary(): NcclLibrary {
+  return native.ncclLibrary();
+}

@@ -2,7 +2,7 @@
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { failure } from "./errors.ts";
-import type { Gpu } from "./info.ts";
+import type { Gpu, NcclLibrary } from "./info.ts";
 
 declare const brand: unique symbol;
 interface Handle<Name extends string> {
@@ -99,6 +99,24 @@ export interface Native {
     device: DeviceHandle,
     timeoutMs: number,
   ): CommunicatorHandle;
+  ncclLibrary(): NcclLibrary;
+  ncclAllowMulticast(): void;
+  ncclId(): Uint8Array;
+  communicatorNccl(
+    device: DeviceHandle,
+    id: Uint8Array,
+    rank: number,
+    size: number,
+    timeoutMs: number,
+  ): CommunicatorHandle;
+  /** Resolves once what is queued on it has run. */
+  communicatorSynchronize(communicator: CommunicatorHandle): Promise<void>;
+  /** How many this rank has come to; counted where ranks may leave one by one, over NCCL. */
+  communicatorSteps(communicator: CommunicatorHandle): number;
+  /** Empty while all is well. */
+  communicatorFailure(communicator: CommunicatorHandle): string;
+  communicatorEnd(communicator: CommunicatorHandle, why: string): void;
+  communicatorLeft(communicator: CommunicatorHandle, rank: number, steps: number): void;
   communicatorGroup(communicator: CommunicatorHandle, ranks: readonly number[]): CommunicatorHandle;
   communicatorFollow(communicator: CommunicatorHandle): void;
   communicatorExchange(
@@ -108,6 +126,7 @@ export interface Native {
     received: readonly TensorHandle[],
     from: readonly number[],
   ): void;
+  communicatorBarrier(communicator: CommunicatorHandle): void;
   communicatorSum(communicator: CommunicatorHandle, terms: readonly TensorHandle[], y: TensorHandle): void;
   communicatorFence(communicator: CommunicatorHandle): FenceHandle;
   communicatorJoin(communicator: CommunicatorHandle, fence: FenceHandle): void;

@@ -21,7 +21,7 @@ namespace longseq {
 inline Napi::Error to_js(Napi::Env env, const Error& error) {
   constexpr const char* names[] = {"ERR_OPTION", "ERR_SHAPE",    "ERR_DTYPE",   "ERR_DEVICE",
                                    "ERR_OPTION", "ERR_DISPOSED", "ERR_NO_CUDA", "ERR_OUT_OF_MEMORY",
-                                   "ERR_FILE",   "ERR_COMM"};
+                                   "ERR_FILE",   "ERR_COMM",     "ERR_NO_NCCL"};
   const auto with_code = [&](auto made) -> Napi::Error {
     made.Set("code", Napi::String::New(env, names[static_cast<int>(error.code)]));
     return made;

@@ -8,6 +8,16 @@
 
 namespace longseq {
 
+std::string message_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& known) {
+    return known.what();
+  } catch (...) {
+    return "unknown";
+  }
+}
+
 void queue_signal(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner owner) {
   queue.queue->push_watcher([fence, owner = std::move(owner)](std::exception_ptr error) {
     fence->signal({error, nullptr});
@@ -31,7 +41,17 @@ Communicator::Communicator(std::shared_ptr<Device> device, std::shared_ptr<Trans
       link_(Device::open(device_->name())),
       transport_(std::move(transport)),
       rank_(rank),
-      size_(size) {}
+      size_(size) {
+  const auto begin = [transport = transport_, link = link_] {
+    try {
+      transport->begin(link->engine());
+    } catch (...) {
+      transport->fail(std::current_exception());
+      throw;
+    }
+  };
+  std::visit([&](const auto& engine) { engine.queue->push(begin); }, link_->engine());
+}
 
 Communicator::~Communicator() { close(); }
 
@@ -70,6 +90,11 @@ void Communicator::exchange(Exchange step) {
   link_->submit(LinkStep<ExchangeStep>{link_, {transport_, std::move(step)}});
 }
 
+void Communicator::barrier() {
+  check_open();
+  link_->submit(LinkStep<BarrierStep>{link_, {transport_}});
+}
+
 void Communicator::sum(std::vector<Tensor> parts, Tensor y) {
   check_open();
   for (const Tensor& part : parts) check_tensor(part, "a term");
@@ -88,6 +113,7 @@ void Communicator::join(const std::shared_ptr<Fence>& fence) {
   check(!device_->closed(), Code::Disposed, "communicator: its device was disposed");
   std::visit([&](const auto& queue) { queue_wait(queue, fence, device_, [](std::exception_ptr) {}); },
              device_->engine());
+  transport_->guard(device_);
 }
 
 std::shared_ptr<Communicator> Communicator::group(const std::vector<int>& ranks) {
@@ -102,7 +128,7 @@ std::shared_ptr<Communicator> Communicator::group(const std::vector<int>& ranks)
     if (ranks[i] == rank_) place = static_cast<int>(i);
   }
   check(place >= 0, Code::Option, "group: rank ", rank_, " itself is not among the ranks");
-  return std::make_shared<Communicator>(device_, transport_->group(ranks), place,
+  return std::make_shared<Communicator>(device_, transport_->group(link_, ranks), place,
                                         static_cast<int>(ranks.size()));
 }
 

@@ -22,17 +22,36 @@ struct Exchange {
   std::vector<int> to, from;
 };
 
-/** How a rank reaches the others. Its functions run on the link's queue, but for the last two. */
+/** How a rank reaches the others. These run on the link's queue, but for what says otherwise. */
 class Transport {
  public:
   virtual ~Transport() = default;
+  /** The link's first task. */
+  virtual void begin(const Engine&) {}
   virtual void exchange(const Engine& link, const Exchange&) = 0;
+  /** A step to which all come, and that none leaves before that. */
+  virtual void barrier(const Engine& link) { exchange(link, {}); }
   /** The others learn that this rank can go on no more. */
   virtual void fail(std::exception_ptr why) noexcept = 0;
   /** This rank comes to no further step. */
   virtual void leave() noexcept = 0;
-  /** Of the group of these ranks, of which this is one. All of them call it, in the same order of calls. */
-  virtual std::shared_ptr<Transport> group(const std::vector<int>& ranks) = 0;
+
+  /**
+   * On the caller's thread, as all below. Of the group of these ranks, of which this is one. All of them call
+   * it, in the same order of calls.
+   */
+  virtual std::shared_ptr<Transport> group(const std::shared_ptr<Device>& link,
+                                           const std::vector<int>& ranks) = 0;
+  /** The device has been told to wait for steps that may still fail: then its next wait throws. */
+  virtual void guard(const std::shared_ptr<Device>&) {}
+  /** Why the group can go on no more; empty while it can. */
+  virtual std::string failure() const { return {}; }
+  /** Ends the group, for a reason that is known outside of it. */
+  virtual void end(const std::string& why) = 0;
+  /** How many steps this rank has come to. */
+  virtual int64_t steps() const { return 0; }
+  /** A rank has left after so many steps. */
+  virtual void left(int, int64_t) {}
 };
 
 class Communicator {
@@ -47,6 +66,8 @@ class Communicator {
   /** The link goes on when the device has run what is queued on it so far. */
   void follow();
   void exchange(Exchange step);
+  /** All ranks come to it before any goes on. */
+  void barrier();
   /** On the link: y = the sum of the parts. */
   void sum(std::vector<Tensor> parts, Tensor y);
   /** Reached when the link has run what is queued on it so far. */
@@ -56,6 +77,8 @@ class Communicator {
   std::shared_ptr<Communicator> group(const std::vector<int>& ranks);
   /** Refuses further work. What is queued still runs, then the others learn that this rank has left. */
   void close();
+  const std::shared_ptr<Device>& link() const { return link_; }
+  Transport& transport() const { return *transport_; }
 
  private:
   void check_open() const;
@@ -84,19 +107,33 @@ struct ExchangeStep {
   std::shared_ptr<Transport> transport;
   Exchange exchange;
 };
+struct BarrierStep {
+  std::shared_ptr<Transport> transport;
+};
 /** Keeps what the queue has just been given until it has run it: the tensors' own stream does not know. */
 inline void hold(const Cpu&, std::shared_ptr<const void>) {}
 void hold(const Cuda& queue, std::shared_ptr<const void> what);
 
 template <class Queue, class Operation>
 void run(const Queue& queue, const LinkStep<Operation>& step) {
-  if constexpr (std::is_same_v<Operation, ExchangeStep>) {
-    step.operation.transport->exchange(step.link->engine(), step.operation.exchange);
-  } else {
-    run(queue, step.operation);
+  std::exception_ptr error;
+  try {
+    if constexpr (std::is_same_v<Operation, ExchangeStep>) {
+      step.operation.transport->exchange(step.link->engine(), step.operation.exchange);
+    } else if constexpr (std::is_same_v<Operation, BarrierStep>) {
+      step.operation.transport->barrier(step.link->engine());
+    } else {
+      run(queue, step.operation);
+    }
+  } catch (...) {
+    error = std::current_exception();  // part of it may run nevertheless
+    if constexpr (requires { step.operation.transport; }) step.operation.transport->fail(error);
   }
   hold(queue, std::make_shared<LinkStep<Operation>>(step));
+  if (error) std::rethrow_exception(error);
 }
+
+std::string message_of(const std::exception_ptr& error);
 
 /** Of the queue: what is queued keeps it. */
 using Owner = std::shared_ptr<Device>;

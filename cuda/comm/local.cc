@@ -12,19 +12,6 @@
 #include "comm/communicator.h"
 
 namespace longseq {
-namespace {
-
-std::string message_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& known) {
-    return known.what();
-  } catch (...) {
-    return "unknown";
-  }
-}
-
-}  // namespace
 
 std::shared_ptr<LocalGroup::Step> LocalGroup::meet(int rank, Place place) {
   std::unique_lock lock(mutex_);
@@ -102,7 +89,9 @@ class LocalTransport : public Transport {
   }
   void leave() noexcept override { group_->fail(text("rank ", rank_, " has left")); }
 
-  std::shared_ptr<Transport> group(const std::vector<int>& ranks) override {
+  void end(const std::string& why) override { group_->fail(why); }
+
+  std::shared_ptr<Transport> group(const std::shared_ptr<Device>&, const std::vector<int>& ranks) override {
     const auto place = std::find(ranks.begin(), ranks.end(), rank_) - ranks.begin();
     return std::make_shared<LocalTransport>(group_->part(ranks, calls_[ranks]++), static_cast<int>(place));
   }

@@ -11,6 +11,7 @@
 namespace longseq {
 
 class SmallBlocks;
+class ExitGate;
 
 /** A GPU of this process, the same for all queues on it. */
 struct Gpu {
@@ -27,6 +28,9 @@ struct Gpu {
 
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */
 void cuda_check(cudaError_t status, const char* what);
+
+/** For every thread that calls the driver. */
+ExitGate& exit_gate();
 
 using Event = std::shared_ptr<CUevent_st>;
 /** Of everything launched so far. */

@@ -134,11 +134,6 @@ struct AtExit {
   ~AtExit() { gate.close(); }
 };
 
-ExitGate& exit_gate() {
-  static auto* const gate = new ExitGate;  // never destroyed: threads stand in it
-  return *gate;
-}
-
 const Gpu& gpu_of(int ordinal) {
   static std::mutex mutex;
   static auto* const gpus = new std::map<int, Gpu>;  // never destroyed: threads may outlive main
@@ -265,6 +260,11 @@ class CudaMark : public Mark {
 };
 
 }  // namespace
+
+ExitGate& exit_gate() {
+  static auto* const gate = new ExitGate;  // never destroyed: threads stand in it
+  return *gate;
+}
 
 void cuda_check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -400,7 +400,8 @@ void when_done(const Cuda& cuda, Completion done) {
     } catch (...) {
       if (!error) error = std::current_exception();
     }
-    cuda.waiter->push([event, error, done]() mutable {
+    cuda.waiter->push_completion([event, error, done](std::exception_ptr earlier) mutable {
+      if (!error) error = earlier;
       try {
         if (event) wait_for(event);
       } catch (...) {

@@ -9,7 +9,7 @@
 
 namespace longseq {
 
-enum class Code { Kind, Shape, DType, Device, Option, Disposed, NoCuda, OutOfMemory, File, Comm };
+enum class Code { Kind, Shape, DType, Device, Option, Disposed, NoCuda, OutOfMemory, File, Comm, NoNccl };
 
 class Error : public std::runtime_error {
  public:

@@ -64,4 +64,9 @@ Library open_library(std::initializer_list<const char*> names, const char* varia
 
 void* find_function(const Library& library, const char* name) { return dlsym(library.handle, name); }
 
+std::string path_of(const void* function) {
+  Dl_info found{};
+  return dladdr(function, &found) && found.dli_fname ? found.dli_fname : "";
+}
+
 }  // namespace longseq

@@ -20,4 +20,7 @@ Library open_library(std::initializer_list<const char*> names, const char* varia
 /** A function of an open library; null where it has none of that name. */
 void* find_function(const Library& library, const char* name);
 
+/** The file that holds it. */
+std::string path_of(const void* function);
+
 }  // namespace longseq

@@ -43,10 +43,9 @@ void queue_transfer(const Cuda& from, const Cpu& to, const Tensor& x, const Tens
       download(
           from, x.data<char>(), static_cast<size_t>(x.bytes()),
           [y](size_t at, const void* part, size_t bytes) { std::memcpy(y.data<char>() + at, part, bytes); });
-      from.waiter->push([arrived, event = record(from)] {
-        std::exception_ptr failure;
+      from.waiter->push_watcher([arrived, event = record(from)](std::exception_ptr failure) {
         try {
-          wait_for(event);
+          if (!failure) wait_for(event);
         } catch (...) {
           failure = std::current_exception();
         }

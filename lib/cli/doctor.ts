@@ -1,7 +1,7 @@
 // `longseq doctor`: what this machine has, what will be used, what is missing and how to get it.
 import { spawnSync } from "node:child_process";
 import os from "node:os";
-import type { Info } from "../index.ts";
+import type { Info, NcclLibrary } from "../index.ts";
 import { type Command, UsageError } from "./arguments.ts";
 import { type Accelerator, accelerator } from "./doctor/accelerator.ts";
 import { schedulers } from "./doctor/scheduler.ts";
@@ -48,7 +48,7 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
       binary: binary.info ? { loads: true, build: binary.info.build } : { loads: false, error: binary.error },
       cpu: binary.info?.cpu ?? null,
       memory: { totalBytes: os.totalmem(), freeBytes: os.freemem() },
-      cuda: { ...gpu, build: binary.info?.cuda ?? null },
+      cuda: { ...gpu, ncclVersion: binary.nccl?.version ?? null, build: binary.info?.cuda ?? null },
       schedulers: schedulers(process.env),
       peer,
     });
@@ -57,14 +57,32 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
 };
 
 /** Imported here and not above: a binary that does not load is what doctor is for. */
-async function loadBinary(): Promise<{ info?: Info; error?: string }> {
+async function loadBinary(): Promise<Binary> {
   try {
-    const { info } = await import("../index.ts");
-    return { info: info() };
+    const { info, ncclLibrary } = await import("../index.ts");
+    return { info: info(), ...openNccl(ncclLibrary) };
   } catch (error) {
-    return { error: error instanceof Error ? error.message : String(error) };
+    return { error: messageOf(error) };
   }
 }
+
+interface Binary {
+  readonly info?: Info;
+  /** Why it does not load. */
+  readonly error?: string;
+  readonly nccl?: NcclLibrary;
+  readonly ncclError?: string;
+}
+
+function openNccl(open: () => NcclLibrary): Pick<Binary, "nccl" | "ncclError"> {
+  try {
+    return { nccl: open() };
+  } catch (error) {
+    return { ncclError: messageOf(error) };
+  }
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 interface Peer {
   readonly python: string;
@@ -79,11 +97,7 @@ function torchPeer(): Peer {
   return { python, torch: status === 0 ? stdout.trim() : null };
 }
 
-function sections(
-  binary: Awaited<ReturnType<typeof loadBinary>>,
-  gpu: Accelerator,
-  peer: Peer,
-): Record<string, Fact[]> {
+function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, Fact[]> {
   const { info } = binary;
   return {
     longseq: [
@@ -103,7 +117,7 @@ function sections(
       ...(info ? [{ name: "threads", value: `${info.cpu.threads} (${info.cpu.threadsFrom})` }] : []),
       { name: "memory", value: memoryText(info?.cpu.memoryLimit) },
     ],
-    CUDA: [...engineFacts(info?.cuda, gpu), ...cudaFacts(gpu)],
+    CUDA: [...engineFacts(info?.cuda, gpu), ...cudaFacts(gpu, binary)],
     surroundings: [
       { name: "scheduler", value: schedulerText() },
       peer.torch
@@ -164,7 +178,7 @@ const systemGpu = ({ index, name, memoryBytes, computeCapability }: Accelerator[
   value: `${name}, ${formatBytes(memoryBytes)}, compute capability ${computeCapability}`,
 });
 
-function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator): Fact[] {
+function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator, binary: Binary): Fact[] {
   const absent = (name: string, hint: string): Fact => ({ name, value: "absent", hint });
   return [
     driver
@@ -182,10 +196,16 @@ function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator): Fact[] {
           "cuBLASLt",
           "in the CUDA toolkit 12 or 13, or pip's nvidia-cublas; LONGSEQ_CUBLAS names its file or folder",
         ),
-    nccl
-      ? { name: "NCCL", value: nccl }
-      : absent("NCCL", "package libnccl2, or the nvidia-nccl wheel; LONGSEQ_NCCL names its path"),
+    ncclFact(nccl, binary),
   ];
+}
+
+/** What opens counts; where something is there and does not open, doctor says why. */
+function ncclFact(found: string | null, { nccl, ncclError }: Binary): Fact {
+  if (nccl) return { name: "NCCL", value: `${nccl.version} (${nccl.path})` };
+  if (found) return { name: "NCCL", value: found, ...(ncclError && { hint: ncclError }) };
+  const hint = "2.14 or later: package libnccl2, or pip's nvidia-nccl; LONGSEQ_NCCL names its file or folder";
+  return { name: "NCCL", value: "absent", hint };
 }
 
 function schedulerText(): string {

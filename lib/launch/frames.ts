@@ -1,8 +1,17 @@
 // Messages on a stream of bytes: u32 length of the body, u8 type, body; numbers big-endian.
 import type { Socket } from "node:net";
 
-/** In the order in which a connection has them; `failed` may come in place of `values`. */
-export const frameTypes = { challenge: 1, hello: 2, welcome: 3, value: 4, values: 5, done: 6, failed: 7 };
+/** In the order in which a rendezvous has them; `failed` may come in place of `values`, and `left` is of what follows. */
+export const frameTypes = {
+  challenge: 1,
+  hello: 2,
+  welcome: 3,
+  value: 4,
+  values: 5,
+  done: 6,
+  failed: 7,
+  left: 8,
+};
 export type FrameType = keyof typeof frameTypes;
 
 const headBytes = 5;

@@ -76,7 +76,8 @@ export async function broadcast(
   return first;
 }
 
-async function meet(
+/** As `exchange`, for an operation of another name. */
+export async function meet(
   operation: string,
   value: unknown,
   options: ExchangeOptions,
@@ -127,7 +128,8 @@ async function gather(operation: string, body: Buffer, options: ExchangeOptions)
   return await (rank === 0 ? meetAsRoot(body, meeting) : meetAsMember(body, meeting));
 }
 
-function place(operation: string, options: ExchangeOptions): { rank: number; size: number } {
+/** Which rank this is to be. */
+export function place(operation: string, options: ExchangeOptions): { rank: number; size: number } {
   checkOptions(operation, options);
   const { rank, size } =
     options.rank === undefined && options.size === undefined ? rankFromEnvironment() : options;
@@ -152,7 +154,8 @@ function place(operation: string, options: ExchangeOptions): { rank: number; siz
   return { rank: checkedRank, size: checkedSize };
 }
 
-function addressOf(operation: string, options: ExchangeOptions, rank: number) {
+/** Where rank 0 listens. */
+export function addressOf(operation: string, options: ExchangeOptions, rank: number) {
   const [from, text] =
     options.address !== undefined ? ["address", options.address] : environmentAddress(process.env);
   const address = typeof text === "string" ? parseAddress(text) : undefined;

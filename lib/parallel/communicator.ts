@@ -1,16 +1,12 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { failure, shown, wrongKind } from "../errors.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { allGather, allReduce, allToAll, reduceScatter, type SumOptions } from "./collectives.ts";
 import { Link, type Parcel } from "./link.ts";
+import { joinLocal, type LocalOptions, type LocalPlace, timeoutOf } from "./local.ts";
+import { meetOverNccl, type NcclOptions } from "./nccl.ts";
 import type { Pending } from "./pending.ts";
-
-/** Of a group of ranks of this process. */
-export interface LocalOptions {
-  /** How long a rank waits for the others at each step; default 600,000. */
-  timeoutMs?: number;
-}
 
 /**
  * A rank's place in a group of ranks, a rank being a device. On every rank of the group the same calls are made in the
@@ -35,9 +31,17 @@ export class Communicator implements Disposable {
   readonly size: number;
   readonly device: Device;
   readonly #link: Link;
+  readonly #leave: (() => void) | undefined;
 
-  private constructor(handle: CommunicatorHandle, rank: number, size: number, device: Device) {
+  private constructor(
+    handle: CommunicatorHandle,
+    rank: number,
+    size: number,
+    device: Device,
+    leave?: () => void,
+  ) {
     this.#link = new Link(handle, rank, size, device);
+    this.#leave = leave;
     this.rank = rank;
     this.size = size;
     this.device = device;
@@ -68,22 +72,31 @@ export class Communicator implements Disposable {
    * using alone = Communicator.join({ name: "example", rank: 0, size: 1, device: new Device("cpu") });
    * await alone.allReduce(Tensor.from([5], [1], { device: alone.device })).wait().data(); // [5]
    */
-  static join(
-    place: { name: string; rank: number; size: number; device: Device } & LocalOptions,
-  ): Communicator {
-    checkOptions("Communicator.join", place);
-    const { name, rank, size } = place;
-    if (typeof name !== "string") throw wrongKind("Communicator.join: name", "a string", name);
-    for (const [what, value] of [
-      ["rank", rank],
-      ["size", size],
-    ] as const) {
-      if (!Number.isSafeInteger(value))
-        throw failure("ERR_OPTION", `Communicator.join: ${what} is ${shown(value)}, expected an integer`);
-    }
-    const device = deviceOrDefault("Communicator.join", place.device);
-    const handle = native.communicatorJoinLocal(name, rank, size, handleOfDevice(device), timeoutOf(place));
-    return new Communicator(handle, rank, size, device);
+  static join(place: LocalPlace): Communicator {
+    const { handle, device } = joinLocal(place);
+    return new Communicator(handle, place.rank, place.size, device);
+  }
+
+  /**
+   * A rank whose others are in other processes, or in this one: over NCCL, each with a GPU of its own. Which rank, how
+   * many and where they meet is by default what `longseq launch` or another launcher says. Resolves once all have come.
+   *
+   * All of them end with `ERR_COMM`, from the next await on each device, where a rank dies, fails or leaves, or where a
+   * step takes longer than `timeoutMs`; groups end with the communicator that they are made of. Sizes that do not match
+   * are not found by NCCL: such a step ends late, or with wrong values.
+   *
+   * @throws (as a rejection) `ERR_COMM` where ranks do not come in time, by their numbers; `ERR_NO_NCCL` without NCCL
+   * 2.14 or later, `ERR_NO_CUDA` and `ERR_DEVICE` without a GPU; `ERR_OPTION`, also for what the environment lacks.
+   * @example
+   * const device = new Device();
+   * if (device.kind === "cuda") {
+   *   using alone = await Communicator.nccl({ device, rank: 0, size: 1 });
+   *   await alone.allReduce(Tensor.from([5], [1], { device })).wait().data(); // [5]
+   * }
+   */
+  static async nccl(options: NcclOptions = {}): Promise<Communicator> {
+    const { handle, rank, size, device, leave } = await meetOverNccl(options);
+    return new Communicator(handle, rank, size, device, leave);
   }
 
   /**
@@ -218,7 +231,7 @@ export class Communicator implements Disposable {
    * await alone.device.synchronize();
    */
   barrier(): Pending<void> {
-    return this.exchange([], []);
+    return this.#link.start(() => native.communicatorBarrier(this.#link.handle), undefined);
   }
 
   /**
@@ -226,18 +239,11 @@ export class Communicator implements Disposable {
    * Twice is harmless.
    */
   dispose(): void {
+    this.#leave?.();
     native.communicatorClose(this.#link.handle);
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
-}
-
-function timeoutOf(options: LocalOptions): number {
-  checkOptions("Communicator", options);
-  const { timeoutMs = 600_000 } = options;
-  if (typeof timeoutMs !== "number" || !(timeoutMs > 0) || timeoutMs > 2 ** 40)
-    throw failure("ERR_OPTION", `Communicator: timeoutMs is ${shown(timeoutMs)}, expected a number above 0`);
-  return timeoutMs;
 }

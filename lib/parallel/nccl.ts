@@ -1,0 +1,190 @@
+// A rank among others over NCCL: how they meet, and how each hears of what becomes of the others.
+import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
+import { checkOptions, failure, shown } from "../errors.ts";
+import { type Liveness, LivenessMember, LivenessRoot, type News } from "../launch/liveness.ts";
+import { addressOf, type ExchangeOptions, meet, place } from "../launch/rendezvous.ts";
+import { type CommunicatorHandle, native } from "../native.ts";
+
+const operation = "Communicator.nccl";
+
+/** Where the ranks meet is as `exchange` has it: by default what `longseq launch` has set. */
+export interface NcclOptions extends ExchangeOptions {
+  /** The GPU of this rank, another one for each. */
+  device?: Device;
+  /** For all ranks to come, and how long a step may take once this rank's GPU has reached it. Default 600,000. */
+  timeoutMs?: number;
+  /**
+   * Lets NCCL use NVLink multicast where there is any, as it decides itself. Without it, `NCCL_NVLS_ENABLE` is set to 0
+   * unless it is set. What the first communicator of the process says counts.
+   */
+  multicast?: boolean;
+}
+
+/** What a communicator is made of. */
+export interface NcclMember {
+  readonly handle: CommunicatorHandle;
+  readonly rank: number;
+  readonly size: number;
+  readonly device: Device;
+  /** Before the communicator is closed. */
+  leave(): void;
+}
+
+/** What each rank gives at the rendezvous. */
+interface Card {
+  /** Why it cannot take part. */
+  problem?: string;
+  /** Of rank 0. */
+  id?: string;
+  port?: number;
+  secret?: string;
+}
+
+/** A failure of NCCL's, which is found by a thread of its own, is told to the others so soon. */
+const lookMs = 200;
+
+export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
+  checkOptions(operation, options);
+  const device = deviceOrDefault(operation, options.device);
+  const { timeoutMs = 600_000, multicast = false } = options;
+  if (typeof multicast !== "boolean")
+    throw failure("ERR_OPTION", `${operation}: multicast is ${shown(multicast)}, expected a boolean`);
+  const { rank, size } = place(operation, options);
+  const host = size === 1 ? "" : addressOf(operation, options, rank).host;
+  if (device.kind === "cpu") {
+    throw failure(
+      native.info().gpus === null ? "ERR_NO_CUDA" : "ERR_DEVICE",
+      `${operation}: device is cpu, expected a GPU (Communicator.local joins CPUs)`,
+    );
+  }
+  const watch = new Watch(rank, size);
+  const { card, problem } = await introduce(watch, host, multicast);
+  const texts = await meet(operation, JSON.stringify(card), { ...options, rank, size, timeoutMs });
+  if (problem !== undefined) throw problem;
+  const cards = texts.map((text) => JSON.parse(String(text)) as Card);
+  const unable = cards.findIndex((one) => one.problem !== undefined);
+  if (unable >= 0)
+    throw failure("ERR_COMM", `${operation}: rank ${unable} cannot: ${cards[unable]?.problem}`);
+  const { id = "", port = 0, secret = "" } = cards[0] ?? {};
+  watch.connect({ host, port }, Buffer.from(secret, "base64"));
+  const handle = native.communicatorNccl(
+    handleOfDevice(device),
+    Buffer.from(id, "base64"),
+    rank,
+    size,
+    timeoutMs,
+  );
+  watch.begin(handle);
+  const { signal } = options;
+  const onAbort = () => native.communicatorEnd(handle, `rank ${rank} was interrupted`);
+  signal?.addEventListener("abort", onAbort, { once: true });
+  try {
+    await native.communicatorSynchronize(handle);
+  } catch (error) {
+    watch.look();
+    native.communicatorClose(handle);
+    throw signal?.aborted ? signal.reason : error;
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
+  }
+  return { handle, rank, size, device, leave: () => void watch.leave() };
+}
+
+/** What this rank can say of itself. What it cannot do is told to all, who would wait for it. */
+async function introduce(
+  watch: Watch,
+  host: string,
+  multicast: boolean,
+): Promise<{ card: Card; problem?: unknown }> {
+  try {
+    if (multicast) native.ncclAllowMulticast();
+    native.ncclLibrary();
+    return { card: watch.rank === 0 ? await watch.listen(host) : {} };
+  } catch (problem) {
+    return { card: { problem: problem instanceof Error ? problem.message : String(problem) }, problem };
+  }
+}
+
+/** Ties what NCCL finds to what the ranks tell each other. */
+class Watch implements News {
+  readonly rank: number;
+  readonly #size: number;
+  #liveness: Liveness | undefined;
+  #handle: CommunicatorHandle | undefined;
+  #timer: NodeJS.Timeout | undefined;
+  #isLeaving = false;
+  /** What came before there was a communicator. */
+  #earlyFailure: string | undefined;
+
+  constructor(rank: number, size: number) {
+    this.rank = rank;
+    this.#size = size;
+  }
+
+  /** Of rank 0. */
+  async listen(host: string): Promise<Card> {
+    const id = Buffer.from(native.ncclId()).toString("base64");
+    if (this.#size === 1) return { id };
+    const root = new LivenessRoot(this.#size, this);
+    this.#liveness = root;
+    return { id, port: await root.listen(host), secret: root.secret.toString("base64") };
+  }
+
+  /** Of all others. */
+  connect(address: { host: string; port: number }, secret: Uint8Array): void {
+    if (this.rank !== 0) this.#liveness = new LivenessMember(this.rank, address, secret, this);
+  }
+
+  begin(handle: CommunicatorHandle): void {
+    this.#handle = handle;
+    if (this.#earlyFailure !== undefined) native.communicatorEnd(handle, this.#earlyFailure);
+    this.#timer = setInterval(() => this.look(), lookMs).unref();
+    open.add(this);
+  }
+
+  onFailure(why: string): void {
+    if (this.#handle === undefined) this.#earlyFailure = why;
+    else native.communicatorEnd(this.#handle, why);
+    this.#end();
+  }
+
+  onLeft(rank: number, steps: number): void {
+    if (this.#handle !== undefined) native.communicatorLeft(this.#handle, rank, steps);
+  }
+
+  /** Tells the others what has failed here. */
+  look(): void {
+    if (this.#handle === undefined) return;
+    const why = native.communicatorFailure(this.#handle);
+    if (why === "") return;
+    this.#liveness?.fail(why.replace(/^communicator: /, ""));
+    this.#end();
+  }
+
+  /** Once all of its steps have ended, for others may still be waiting for these. */
+  async leave(): Promise<void> {
+    if (this.#handle === undefined || this.#isLeaving || !open.has(this)) return;
+    this.#isLeaving = true;
+    await native.communicatorSynchronize(this.#handle).catch(() => this.look());
+    this.leaveAtOnce();
+  }
+
+  /** At the end of the process too: what is not done by then is done nowhere. */
+  leaveAtOnce(): void {
+    if (this.#handle === undefined || !open.has(this)) return;
+    this.#end();
+    this.#liveness?.leave(native.communicatorSteps(this.#handle));
+  }
+
+  #end(): void {
+    clearInterval(this.#timer);
+    open.delete(this);
+  }
+}
+
+const open = new Set<Watch>();
+
+// A process that ends well has left; of one that does not, the others see its connection close.
+process.on("exit", (code) => {
+  if (code === 0) for (const watch of open) watch.leaveAtOnce();
+});
