@@ -97,7 +97,7 @@ class NcclTransport : public Transport, public std::enable_shared_from_this<Nccl
 
   /** Soon nothing of it runs on. Returns at once. */
   void stop() {
-    if (!is_leaving_) watcher_->push([self = shared_from_this()] { self->abort(); });
+    if (!is_leaving_) watcher_->push([self = shared_from_this()] { self->cancel(); });
   }
 
  private:
@@ -120,7 +120,7 @@ class NcclTransport : public Transport, public std::enable_shared_from_this<Nccl
   void confirm();
   /** Until `done`, which must come in time from when `reached` does. */
   void watch(const Event& reached, const Event& done, const std::string& what);
-  void abort();
+  void cancel();
   void destroy();
   nccl::Id share_id(const Cuda& cuda, const std::vector<int>& ranks);
 
@@ -203,7 +203,7 @@ void NcclTransport::settle(const std::string& what) {
         end(text(what, " could not begin within ", fellowship_->timeout_text()));
     }
   } catch (...) {
-    abort();  // what is half launched must not run on when its tensors are let go
+    cancel();  // what is half launched must not run on when its tensors are let go
     throw;
   }
 }
@@ -330,7 +330,7 @@ void NcclTransport::watch(const Event& reached, const Event& done, const std::st
     }
   } catch (const std::exception& error) {
     end(text(what, ": ", error.what()));
-    abort();
+    cancel();
   }
 }
 
@@ -346,13 +346,13 @@ void NcclTransport::guard(const std::shared_ptr<Device>& device) {
   });
 }
 
-void NcclTransport::abort() {
+void NcclTransport::cancel() {
   const std::lock_guard lock(mutex_);
   if (handle_ != nullptr) nccl::functions().CommAbort(std::exchange(handle_, nullptr));
 }
 
 void NcclTransport::destroy() {
-  if (!failure().empty()) return abort();
+  if (!failure().empty()) return cancel();
   const std::lock_guard lock(mutex_);
   if (handle_ != nullptr) nccl::functions().CommDestroy(std::exchange(handle_, nullptr));
 }

@@ -1,6 +1,6 @@
 // A rank among others over NCCL: how they meet, and how each hears of what becomes of the others.
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
-import { checkOptions, failure, shown } from "../errors.ts";
+import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { type Liveness, LivenessMember, LivenessRoot, type News } from "../launch/liveness.ts";
 import { addressOf, type ExchangeOptions, meet, place } from "../launch/rendezvous.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
@@ -47,8 +47,7 @@ export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
   checkOptions(operation, options);
   const device = deviceOrDefault(operation, options.device);
   const { timeoutMs = 600_000, multicast = false } = options;
-  if (typeof multicast !== "boolean")
-    throw failure("ERR_OPTION", `${operation}: multicast is ${shown(multicast)}, expected a boolean`);
+  if (typeof multicast !== "boolean") throw wrongKind(`${operation}: multicast`, "a boolean", multicast);
   const { rank, size } = place(operation, options);
   const host = size === 1 ? "" : addressOf(operation, options, rank).host;
   if (device.kind === "cpu") {
