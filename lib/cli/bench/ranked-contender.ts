@@ -4,7 +4,7 @@ import { watchWaits } from "../../parallel/pending.ts";
 import { median } from "../quantity.ts";
 import { openRanks, type Parallel, type RankGroup } from "../ranks.ts";
 import type { Rank } from "../verify/ranks.ts";
-import type { Contender } from "./contender.ts";
+import { type Contender, emptyCache } from "./contender.ts";
 
 /** One rank's part, with everything made beforehand that does not belong to it. */
 export interface RankProgram extends Disposable {
@@ -41,7 +41,7 @@ export class RankedContender implements Contender {
     const isGpu = problem.device !== "cpu";
     this.#problem = problem;
     this.implementation = problem.implementation ?? (isGpu ? "sm80" : "cpu");
-    if (isGpu) this.runMany = (count) => this.#run(count);
+    if (isGpu) this.runMany = (count) => this.#run(count, true);
   }
 
   async prepare(): Promise<void> {
@@ -55,7 +55,7 @@ export class RankedContender implements Contender {
   }
 
   async run(): Promise<number> {
-    const [ms = Number.NaN] = await this.#run(1);
+    const [ms = Number.NaN] = await this.#run(1, false);
     return ms;
   }
 
@@ -86,10 +86,10 @@ export class RankedContender implements Contender {
     return this.#group?.devices ?? [];
   }
 
-  async #run(count: number): Promise<number[]> {
+  async #run(count: number, isCold: boolean): Promise<number[]> {
     const devices = this.#devices;
     try {
-      const runs = Array.from({ length: count }, () => this.#queue());
+      const runs = Array.from({ length: count }, () => this.#queue(isCold));
       const times: number[] = [];
       for (const ranks of runs) {
         const waited = await settled(
@@ -114,9 +114,12 @@ export class RankedContender implements Contender {
   }
 
   /** One run of all ranks, one rank's program after the other. */
-  #queue(): Timed[] {
+  #queue(isCold: boolean): Timed[] {
     const devices = this.#devices;
     const timed = this.#programs.map((program) => program.begin());
+    const isFirst = (device: Device, rank: number) =>
+      devices.findIndex(({ name }) => name === device.name) === rank;
+    if (isCold) for (const device of devices.filter(isFirst)) emptyCache(device);
     const begins = devices.map((device) => device.mark());
     return devices.map((device, rank) => {
       const waits = marked(device, () => Scope.run(() => timed[rank]?.()));
