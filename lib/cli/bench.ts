@@ -12,6 +12,7 @@ import { type Measurement, sweep } from "./bench/sweep.ts";
 import { MeasurementTable } from "./bench/table.ts";
 import { machineFacts } from "./machine.ts";
 import { JsonLines, Progress, textStream } from "./output.ts";
+import { openRanks, rankDevice } from "./ranks.ts";
 import { renderReport, titleOf } from "./report/report.ts";
 
 export const bench: Command = {
@@ -62,8 +63,9 @@ async function running(json: string | undefined, work: (run: Run) => Promise<num
 
 async function measureAll(settings: Settings, run: Run): Promise<number> {
   const { json, stream, progress, signal } = run;
-  using device =
-    settings.device === undefined ? new Device(Device.default.name) : new Device(settings.device);
+  const { parallel } = settings;
+  using group = parallel.type === "serial" ? undefined : openRanks(parallel, rankDevice(settings.device));
+  using device = new Device(group?.devices[0]?.name ?? settings.device ?? Device.default.name);
   const dtype = settings.dtype ?? defaultDtype(device);
   const { what } = settings;
   const masked = settings.mask !== "none" || settings.window !== undefined;
@@ -75,14 +77,18 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
 
   const peakTeraflops = await measurePeak(device, dtype);
   const measurements: Measurement[] = [];
-  const table = new MeasurementTable(stream, device, peer?.implementations ?? []);
-  stream.write(`longseq ${info().version} on ${device.description}\n${titleOf({ ...settings, dtype })}\n\n`);
+  const table = new MeasurementTable(stream, device, peer?.implementations ?? [], group !== undefined);
+  const shared = group ? { ranks: parallel.size, sequenceParallel: parallel.type } : {};
+  const title = titleOf({ ...settings, ...shared, dtype });
+  stream.write(`longseq ${info().version} on ${device.description}\n${title}\n\n`);
   table.head();
-  for await (const group of sweep({ settings, device, dtype, peer, peakTeraflops, signal, onProgress })) {
+  const rankDevices = group ? { rankDevices: group.devices } : {};
+  const options = { settings, device, ...rankDevices, dtype, peer, peakTeraflops, signal, onProgress };
+  for await (const row of sweep(options)) {
     progress.clear();
-    for (const measurement of group) json?.write(measurement);
-    measurements.push(...group);
-    table.row(group);
+    for (const measurement of row) json?.write(measurement);
+    measurements.push(...row);
+    table.row(row);
   }
   progress.clear();
   const facts = machineFacts(device, peer?.version);

@@ -40,6 +40,17 @@ export function parallelOf(given: Arguments): Parallel {
   return { size, type: type ?? (size > 1 ? "zigzag" : "serial") };
 }
 
+/** Where ranks run, whether or not the command line says: "cuda" stands for as many GPUs as there are ranks. */
+export function rankDevice(named: string | undefined): string {
+  // LONGSEQ_DEVICE names one, if it is set.
+  return named ?? (process.env.LONGSEQ_DEVICE ? Device.default.name : Device.default.kind);
+}
+
+/** How many processors ranks are on: several queues may be one's. */
+export function deviceCount(devices: readonly Device[]): number {
+  return new Set(devices.map(({ name }) => name)).size;
+}
+
 /** The ranks that the command line asks for: here those of several processes will meet. */
 export function openRanks(parallel: Parallel, deviceName: string): RankGroup {
   const { size, source } = rankFromEnvironment();

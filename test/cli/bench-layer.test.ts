@@ -7,18 +7,22 @@ import { parseArguments } from "../../lib/cli/arguments.ts";
 import { type ModelShape, modelOperations, originalOperations } from "../../lib/cli/bench/flops.ts";
 import { visibleShareOf } from "../../lib/cli/bench/model-program.ts";
 import { type ModelSettings, modelSettings } from "../../lib/cli/bench/model-settings.ts";
-import type { ModelMeasurement } from "../../lib/cli/bench/model-sweep.ts";
+import { type ModelMeasurement, modelSweep } from "../../lib/cli/bench/model-sweep.ts";
 import { benchOptions, whatOf } from "../../lib/cli/bench/options.ts";
 import { documentBoundaries } from "../../lib/cli/bench/problem.ts";
-import { parallelTypes } from "../../lib/cli/ranks.ts";
+import { benchSettings } from "../../lib/cli/bench/settings.ts";
+import { sweep } from "../../lib/cli/bench/sweep.ts";
+import { openRanks, parallelTypes, rankDevice } from "../../lib/cli/ranks.ts";
+import { renderModelReport } from "../../lib/cli/report/model-report.ts";
 import { causalTeraflops, publishedTables } from "../../lib/cli/report/published.ts";
+import type { Device } from "../../lib/index.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
 
 const [own] = implementations;
 const folder = t.testdir({});
-const tiny = ["--hidden", "32", "--heads", "4", "--seconds", "0"];
-const layer = ["bench", "--what", "layer", ...tiny];
+const small = ["--what", "layer", "--hidden", "32", "--heads", "4"];
+const layer = ["bench", ...small, "--seconds", "0"];
 
 async function measured(
   args: readonly string[],
@@ -30,10 +34,23 @@ async function measured(
 }
 
 function settingsOf(args: readonly string[]): ModelSettings {
-  const given = parseArguments(["--device", "cpu", ...args], benchOptions);
+  const given = parseArguments(args, benchOptions);
   const what = whatOf(given);
   if (what !== "layer" && what !== "gpt") throw new Error(`${what} is no model`);
   return modelSettings(given, what);
+}
+
+const quietly = { peer: undefined, signal: new AbortController().signal, onProgress: () => {} };
+
+/** In this process, which is quicker. */
+async function swept(args: readonly string[]): Promise<ModelMeasurement[]> {
+  const settings = settingsOf(["--seconds", "0", ...args]);
+  using group = openRanks(settings.parallel, settings.device);
+  const lines = [];
+  for await (const line of modelSweep({ settings, devices: group.devices, dtype: "bfloat16", ...quietly })) {
+    lines.push(...line);
+  }
+  return lines;
 }
 
 t.test("a layer: a line a length, with the contract's fields", async (t) => {
@@ -62,17 +79,17 @@ t.test("a layer: a line a length, with the contract's fields", async (t) => {
 t.test("every way of sharing the sequence, a share of whose time is waiting", async (t) => {
   for (const [at, type] of parallelTypes.entries()) {
     const what = at % 2 === 0 ? "layer" : "gpt";
-    const args = ["--ranks", "2", "--sequence-parallel", type, "--seq-len", "50", "--vocabulary", "64"];
-    const own = args.slice(0, what === "gpt" ? undefined : -2);
-    const lines = await measured(["bench", "--what", what, ...tiny, ...own]);
+    const shape = ["--hidden", "32", "--heads", "4", ...(what === "gpt" ? ["--vocabulary", "64"] : [])];
+    const shared = ["--ranks", "2", "--sequence-parallel", type, "--seq-len", "50"];
+    const lines = await swept(["--what", what, ...shape, ...shared]);
     t.equal(lines.length, 1);
     const [{ ms = 0, communicationShare = -1, ...line } = {}] = lines as [Partial<ModelMeasurement>];
     t.match(line, { what, ranks: 2, sequenceParallel: type, layers: what === "gpt" ? 2 : 1 });
     t.ok(ms > 0 && communicationShare >= 0 && communicationShare <= 1, `${type}: ${communicationShare}`);
   }
-  const [alone] = await measured([...layer, "--seq-len", "50", "--sequence-parallel", "ring"]);
+  const [alone] = await swept([...small, "--seq-len", "50", "--sequence-parallel", "ring"]);
   t.match(alone, { ranks: 1, sequenceParallel: "ring" });
-  const [many] = await measured([...layer, "--seq-len", "50", "--ranks", "3"]);
+  const [many] = await swept([...small, "--seq-len", "50", "--ranks", "3"]);
   t.match(many, { ranks: 3, sequenceParallel: "zigzag" });
 });
 
@@ -82,11 +99,57 @@ t.test("passes, masks, kinds and what is computed again", async (t) => {
     ["--pass", "backward", "--kind", "llama", "--kv-heads", "2", "--ffn", "40", "--recompute", "attention"],
     ["--recompute", "full", "--mlp-tiles", "3", "--no-causal", "--deterministic", "--ranks", "2"],
   ]) {
-    const [line, ...others] = await measured([...layer, ...args, "--seq-len", "64"]);
+    const [line, ...others] = await swept([...small, ...args, "--seq-len", "64"]);
     t.equal(others.length, 0);
     t.ok((line?.ms ?? 0) > 0 && (line?.tflops ?? 0) > 0, args.join(" "));
     t.equal(line?.pass, args[0] === "--pass" ? args[1] : "both");
   }
+});
+
+t.test("attention alone is shared too", async (t) => {
+  const shape = ["--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--seconds", "0"];
+  for (const [ranks, type, ...args] of [
+    ["3", "zigzag", "--mask", "documents", "--batch", "2"],
+    ["2", "megatron", "--mask", "blocks"],
+  ] as const) {
+    const shared = ["--ranks", ranks, "--sequence-parallel", type, "--seq-len", "96"];
+    const settings = benchSettings(parseArguments([...shape, ...args, ...shared], benchOptions), "attention");
+    using group = openRanks(settings.parallel, rankDevice(undefined));
+    const [device] = group.devices as [Device];
+    const given = { settings, device, rankDevices: group.devices, dtype: "bfloat16" as const };
+    const measurements = [];
+    for await (const row of sweep({ ...given, ...quietly, peakTeraflops: undefined }))
+      measurements.push(...row);
+    t.same(
+      measurements.map(({ pass, what }) => [pass, what]),
+      [
+        ["forward", "attention"],
+        ["backward", "attention"],
+      ],
+    );
+    for (const line of measurements) {
+      t.match(line, { ranks: Number(ranks), sequenceParallel: type, devices: 1, implementation: own });
+      const { tflops = 0, ms = 0, communicationShare = -1, tokensPerSecond = 0, batch } = line;
+      t.ok(tflops > 0 && communicationShare >= 0 && communicationShare <= 1);
+      t.ok(Math.abs((tokensPerSecond * ms) / (1000 * 96 * batch) - 1) < 1e-9);
+    }
+  }
+  const report = join(folder, "shared.md");
+  const args = [
+    "bench",
+    ...shape,
+    "--seq-len",
+    "64",
+    "--ranks",
+    "2",
+    "--pass",
+    "forward",
+    "--report",
+    report,
+  ];
+  const { stdout } = await longseq(args);
+  t.match(stdout, /attention: .*zigzag over 2 ranks\n\n.* memory +waiting\n +64 +forward .* \d+%\n/);
+  t.match(await readFile(report, "utf8"), /memory \| waiting \|\n[\s\S]*\| 64 \| forward \|.*% \|\n/);
 });
 
 const gpt25B: ModelShape = settingsOf(["--what", "gpt", "--preset", "GPT25B"]).shape;
@@ -97,9 +160,9 @@ t.test("the count of the published tables", async (t) => {
     originalOperations(gpt25B, { batch: 1, seqLen }, "both", true) / (32e12 * teraflops);
   t.equal(seconds(128_000, 105.014).toFixed(1), "39.6");
   t.equal(seconds(420_000, 81.77).toFixed(0), "462");
-  const small = { hidden: 2, layers: 3, vocabulary: 96 };
+  const shape = { hidden: 2, layers: 3, vocabulary: 96 };
   const count = (pass: "forward" | "backward" | "both", again: boolean) =>
-    originalOperations(small, { batch: 5, seqLen: 12 }, pass, again);
+    originalOperations(shape, { batch: 5, seqLen: 12 }, pass, again);
   // 1 + 12 / 12 + 96 / 96 is 3.
   t.equal(count("both", false), 24 * 3 * 5 * 12 * 3 * 4 * 3);
   t.equal(count("both", true), (count("both", false) / 3) * 4);
@@ -123,9 +186,9 @@ t.test("causal model operations", async (t) => {
   const grouped = ["--what", "layer", "--kind", "llama", "--hidden", "64", "--heads", "8", "--kv-heads", "2"];
   const parameters = 2 * 64 * (64 + 16) + 3 * 64 * 100;
   t.equal(at([...grouped, "--ffn", "100"], 32, "forward"), 2 * 32 * parameters + 2 * 32 ** 2 * 64);
-  const small = ["--what", "gpt", "--hidden", "64", "--heads", "8", "--layers", "3", "--vocabulary", "50"];
+  const model = ["--what", "gpt", "--hidden", "64", "--heads", "8", "--layers", "3", "--vocabulary", "50"];
   const layers = 3 * (24 * 32 * 64 ** 2 + 2 * 32 ** 2 * 64);
-  t.equal(at(small, 32, "forward"), layers + 2 * 32 * 64 * 50);
+  t.equal(at(model, 32, "forward"), layers + 2 * 32 * 64 * 50);
   // Each of the last queries of a window of 9 sees 10 keys.
   const windowed = visibleShareOf(settingsOf([...wide, "--window", "9"]), 100);
   t.equal(windowed, (10 * 100 - 45) / 100 ** 2);
@@ -170,23 +233,35 @@ t.test("out of memory is a line, and the sweep goes on, with ranks that wait for
 });
 
 t.test("table, JSON file and report, with the published tables beside", async (t) => {
-  for (const kind of ["html", "svg", "md"]) {
-    const report = join(folder, `report.${kind}`);
-    const args = [...layer, "--seq-len", "64", "--ranks", "2", "--report", report];
-    const { code, stdout, stderr } = await longseq(args);
-    t.equal(code, 0, stderr);
-    t.match(stdout, /layer: .*width 32, 4 heads of 8, zigzag over 2 ranks\n/);
-    t.match(
-      stdout,
-      /tokens +pass +ms +[GT]FLOP\/s +original +tokens\/s +memory +waiting\n +64 +both +\d.* \d+%\n/,
-    );
-    const text = await readFile(report, "utf8");
-    t.match(text, "npx longseq bench --what layer --hidden 32");
-    t.notMatch(text, /NaN|Infinity|undefined/);
-    if (kind === "svg") continue;
-    t.match(text, "32 A100s of 40 GB");
-    t.match(text, kind === "md" ? /\| 128,000 \| +\| +\| 105, 107 \| 49\.1 \| +\| +\|/ : "<td>105, 107</td>");
-  }
+  const path = join(folder, "report.html");
+  const { code, stdout, stderr } = await longseq([
+    ...layer,
+    ...["--seq-len", "64", "--ranks", "2", "--report", path],
+  ]);
+  t.equal(code, 0, stderr);
+  t.match(stdout, /layer: .*width 32, 4 heads of 8, zigzag over 2 ranks\n/);
+  t.match(
+    stdout,
+    /tokens +pass +ms +[GT]FLOP\/s +original +tokens\/s +memory +waiting\n +64 +both +\d.* \d+%\n/,
+  );
+  const page = await readFile(path, "utf8");
+  t.match(page, "npx longseq bench --what layer --hidden 32");
+  t.match(page, "32 A100s of 40 GB");
+  t.match(page, "<td>105, 107</td>");
+  const [line] = await swept([...small, "--seq-len", "64"]);
+  const measurements = [
+    { ...(line as ModelMeasurement), tflops: 400, tflopsOriginal: 500 },
+    { ...(line as ModelMeasurement), seqLen: 128_000, tflops: 300, tflopsOriginal: 450 },
+  ];
+  const report = { facts: [], command: "npx longseq bench", date: new Date(0) };
+  const text = renderModelReport(".md", { ...report, measurements }, "layer: x");
+  t.match(text, "At 128,000 tokens: 300 TFLOP/s a device, 450 as published tables count.");
+  t.match(text, "| 128,000 |  |  | 105, 107 | 49.1 | 450 | 300 |\n");
+  t.match(text, "| 8k | no memory | 86.0 |  | 58.8 |  |  |\n");
+  const chart = renderModelReport(".svg", { ...report, measurements }, "layer: x");
+  t.equal(chart.match(/<circle[^>]*r="4"><title>/g)?.length, 2 + 2 + 8 + 5, "ours by two counts, and theirs");
+  const nothing = renderModelReport(".svg", { ...report, measurements: [] }, "layer: x");
+  for (const one of [page, text, chart, nothing]) t.notMatch(one, /NaN|Infinity|undefined/);
 });
 
 t.test("what is asked wrongly is refused, exit code 2", async (t) => {
@@ -196,8 +271,11 @@ t.test("what is asked wrongly is refused, exit code 2", async (t) => {
     [["--what", "layer", "--layers", "2"], /--layers goes with --what gpt, not with layer/],
     [["--what", "gpt", "--width", "2"], /--width goes with an operation by rows, not with gpt/],
     [["--what", "layer", "--mask", "blocks"], /--mask is "blocks", expected none or documents/],
-    [["--what", "layer", "--hidden", "100"], /--hidden 100 over --heads 8 is 12.5/],
-    [["--what", "layer", "--kv-heads", "3"], /--kv-heads is 3, expected a divisor of --heads \(8\)/],
+    [["--what", "layer", "--hidden", "100", "--heads", "8"], /--hidden 100 over --heads 8 is 12.5/],
+    [
+      ["--what", "layer", "--heads", "8", "--kv-heads", "3"],
+      /--kv-heads is 3, expected a divisor of --heads \(8\)/,
+    ],
     [["--what", "layer", "--recompute", "all"], /--recompute is "all", expected none, attention, full/],
     [["--what", "layer", "--mlp-tiles", "0"], /--mlp-tiles is "0"/],
     [["--what", "layer", "--ranks", "0"], /--ranks is "0"/],

@@ -236,8 +236,8 @@ t.test("table, JSON file and report", async (t) => {
 
 t.test("what is asked wrongly is refused", async (t) => {
   const wrong: [args: string[], message: RegExp][] = [
-    [["--ranks", "4"], /--ranks goes with --what layer or gpt, not with attention/],
-    [["--what", "copy", "--sequence-parallel", "ring"], /--sequence-parallel goes with .*, not with copy/],
+    [["--what", "copy", "--ranks", "4"], /--ranks goes with attention, a layer or gpt, not with copy/],
+    [["--sequence-parallel", "rings"], /--sequence-parallel is "rings".*did you mean ring\?/],
     [["--preset", "GPT25B"], /--preset goes with --what layer or gpt, not with attention/],
     [["--what", "add", "--report", "x.svg"], /--report is attention's, a layer's or a model's/],
     [["--device", "tpu"], /--device is "tpu"/],

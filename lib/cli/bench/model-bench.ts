@@ -3,10 +3,10 @@ import { type Device, info } from "../../index.ts";
 import { machineFacts } from "../machine.ts";
 import { Table } from "../output.ts";
 import { rateUnit } from "../quantity.ts";
-import { openRanks } from "../ranks.ts";
+import { deviceCount, openRanks } from "../ranks.ts";
 import { renderModelReport } from "../report/model-report.ts";
 import type { ModelSettings } from "./model-settings.ts";
-import { deviceCount, type ModelMeasurement, modelSweep, modelTitle } from "./model-sweep.ts";
+import { type ModelMeasurement, modelSweep, modelTitle } from "./model-sweep.ts";
 import { modelColumns, modelRowCells } from "./model-table.ts";
 import { commandLine, defaultDtype, finish, type Run, startPeer } from "./run.ts";
 

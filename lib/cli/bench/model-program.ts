@@ -16,6 +16,7 @@ import type { Rank } from "../verify/ranks.ts";
 import type { ModelPass } from "./flops.ts";
 import type { ModelSettings } from "./model-settings.ts";
 import { documentBoundaries } from "./problem.ts";
+import type { RankProgram } from "./ranked-contender.ts";
 import type { floatTypes } from "./settings.ts";
 
 export interface ModelProblem {
@@ -37,7 +38,7 @@ interface Prepared {
   readonly forward: () => Tensor;
 }
 
-export class RankProgram implements Disposable {
+export class ModelProgram implements RankProgram {
   readonly #prepared: Prepared;
   readonly #pass: ModelPass;
   #tape: Tape | undefined;
@@ -49,7 +50,6 @@ export class RankProgram implements Disposable {
     this.#prepared = Scope.run(() => prepare(problem, rank));
   }
 
-  /** Queues what is not timed, and gives what is. */
   begin(): () => void {
     if (this.#pass === "forward") return () => this.#prepared.forward().dispose();
     if (this.#pass === "backward") this.#record();

@@ -1,8 +1,8 @@
 // What is asked of `longseq bench --what layer` and `--what gpt`: a shape, and how it is run.
-import { Device, type GptOptions, presets, type RecomputeOptions } from "../../index.ts";
+import { type GptOptions, presets, type RecomputeOptions } from "../../index.ts";
 import { gptConfiguration, layerConfiguration } from "../../model/configuration.ts";
 import { type Arguments, suggestion, UsageError } from "../arguments.ts";
-import { type Parallel, parallelOf } from "../ranks.ts";
+import { type Parallel, parallelOf, rankDevice } from "../ranks.ts";
 import type { ModelPass, ModelShape } from "./flops.ts";
 import type { ModelName } from "./options.ts";
 import { type CommonSettings, commonSettings, headDimOf } from "./settings.ts";
@@ -30,8 +30,7 @@ export function modelSettings(given: Arguments, what: ModelName): ModelSettings 
   if (common.mask === "blocks") {
     throw new UsageError(`--mask is "blocks", expected none or documents with --what ${what}`);
   }
-  // LONGSEQ_DEVICE names one, if it is set.
-  const device = common.device ?? (process.env.LONGSEQ_DEVICE ? Device.default.name : Device.default.kind);
+  const device = rankDevice(common.device);
   const preset = given.text("preset") ?? null;
   const options = preset === null ? givenShape(given, device !== "cpu") : presetShape(given, preset);
   const shape =

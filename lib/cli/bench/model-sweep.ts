@@ -1,14 +1,14 @@
 // `longseq bench --what layer` and `--what gpt`, length by length: from timings to the JSON lines and the table.
 import type { Device, DType } from "../../index.ts";
-import type { ParallelType } from "../ranks.ts";
+import { deviceCount, type ParallelType } from "../ranks.ts";
 import { type ModelPass, modelOperations, originalOperations } from "./flops.ts";
 import { type Effort, measure, type Timing } from "./measure.ts";
-import { OwnModel } from "./model-contender.ts";
-import { type ModelProblem, visibleShareOf } from "./model-program.ts";
+import { type ModelProblem, ModelProgram, visibleShareOf } from "./model-program.ts";
 import type { ModelSettings } from "./model-settings.ts";
 import type { ModelName } from "./options.ts";
 import type { TorchPeer } from "./peer.ts";
 import type { MaskName } from "./problem.ts";
+import { RankedContender } from "./ranked-contender.ts";
 import { sweepLengths } from "./sweep.ts";
 
 export interface ModelMeasurement {
@@ -80,7 +80,11 @@ async function measureOne(
 ): Promise<ModelMeasurement[]> {
   const { settings, dtype, peer, signal } = options;
   const { shape, batch, causal, recompute, pass } = settings;
-  const own = new OwnModel({ settings, dtype, seqLen });
+  const own = new RankedContender({
+    ...settings,
+    seqLen,
+    prepare: (rank) => new ModelProgram({ settings, dtype, seqLen }, rank),
+  });
   const { hidden, heads, keyValueHeads: kvHeads, headDim, feedForward } = shape;
   const problem = { hidden, heads, kvHeads, headDim, feedForward, bias: shape.bias, batch, seqLen };
   const others = peer?.operationContenders({ what: "layer", pass, dtype, causal, recompute, ...problem });
@@ -130,11 +134,6 @@ function description(
     layers: shape.layers,
     ...(what === "gpt" ? { vocabulary: shape.vocabulary } : {}),
   };
-}
-
-/** Of the ranks' queues. */
-export function deviceCount(devices: readonly Device[]): number {
-  return new Set(devices.map(({ name }) => name)).size;
 }
 
 function measurementOf(

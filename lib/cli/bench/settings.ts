@@ -4,6 +4,7 @@ import { dirname, extname } from "node:path";
 import type { AttentionOptions, DType } from "../../index.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
 import { parseLengths } from "../quantity.ts";
+import { type Parallel, parallelOf } from "../ranks.ts";
 import type { OperationName } from "./operations.ts";
 import { type MaskName, maskNames, type Pass, passes } from "./problem.ts";
 
@@ -40,10 +41,12 @@ export interface Settings extends CommonSettings {
   readonly headDim: number;
   readonly width: number | undefined;
   readonly passes: readonly Pass[];
+  /** Of attention: ranks that share its sequence. */
+  readonly parallel: Parallel;
 }
 
 export function benchSettings(given: Arguments, what: Settings["what"]): Settings {
-  refuseParallel(given, what);
+  if (what !== "attention") refuseParallel(given, what);
   const heads = given.integer("heads", 1) ?? 8;
   const kvHeads = given.integer("kv-heads", 1) ?? heads;
   if (heads % kvHeads !== 0) {
@@ -62,6 +65,7 @@ export function benchSettings(given: Arguments, what: Settings["what"]): Setting
     headDim: headDimOf(given) ?? 64,
     width: given.integer("width", 1),
     passes: pass === "both" ? passes : [pass],
+    parallel: parallelOf(given),
   };
 }
 
@@ -94,8 +98,8 @@ export function headDimOf(given: Arguments): number | undefined {
 
 function refuseParallel(given: Arguments, what: string): void {
   for (const name of ["ranks", "sequence-parallel"]) {
-    if (given.has(name) && given.text(name) !== "1") {
-      throw new UsageError(`--${name} goes with --what layer or gpt, not with ${what}`);
+    if (given.has(name)) {
+      throw new UsageError(`--${name} goes with attention, a layer or gpt, not with ${what}`);
     }
   }
 }

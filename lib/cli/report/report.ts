@@ -52,8 +52,10 @@ export function renderContents(kind: ReportKind, contents: Contents): string {
   }
 }
 
-export function titleOf(shape: Omit<Problem, "seqLen">): string {
-  const { dtype, causal, mask, window, deterministic, batch, heads, kvHeads, headDim } = shape;
+type Shape = Omit<Problem, "seqLen"> & Pick<Measurement, "ranks" | "sequenceParallel">;
+
+export function titleOf(shape: Shape): string {
+  const { dtype, causal, mask, window, deterministic, batch, heads, kvHeads, headDim, ranks } = shape;
   const parts = [
     dtype,
     causal ? "causal" : "full",
@@ -62,6 +64,7 @@ export function titleOf(shape: Omit<Problem, "seqLen">): string {
     ...(deterministic ? ["deterministic"] : []),
     `batch ${batch}`,
     `${heads} heads of ${headDim}${kvHeads === heads ? "" : ` over ${kvHeads}`}`,
+    ...(ranks === undefined ? [] : [`${shape.sequenceParallel} over ${ranks} ranks`]),
   ];
   return `attention: ${parts.join(", ")}`;
 }
@@ -79,7 +82,8 @@ function contentsOf(report: Report): Contents {
       const others = measurements.filter(({ seqLen, pass }) => seqLen === own.seqLen && pass === own.pass);
       return rowCells(own, others, peers, unit);
     });
-  const columns = ["tokens", "pass", "ms", unit.name, "of peak", "tokens/s", "memory"];
+  const waiting = first?.ranks === undefined ? [] : ["waiting"];
+  const columns = ["tokens", "pass", "ms", unit.name, "of peak", "tokens/s", "memory", ...waiting];
   return {
     heading: "Attention throughput",
     title,
@@ -95,7 +99,7 @@ function contentsOf(report: Report): Contents {
 }
 
 const method =
-  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
+  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included; of several ranks, by the one that held most. Rates are a processor's. Waiting is the share of a rank's time in which its queue waited for the others. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
 
 function chartOf(
   { measurements, command }: Report,

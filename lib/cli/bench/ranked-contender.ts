@@ -1,10 +1,24 @@
-// A layer or a model over its ranks, as a contender: timed by marks on each rank's queue.
+// What several ranks do together, as a contender: timed by marks on each rank's queue.
 import { type Device, type Mark, Scope } from "../../index.ts";
 import { watchWaits } from "../../parallel/pending.ts";
 import { median } from "../quantity.ts";
-import { openRanks, type RankGroup } from "../ranks.ts";
-import type { Contender } from "./contender.ts";
-import { type ModelProblem, RankProgram } from "./model-program.ts";
+import { openRanks, type Parallel, type RankGroup } from "../ranks.ts";
+import type { Rank } from "../verify/ranks.ts";
+import { type Contender, emptyCache } from "./contender.ts";
+
+/** One rank's part, with everything made beforehand that does not belong to it. */
+export interface RankProgram extends Disposable {
+  /** Queues what is not timed, and gives what is. */
+  begin(): () => void;
+}
+
+export interface RankedProblem {
+  readonly implementation: string | undefined;
+  readonly parallel: Parallel;
+  readonly device: string;
+  readonly seqLen: number;
+  readonly prepare: (rank: Rank) => RankProgram;
+}
 
 /** From one mark to another on a rank's queue. */
 type Interval = readonly [begin: Mark, end: Mark];
@@ -14,35 +28,34 @@ interface Timed {
   readonly waits: readonly Interval[];
 }
 
-export class OwnModel implements Contender {
+export class RankedContender implements Contender {
   readonly implementation: string;
   /** On a GPU runs that are short are queued one behind the other, so that no run waits for JavaScript. */
   readonly runMany: Contender["runMany"];
-  readonly #problem: ModelProblem;
+  readonly #problem: RankedProblem;
   #group: RankGroup | undefined;
   #programs: readonly RankProgram[] = [];
   readonly #shares: number[] = [];
 
-  constructor(problem: ModelProblem) {
-    const { device, implementation } = problem.settings;
-    const isGpu = device !== "cpu";
+  constructor(problem: RankedProblem) {
+    const isGpu = problem.device !== "cpu";
     this.#problem = problem;
-    this.implementation = implementation ?? (isGpu ? "sm80" : "cpu");
-    if (isGpu) this.runMany = (count) => this.#run(count);
+    this.implementation = problem.implementation ?? (isGpu ? "sm80" : "cpu");
+    if (isGpu) this.runMany = (count) => this.#run(count, true);
   }
 
   async prepare(): Promise<void> {
-    const { settings, seqLen } = this.#problem;
-    const group = openRanks(settings.parallel, settings.device);
+    const { parallel, device, seqLen, prepare } = this.#problem;
+    const group = openRanks(parallel, device);
     this.#group = group;
     const programs: RankProgram[] = [];
     this.#programs = programs;
-    for (const rank of group.ranks(seqLen)) programs.push(new RankProgram(this.#problem, rank));
+    for (const rank of group.ranks(seqLen)) programs.push(prepare(rank));
     for (const device of group.devices) await device.synchronize();
   }
 
   async run(): Promise<number> {
-    const [ms = Number.NaN] = await this.#run(1);
+    const [ms = Number.NaN] = await this.#run(1, false);
     return ms;
   }
 
@@ -73,10 +86,10 @@ export class OwnModel implements Contender {
     return this.#group?.devices ?? [];
   }
 
-  async #run(count: number): Promise<number[]> {
+  async #run(count: number, isCold: boolean): Promise<number[]> {
     const devices = this.#devices;
     try {
-      const runs = Array.from({ length: count }, () => this.#queue());
+      const runs = Array.from({ length: count }, () => this.#queue(isCold));
       const times: number[] = [];
       for (const ranks of runs) {
         const waited = await settled(
@@ -101,9 +114,12 @@ export class OwnModel implements Contender {
   }
 
   /** One run of all ranks, one rank's program after the other. */
-  #queue(): Timed[] {
+  #queue(isCold: boolean): Timed[] {
     const devices = this.#devices;
     const timed = this.#programs.map((program) => program.begin());
+    const isFirst = (device: Device, rank: number) =>
+      devices.findIndex(({ name }) => name === device.name) === rank;
+    if (isCold) for (const device of devices.filter(isFirst)) emptyCache(device);
     const begins = devices.map((device) => device.mark());
     return devices.map((device, rank) => {
       const waits = marked(device, () => Scope.run(() => timed[rank]?.()));
