@@ -1,4 +1,4 @@
-"""PyTorch's attention and other operations, one run at a time, for `longseq bench --peer torch`.
+"""PyTorch's attention, a layer and other operations, one run at a time, for `longseq bench --peer torch`.
 
 Several implementations are ready at once, so that their runs alternate: every request but the first names one.
 
@@ -9,6 +9,9 @@ Reads one JSON request a line on standard input and answers each with one JSON l
    "window": N or absent, "deterministic": bool, "mask", "boundaries": of documents or null,
    "maskFile": path of S*S bytes or null}   -> {}
   {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width", "headDim"}   -> {}
+  {"op": "prepare", "implementation", "what": "layer", "pass": "forward" | "backward" | "both", "dtype", "batch",
+   "seqLen", "hidden", "heads", "kvHeads", "headDim", "feedForward", "bias": bool, "causal",
+   "recompute": "none" | "full"}   -> {}
   {"op": "run", "implementation"} -> {"ms": milliseconds by the host's clock, waiting included}
   {"op": "runMany", "implementation", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
   {"op": "resetPeak", "implementation"} -> {}     {"op": "peak", "implementation"} -> {"bytes": N or null}
@@ -27,6 +30,7 @@ import time
 import torch
 import torch._functorch.config
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BACKENDS = {
@@ -94,6 +98,14 @@ def resident_bytes(field):
         return None
 
 
+def backend_of(request):
+    name = BACKENDS[request["implementation"]]
+    backend = getattr(SDPBackend, name, None)
+    if backend is None:
+        raise Unsupported(f"this PyTorch has no {name}")
+    return backend
+
+
 def flex_attention_call(request, inputs, device):
     """FlexAttention, compiled, with the mask as a rule that it makes blocks of."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -134,6 +146,35 @@ def adamw_step(parameter, gradient):
     return step
 
 
+class Layer(torch.nn.Module):
+    """GPT's, with the norms before the branches, as one writes it in PyTorch; ours is lib/model/layer.ts."""
+
+    def __init__(self, request, backend):
+        super().__init__()
+        hidden, bias = request["hidden"], request["bias"]
+        self.dim, self.is_causal, self.backend = request["headDim"], request["causal"], backend
+        self.heads = [request["heads"], request["kvHeads"], request["kvHeads"]]
+        self.input_norm = torch.nn.LayerNorm(hidden)
+        self.qkv = torch.nn.Linear(hidden, sum(self.heads) * self.dim, bias=bias)
+        self.proj = torch.nn.Linear(self.heads[0] * self.dim, hidden, bias=bias)
+        self.mlp_norm = torch.nn.LayerNorm(hidden)
+        self.mlp_up = torch.nn.Linear(hidden, request["feedForward"], bias=bias)
+        self.mlp_down = torch.nn.Linear(request["feedForward"], hidden, bias=bias)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        packed = self.qkv(self.input_norm(x)).view(batch, length, sum(self.heads), self.dim)
+        q, k, v = (heads.transpose(1, 2) for heads in packed.split(self.heads, dim=2))
+        groups = self.heads[0] // self.heads[1]
+        if groups > 1:
+            # Not every kernel takes grouped heads.
+            k, v = (heads.repeat_interleave(groups, dim=1) for heads in (k, v))
+        with sdpa_kernel([self.backend]):
+            attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
+        x = x + self.proj(attended.transpose(1, 2).reshape(batch, length, -1))
+        return x + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x)), approximate="tanh"))
+
+
 class Prepared:
     """One implementation of one pass of one problem, with its inputs, on a device."""
 
@@ -142,10 +183,17 @@ class Prepared:
         self.is_cuda = device.type == "cuda"
         self.is_backward = request["pass"] == "backward"
         before = torch.cuda.memory_allocated(device) if self.is_cuda else 0
-        if "what" in request:
+        # Forward and backward in one run.
+        self.is_whole = request["pass"] == "both"
+        what = request.get("what")
+        if what == "layer":
+            self.prepare_layer(request)
+        elif what is not None:
             self.prepare_operation(request)
         else:
             self.prepare_attention(request)
+        if self.is_whole:
+            self.dout = torch.randn_like(self.inputs[0])
         if self.is_backward:
             self.out = self.call()
             # Of its layout in memory too, as the operation behind it would give it.
@@ -177,6 +225,18 @@ class Prepared:
             function = torch.compile(function, dynamic=False)
         self.call = lambda: function(*self.inputs)
 
+    def prepare_layer(self, request):
+        dtype = getattr(torch, request["dtype"])
+        layer = Layer(request, backend_of(request)).to(self.device, dtype)
+        x = torch.randn(request["batch"], request["seqLen"], request["hidden"], dtype=dtype, device=self.device)
+        self.inputs = [x, *layer.parameters()]
+        for tensor in self.inputs:
+            tensor.requires_grad_(request["pass"] != "forward")
+        if request["recompute"] == "full":
+            self.call = lambda: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+        else:
+            self.call = lambda: layer(x)
+
     def prepare_attention(self, request):
         batch, length, dim = request["batch"], request["seqLen"], request["headDim"]
         dtype = getattr(torch, request["dtype"])
@@ -205,9 +265,7 @@ class Prepared:
             size = length * length
             flat = torch.from_file(request["maskFile"], shared=False, size=size, dtype=torch.uint8)
             options = {"attn_mask": flat.view(1, 1, length, length).bool().to(self.device)}
-        backend = getattr(SDPBackend, BACKENDS[request["implementation"]], None)
-        if backend is None:
-            raise Unsupported(f"this PyTorch has no {BACKENDS[request['implementation']]}")
+        backend = backend_of(request)
 
         def attend():
             with sdpa_kernel([backend]):
@@ -216,8 +274,10 @@ class Prepared:
         self.call = attend
 
     def once(self):
+        wrt = [x for x in self.inputs if x.requires_grad]
+        if self.is_whole:
+            return torch.autograd.grad(self.call(), wrt, self.dout)
         if self.is_backward:
-            wrt = [x for x in self.inputs if x.requires_grad]
             return torch.autograd.grad(self.out, wrt, self.dout, retain_graph=True)
         with torch.no_grad():
             return self.call()
@@ -231,7 +291,7 @@ class Peer:
         if self.is_cuda and self.device.index is None:
             self.device = torch.device("cuda", 0)
         self.prepared = {}
-        is_attention = request["what"] == "attention"
+        is_attention = request["what"] in ("attention", "layer")
         # The allocator of the CPU keeps no count: what the process grows by from here on stands for it.
         self.base_bytes = resident_bytes("VmRSS")
         if not self.is_cuda:

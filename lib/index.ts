@@ -19,7 +19,7 @@ export type {
   LayerOptions,
   LayerRotaryOptions,
 } from "./model/configuration.ts";
-export { GPT, type GptLossOptions, type GptModuleOptions } from "./model/gpt.ts";
+export { GPT, type GptLossOptions } from "./model/gpt.ts";
 export {
   type LayerForwardOptions,
   type ModuleOptions,
@@ -33,7 +33,6 @@ export {
   type Placement,
   parameterCount,
 } from "./model/parameters.ts";
-export type { PositionEmbedding } from "./model/position.ts";
 export { presets } from "./model/presets.ts";
 export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
@@ -99,11 +98,17 @@ export type { LocalOptions, LocalPlace } from "./parallel/local.ts";
 export { megatron } from "./parallel/megatron.ts";
 export type { NcclOptions } from "./parallel/nccl.ts";
 export type { Pending } from "./parallel/pending.ts";
-export { PartitionedPositionEmbedding } from "./parallel/position-embedding.ts";
+export { PartitionedPositionEmbedding, partitionPositions } from "./parallel/position-embedding.ts";
 export type { PositionRowsOptions } from "./parallel/position-rows.ts";
 export { ring, zigzag } from "./parallel/ring.ts";
 export { SequenceShard } from "./parallel/shard.ts";
-export { type Range, type ShardedAttentionOptions, type Strategy, serial } from "./parallel/strategy.ts";
+export {
+  type PositionEmbedding,
+  type Range,
+  type ShardedAttentionOptions,
+  type Strategy,
+  serial,
+} from "./parallel/strategy.ts";
 export type { LabelOptions } from "./parallel/tokens.ts";
 export { ulysses } from "./parallel/ulysses.ts";
 export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";

@@ -28,7 +28,8 @@ let handleOf: (tensor: Tensor, what: string) => TensorHandle;
  * at last by the garbage collector. Views and copies are differentiable on a `Tape`.
  *
  * Whatever makes or uses a tensor throws `ERR_DISPOSED` where it or its device was disposed, `ERR_OUT_OF_MEMORY` where
- * the memory does not suffice, and a TypeError, `ERR_OPTION`, for an argument of the wrong kind.
+ * the memory does not suffice (on the CPU, where what is queued ahead takes it first, the next `await` does), and a
+ * TypeError, `ERR_OPTION`, for an argument of the wrong kind.
  *
  * @example
  * using x = Tensor.from([1, 2, 3, 4, 5, 6], [2, 3], { dtype: "bfloat16" });

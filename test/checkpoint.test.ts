@@ -182,7 +182,7 @@ t.test("less memory: between the passes, and at most", async (t) => {
   const ofLayer = rows * width * 4;
   t.ok(withIt.kept < (layers + 1) * ofLayer, `${withIt.kept} bytes kept: a layer's input each`);
   t.ok(without.kept > 5 * withIt.kept, `${without.kept} without`);
-  t.ok(without.peak > 2 * withIt.peak, `${withIt.peak} bytes at most, ${without.peak} without`);
+  t.ok(without.peak > 1.5 * withIt.peak, `${withIt.peak} bytes at most, ${without.peak} without`);
 });
 
 t.test("nothing is left behind, also where work throws", async (t) => {

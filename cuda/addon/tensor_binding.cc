@@ -76,7 +76,7 @@ Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, st
               !__builtin_add_overflow(last, span, &last),
           Code::Shape, "tensor: a view reaches past its storage");
   }
-  const auto capacity = static_cast<int64_t>(tensor.storage->memory.bytes) / size_of(tensor.dtype);
+  const auto capacity = static_cast<int64_t>(tensor.storage->bytes()) / size_of(tensor.dtype);
   check(tensor.offset >= 0 && (empty || last < capacity), Code::Shape,
         "tensor: a view reaches past its storage");
   return tensor;

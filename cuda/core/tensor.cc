@@ -1,6 +1,25 @@
 #include "core/tensor.h"
 
+#include "core/memory.h"
+
 namespace longseq {
+
+Storage::Storage(std::shared_ptr<Device> owner, size_t bytes)
+    : device(std::move(owner)), bytes_(bytes), is_taken_(false) {
+  device->memory()->tensors++;
+}
+
+Storage::Storage(std::shared_ptr<Device> owner, Memory block)
+    : device(std::move(owner)), bytes_(block.bytes), is_taken_(true), memory_(std::move(block)) {
+  device->memory()->tensors++;
+}
+
+void Storage::take() const {
+  const std::lock_guard lock(taking_);
+  if (is_taken_) return;
+  memory_ = device->allocate(bytes_);
+  is_taken_.store(true, std::memory_order_release);
+}
 
 int64_t Tensor::elements() const {
   int64_t count = 1;
@@ -42,7 +61,15 @@ Tensor described(const std::shared_ptr<Device>& device, DType dtype, std::span<c
 
 Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
   Tensor tensor = described(device, dtype, shape);
-  tensor.storage = std::make_shared<Storage>(device, device->allocate(static_cast<size_t>(tensor.bytes())));
+  const auto bytes = static_cast<size_t>(tensor.bytes());
+  if (device->is_cpu()) {
+    // What there is no room for at all is refused here; the queue, where it meets too little.
+    reserve_host_memory(bytes);
+    unreserve_host_memory(bytes);
+    tensor.storage = std::make_shared<Storage>(device, bytes);
+  } else {
+    tensor.storage = std::make_shared<Storage>(device, device->allocate(bytes));
+  }
   return tensor;
 }
 

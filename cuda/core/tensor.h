@@ -1,8 +1,10 @@
 #pragma once
 // A tensor is a view: shared storage of one device, an element type, a shape and strides. Copying it shares.
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <utility>
 
@@ -13,16 +15,35 @@ namespace longseq {
 
 inline constexpr int kMaxRank = 6;
 
-struct Storage {
-  Storage(std::shared_ptr<Device> owner, Memory block) : device(std::move(owner)), memory(std::move(block)) {
-    device->memory()->tensors++;
-  }
+/**
+ * A block of memory. On the CPU it is taken when the queue first comes to it, not by the caller, who may be
+ * far ahead: what has been let go by then is there again.
+ */
+class Storage {
+ public:
+  /** To be taken. */
+  Storage(std::shared_ptr<Device> owner, size_t bytes);
+  Storage(std::shared_ptr<Device> owner, Memory block);
   ~Storage() { device->memory()->tensors--; }
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
 
-  std::shared_ptr<Device> device;  // before its memory, which needs it to the last
-  Memory memory;
+  size_t bytes() const { return bytes_; }
+  /** Throws Error(OutOfMemory) where it has yet to be taken. */
+  const Memory& memory() const {
+    if (!is_taken_.load(std::memory_order_acquire)) take();
+    return memory_;
+  }
+
+  const std::shared_ptr<Device> device;  // before its memory, which needs it to the last
+
+ private:
+  void take() const;
+
+  const size_t bytes_;
+  mutable std::mutex taking_;
+  mutable std::atomic<bool> is_taken_;
+  mutable Memory memory_;
 };
 
 struct Tensor {
@@ -47,7 +68,7 @@ struct Tensor {
 
   template <class T>
   T* data() const {
-    return reinterpret_cast<T*>(static_cast<char*>(storage->memory.data) + offset * size_of(dtype));
+    return reinterpret_cast<T*>(static_cast<char*>(storage->memory().data) + offset * size_of(dtype));
   }
 };
 

@@ -297,11 +297,11 @@ void run(const Cuda& cuda, const WriteFrom& op) {
   const auto bytes = static_cast<size_t>(op.x.bytes());
   if (bytes == 0) return;
   if (op.x.dtype == op.y.dtype && op.y.contiguous()) {
-    return upload(cuda, op.y.data<char>(), op.x.storage->memory, bytes);
+    return upload(cuda, op.y.data<char>(), op.x.storage->memory(), bytes);
   }
   Tensor arrived = op.x;
   arrived.storage = std::make_shared<Storage>(op.y.device(), allocate(cuda, bytes));
-  upload(cuda, arrived.data<char>(), op.x.storage->memory, bytes);
+  upload(cuda, arrived.data<char>(), op.x.storage->memory(), bytes);
   run(cuda, Copy{arrived, op.y});
 }
 

@@ -37,12 +37,11 @@ void check_bias(const Tensor& bias, const Names& names, const char* name, int64_
         shape_text(bias), ", expected [", columns, "] (the columns of ", names.out, ")");
 }
 
-/** The first and the last byte that a tensor with elements reaches. */
-std::pair<const char*, const char*> reach(const Tensor& x) {
-  int64_t last = 0;
+/** The first byte of its storage that a tensor with elements reaches, and the one behind the last. */
+std::pair<int64_t, int64_t> reach(const Tensor& x) {
+  int64_t last = x.offset;
   for (int axis = 0; axis < x.rank; axis++) last += (x.size(axis) - 1) * x.stride(axis);
-  const char* const first = x.data<char>();
-  return {first, first + (last + 1) * size_of(x.dtype)};
+  return {x.offset * size_of(x.dtype), (last + 1) * size_of(x.dtype)};
 }
 
 void check_apart(const Tensor& out, const Tensor& x, const Names& names, const char* name) {

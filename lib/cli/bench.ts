@@ -1,18 +1,19 @@
 // `longseq bench`: throughput by sequence length.
-import { writeFile } from "node:fs/promises";
-import { Device, type DType, info } from "../index.ts";
+import { Device, info } from "../index.ts";
 import { measurePeak } from "../peak.ts";
 import type { Command } from "./arguments.ts";
+import { benchModel } from "./bench/model-bench.ts";
+import { modelSettings } from "./bench/model-settings.ts";
 import { benchOperation } from "./bench/operation-sweep.ts";
-import { PeerError, TorchPeer } from "./bench/peer.ts";
-import { benchOptions, benchSettings, type Settings } from "./bench/settings.ts";
+import { benchOptions, whatOf } from "./bench/options.ts";
+import { commandLine, defaultDtype, finish, type Run, startPeer } from "./bench/run.ts";
+import { benchSettings, type Settings } from "./bench/settings.ts";
 import { type Measurement, sweep } from "./bench/sweep.ts";
 import { MeasurementTable } from "./bench/table.ts";
 import { machineFacts } from "./machine.ts";
 import { JsonLines, Progress, textStream } from "./output.ts";
+import { openRanks, rankDevice } from "./ranks.ts";
 import { renderReport, titleOf } from "./report/report.ts";
-
-const interrupted = 130;
 
 export const bench: Command = {
   usage: "[options]",
@@ -23,103 +24,75 @@ is the share of what the processor reaches when it only multiplies and adds (mea
 memory is the most that tensors and scratch held during a run, inputs included. A GPU is timed by its
 own clock, and finds each run's inputs out of its cache. Other operations than attention have rows of
 heads * head size, one for each token of each sequence; for those that memory bounds the rate is bytes
-read and written, "of copy" its share of what a copy of 256 MiB reaches.`,
+read and written, "of copy" its share of what a copy of 256 MiB reaches.
+
+--what layer is one transformer layer, --what gpt a model with its embedding and its loss, forward and
+backward without the optimizer's step, over one rank or several of this process. Rates are those of one
+processor, however many ranks share it. The first counts two operations for each multiply-add of the
+products and of attention's visible pairs, for both passes three times the forward's, and nothing for
+what is recomputed: 3 (24 S h^2 + 2 S^2 h) for a causal GPT layer; "original" counts as the tables that
+were published for long sequences in 2023 do: all pairs, and recomputation as work. Memory is that of
+the rank that held most. "Waiting" is the share of a rank's time, on their mean, in which its queue
+waited for the link: for what other ranks send, and for them to have made it; ranks that share one
+processor wait for each other's turn too.`,
   options: benchOptions,
   async run(given) {
-    const settings = benchSettings(given);
-    using json = settings.json === undefined ? undefined : new JsonLines(settings.json);
-    const stopping = new AbortController();
-    const stop = () => stopping.abort();
-    // Once: a second Ctrl-C ends the process the usual way.
-    process.once("SIGINT", stop);
-    try {
-      return await measureAll(settings, json, stopping.signal);
-    } finally {
-      process.off("SIGINT", stop);
+    const what = whatOf(given);
+    if (what === "layer" || what === "gpt") {
+      const settings = modelSettings(given, what);
+      return await running(settings.json, (run) => benchModel(settings, run));
     }
+    const settings = benchSettings(given, what);
+    return await running(settings.json, (run) => measureAll(settings, run));
   },
 };
 
-async function measureAll(
-  settings: Settings,
-  json: JsonLines | undefined,
-  signal: AbortSignal,
-): Promise<number> {
-  const stream = textStream(settings.json);
-  const progress = new Progress();
-  using device =
-    settings.device === undefined ? new Device(Device.default.name) : new Device(settings.device);
-  const { version, cpu } = info();
-  const dtype = settings.dtype ?? (hasNativeBfloat16(device) ? "bfloat16" : "float32");
-  using peer = settings.hasPeer ? await startPeer(settings, device, dtype, cpu.threads) : undefined;
-  if (settings.what !== "attention") {
-    const onProgress = (text: string) => progress.show(text);
+async function running(json: string | undefined, work: (run: Run) => Promise<number>): Promise<number> {
+  using lines = json === undefined ? undefined : new JsonLines(json);
+  const stopping = new AbortController();
+  const stop = () => stopping.abort();
+  // Once: a second Ctrl-C ends the process the usual way.
+  process.once("SIGINT", stop);
+  try {
+    const { signal } = stopping;
+    return await work({ json: lines, stream: textStream(json), progress: new Progress(), signal });
+  } finally {
+    process.off("SIGINT", stop);
+  }
+}
+
+async function measureAll(settings: Settings, run: Run): Promise<number> {
+  const { json, stream, progress, signal } = run;
+  const { parallel } = settings;
+  using group = parallel.type === "serial" ? undefined : openRanks(parallel, rankDevice(settings.device));
+  using device = new Device(group?.devices[0]?.name ?? settings.device ?? Device.default.name);
+  const dtype = settings.dtype ?? defaultDtype(device);
+  const { what } = settings;
+  const masked = settings.mask !== "none" || settings.window !== undefined;
+  using peer = settings.hasPeer ? await startPeer(device, { what, dtype, masked }) : undefined;
+  const onProgress = (text: string) => progress.show(text);
+  if (what !== "attention") {
     return await benchOperation({ settings, device, dtype, peer, signal, stream, json, onProgress });
   }
 
   const peakTeraflops = await measurePeak(device, dtype);
   const measurements: Measurement[] = [];
-  const table = new MeasurementTable(stream, device, peer?.implementations ?? []);
-  stream.write(`longseq ${version} on ${device.description}\n${titleOf({ ...settings, dtype })}\n\n`);
+  const table = new MeasurementTable(stream, device, peer?.implementations ?? [], group !== undefined);
+  const shared = group ? { ranks: parallel.size, sequenceParallel: parallel.type } : {};
+  const title = titleOf({ ...settings, ...shared, dtype });
+  stream.write(`longseq ${info().version} on ${device.description}\n${title}\n\n`);
   table.head();
-  for await (const group of sweep({
-    settings,
-    device,
-    dtype,
-    peer,
-    peakTeraflops,
-    signal,
-    onProgress: (text) => progress.show(text),
-  })) {
+  const rankDevices = group ? { rankDevices: group.devices } : {};
+  const options = { settings, device, ...rankDevices, dtype, peer, peakTeraflops, signal, onProgress };
+  for await (const row of sweep(options)) {
     progress.clear();
-    for (const measurement of group) json?.write(measurement);
-    measurements.push(...group);
-    table.row(group);
+    for (const measurement of row) json?.write(measurement);
+    measurements.push(...row);
+    table.row(row);
   }
   progress.clear();
-  if (signal.aborted) stream.write("\nInterrupted: this is what was measured.\n");
-  if (settings.report) {
-    const { path, kind } = settings.report;
-    const facts = machineFacts(device, peer?.version);
-    await writeFile(
-      path,
-      renderReport(kind, { measurements, facts, command: commandLine(), date: new Date() }),
-    );
-    stream.write(`\nReport: ${path}\n`);
-  }
-  // The interrupted run is still on its way; waiting for it is not what Ctrl-C asked for.
-  if (signal.aborted) process.exit(interrupted);
+  const facts = machineFacts(device, peer?.version);
+  const report = { measurements, facts, command: commandLine(), date: new Date() };
+  await finish(run, settings.report, (kind) => renderReport(kind, report));
   return 0;
-}
-
-function hasNativeBfloat16(device: Device): boolean {
-  return device.kind === "cuda" || info().cpu.instructionSet === "avx512bf16";
-}
-
-/** A machine without PyTorch still gets our own figures. */
-async function startPeer(
-  settings: Settings,
-  device: Device,
-  dtype: DType,
-  threads: number,
-): Promise<TorchPeer | undefined> {
-  const masked = settings.mask !== "none" || settings.window !== undefined;
-  try {
-    return await TorchPeer.start(device.name, threads, { what: settings.what, dtype, masked });
-  } catch (error) {
-    if (!(error instanceof PeerError)) throw error;
-    process.stderr.write(`longseq bench: no peer: ${error.message}\n`);
-    return undefined;
-  }
-}
-
-/** What to type to run this again, with the variables of ours that were set. */
-function commandLine(): string {
-  const quote = (word: string) => {
-    return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
-  };
-  const variables = Object.entries(process.env)
-    .filter(([name]) => name.startsWith("LONGSEQ_"))
-    .map(([name, value = ""]) => `${name}=${quote(value)}`);
-  return [...variables, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");
 }

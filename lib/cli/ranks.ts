@@ -3,7 +3,9 @@ import {
   Communicator,
   Device,
   hybrid,
+  info,
   megatron,
+  rankFromEnvironment,
   ring,
   type Strategy,
   serial,
@@ -38,7 +40,29 @@ export function parallelOf(given: Arguments): Parallel {
   return { size, type: type ?? (size > 1 ? "zigzag" : "serial") };
 }
 
-/** The ranks, on queues of their own of one device, or of the GPUs where there are as many. */
+/** Where ranks run, whether or not the command line says: "cuda" stands for as many GPUs as there are ranks. */
+export function rankDevice(named: string | undefined): string {
+  // LONGSEQ_DEVICE names one, if it is set.
+  return named ?? (process.env.LONGSEQ_DEVICE ? Device.default.name : Device.default.kind);
+}
+
+/** How many processors ranks are on: several queues may be one's. */
+export function deviceCount(devices: readonly Device[]): number {
+  return new Set(devices.map(({ name }) => name)).size;
+}
+
+/** The ranks that the command line asks for: here those of several processes will meet. */
+export function openRanks(parallel: Parallel, deviceName: string): RankGroup {
+  const { size, source } = rankFromEnvironment();
+  if (size > 1) {
+    throw new UsageError(
+      `${source} started ${size} processes: ranks that are processes come in a later version; --ranks ${size} runs as many in one`,
+    );
+  }
+  return new RankGroup(parallel, deviceName);
+}
+
+/** The ranks, on queues of their own of one device, or for "cuda" on a GPU each where there are as many. */
 export class RankGroup implements Disposable {
   readonly devices: readonly Device[];
   readonly #communicators: readonly Communicator[];
@@ -46,7 +70,11 @@ export class RankGroup implements Disposable {
 
   constructor({ size, type }: Parallel, deviceName: string) {
     this.#type = type;
-    this.devices = Array.from({ length: size }, () => new Device(deviceName));
+    const isSpread = deviceName === "cuda" && info().cuda.gpus.length >= size;
+    this.devices = Array.from(
+      { length: size },
+      (_, rank) => new Device(isSpread ? `cuda:${rank}` : deviceName),
+    );
     this.#communicators = type === "serial" ? [] : Communicator.local(this.devices);
   }
 

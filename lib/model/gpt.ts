@@ -14,14 +14,8 @@ import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
 import { type LayerForwardOptions, type ModuleOptions, TransformerLayer } from "./layer.ts";
 import { checkPlacement, gptParameters } from "./parameters.ts";
-import { type PositionEmbedding, positionsOf, positionTable } from "./position.ts";
+import { positionsOf, positionTable } from "./position.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
-
-/** Where a model's parameters come from, and how its learned positions are held. */
-export interface GptModuleOptions extends ModuleOptions {
-  /** Default: each rank holds all of them. */
-  positions?: PositionEmbedding;
-}
 
 /** How a model's layers look at the sequence, and which targets count. */
 export interface GptLossOptions extends LayerForwardOptions {
@@ -59,20 +53,18 @@ export class GPT {
   /** This rank's share of each, by the names of `gptParameters`. */
   readonly parameters: Tensors;
   readonly #layers: readonly TransformerLayer[];
-  readonly #positions: PositionEmbedding;
 
   /**
    * @param options its shape, such as one of `presets`; each rank gives the same.
    * @param strategy how the sequence, heads and columns are split over ranks.
    * @throws the errors of `TransformerLayer`.
    */
-  constructor(options: GptOptions, strategy: Strategy, module: GptModuleOptions = {}) {
+  constructor(options: GptOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);
     checkOptions("gpt: module", module);
-    const { parameters, positions = positionTable, recompute = "none", mlpTiles = 1, ...initial } = module;
+    const { parameters, recompute = "none", mlpTiles = 1, ...initial } = module;
     checkPlacement("gpt: strategy", strategy);
     this.strategy = strategy;
-    this.#positions = positions;
     const table = gptParameters(options);
     this.parameters = parameters
       ? checkedTensors("gpt", table, strategy, parameters)
@@ -88,7 +80,7 @@ export class GPT {
    *
    * @param tokens [B, S of the strategy's shard] int32; one outside [0, V) makes its sequence's results NaN.
    * @returns [B, S of the shard, V], of the parameters' dtype.
-   * @throws `ERR_SHAPE`, `ERR_DTYPE` for other tokens; `ERR_SHAPE` for a row beyond the learned positions; the errors of
+   * @throws `ERR_SHAPE`, `ERR_DTYPE` for other tokens; `ERR_OPTION` for a row beyond the learned positions; the errors of
    * `TransformerLayer.forward`.
    * @example
    * const model = new GPT({ hidden: 64, heads: 4, layers: 1, vocabulary: 100 }, serial(3));
@@ -144,10 +136,12 @@ export class GPT {
     };
     const [table, summed] = rows("embedding.weight");
     let x = embedding(table, tokens, summed);
-    if (this.configuration.maxPositions > 0) {
+    const { maxPositions } = this.configuration;
+    if (maxPositions > 0) {
       const [learned, options] = rows("position.weight");
-      const positions = positionsOf(this.strategy.shard, forward);
-      x = add(x, this.#positions.rows(learned, positions, tokens.shape[0] ?? 0, options));
+      const { shard, positions = positionTable } = this.strategy;
+      const stand = (rank = shard.rank) => positionsOf(shard.of(rank), forward);
+      x = add(x, positions.rows(learned, maxPositions, stand, tokens.shape[0] ?? 0, options));
     }
     for (const [at, layer] of this.#layers.entries()) {
       x = layer.forward(x, { ...forward, gradients: within(`layers.${at}.`, gradients) });

@@ -8,9 +8,10 @@ import {
   type LayerOptions,
   layerConfiguration,
 } from "./configuration.ts";
+import { positionTable } from "./position.ts";
 
-/** Which heads and feed-forward columns a rank holds: a `Strategy`, or as much of it. */
-export type Placement = Pick<Strategy, "heads" | "columns">;
+/** Which heads, feed-forward columns and learned positions a rank holds: a `Strategy`, or as much of it. */
+export type Placement = Pick<Strategy, "heads" | "columns" | "positions">;
 
 /** One parameter of a layer or model. */
 export interface ParameterSpecification {
@@ -89,9 +90,16 @@ export function gptParameters(options: GptOptions): ParameterSpecification[] {
   const configuration = gptConfiguration("gptParameters", options);
   const { hidden, layers, vocabulary, maxPositions, tiedEmbeddings, initialDeviation } = configuration;
   const normal = { deviation: initialDeviation };
+  const positions: Section = {
+    units: maxPositions,
+    unitSize: 1,
+    held: (placement) => (placement.positions ?? positionTable).held(maxPositions),
+  };
   return [
     specification("embedding.weight", [vocabulary, hidden], normal),
-    ...(maxPositions > 0 ? [specification("position.weight", [maxPositions, hidden], normal)] : []),
+    ...(maxPositions > 0
+      ? [specification("position.weight", [maxPositions, hidden], normal, { axis: 0, sections: [positions] })]
+      : []),
     ...Array.from({ length: layers }, (_, layer) =>
       specificationsOf(configuration, `layers.${layer}.`, initialDeviation, layers),
     ).flat(),
@@ -182,19 +190,18 @@ function specificationsOf(
   ];
 }
 
-export function checkTable(
-  what: string,
-  table: readonly ParameterSpecification[],
-  placement?: Placement,
-): void {
+export function checkTable(what: string, table: readonly ParameterSpecification[]): void {
   if (!Array.isArray(table) || !table.every((parameter) => typeof parameter?.held === "function")) {
     throw failure("ERR_OPTION", `${what}: table is not one of layerParameters or gptParameters`);
   }
-  if (placement !== undefined) checkPlacement(`${what}: placement`, placement);
 }
 
 export function checkPlacement(what: string, placement: Placement): void {
   if (typeof placement?.heads !== "function" || typeof placement.columns !== "function") {
     throw failure("ERR_OPTION", `${what} is ${shown(placement)}, expected a Strategy`);
   }
+  const { positions } = placement;
+  if (positions === undefined) return;
+  if (typeof positions?.held !== "function" || typeof positions.rows !== "function")
+    throw failure("ERR_OPTION", `${what}.positions is ${shown(positions)}, expected a PositionEmbedding`);
 }

@@ -2,8 +2,9 @@
 import type { Device } from "../device.ts";
 import { failure } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { type EmbeddingOptions, embedding } from "../ops/embedding.ts";
+import { embedding } from "../ops/embedding.ts";
 import type { SequenceShard } from "../parallel/shard.ts";
+import type { PositionEmbedding } from "../parallel/strategy.ts";
 import { Tensor } from "../tensor.ts";
 
 /** What of a layer's options says where rows stand. */
@@ -12,26 +13,14 @@ interface PositionOptions {
   resetPositions?: boolean;
 }
 
-/** Learned positions: a vector for each, of which a rank needs those of its rows. */
-export interface PositionEmbedding {
-  /**
-   * @param table this rank's share of the parameter `position.weight`.
-   * @param positions of the rows, ascending within a document.
-   * @returns [batch, rows, h]; differentiable in the table.
-   */
-  rows(table: Tensor, positions: Int32Array, batch: number, options: EmbeddingOptions): Tensor;
-}
-
 /** Each rank holds all positions. */
 export const positionTable: PositionEmbedding = {
-  rows: (table, positions, batch, options) => {
+  held: (count) => ({ begin: 0, end: count }),
+  rows: (table, count, positionsOf, batch, options) => {
+    const positions = positionsOf();
     const most = positions.reduce((a, b) => Math.max(a, b), -1);
-    const [held = 0] = table.shape;
-    if (most >= held) {
-      throw failure(
-        "ERR_SHAPE",
-        `gpt: a row is at position ${most}, expected at most ${held - 1} (maxPositions)`,
-      );
+    if (most >= count) {
+      throw failure("ERR_OPTION", `gpt: a row is at position ${most}, expected 0 to ${count - 1}`);
     }
     const indices = new Int32Array(batch * positions.length);
     for (let row = 0; row < batch; row++) indices.set(positions, row * positions.length);

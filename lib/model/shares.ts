@@ -4,7 +4,7 @@ import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
-import { checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
+import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 
 /** Tensors by name. */
 export type Tensors = Readonly<Record<string, Tensor>>;
@@ -13,8 +13,8 @@ export type Tensors = Readonly<Record<string, Tensor>>;
 const mostParameters = 2 ** 20;
 
 /**
- * What a rank holds of new parameters. They do not depend on the number of ranks: each rank makes the whole of one
- * parameter after the other, and keeps its share.
+ * What a rank holds of new parameters. They do not depend on the number of ranks: each rank makes its rows of one
+ * parameter after the other, or the whole of it, of which it keeps its columns.
  *
  * @param table of `layerParameters` or `gptParameters`.
  * @param placement of the rank: its `Strategy`.
@@ -31,7 +31,8 @@ export function initialParameters(
   placement: Placement,
   options: TensorOptions & { seed?: number } = {},
 ): Record<string, Tensor> {
-  checkTable("initialParameters", table, placement);
+  checkTable("initialParameters", table);
+  checkPlacement("initialParameters: placement", placement);
   checkOptions("initialParameters", options);
   const { seed = 0, ...place } = options;
   if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
@@ -40,15 +41,25 @@ export function initialParameters(
   return eachParameter(table, (parameter, at) => {
     const { shape, initial } = parameter;
     const ownSeed = seed * mostParameters + at;
-    if ("deviation" in initial) {
-      return share(
-        parameter,
-        Tensor.normal(shape, { ...place, seed: ownSeed, std: initial.deviation }),
-        placement,
-      );
-    }
-    return share(parameter, filled(shape, initial.value, place), placement);
+    if (!("deviation" in initial)) return share(parameter, filled(shape, initial.value, place), placement);
+    const drawn = { ...place, seed: ownSeed, std: initial.deviation };
+    return parameter.axis === 0
+      ? drawnRows(shape, parameter.held(placement), drawn)
+      : share(parameter, Tensor.normal(shape, drawn), placement);
   });
+}
+
+/** Those rows of `Tensor.normal(shape, drawn)`. */
+function drawnRows(
+  shape: readonly number[],
+  ranges: readonly Range[],
+  drawn: TensorOptions & { seed: number; std: number },
+): Tensor {
+  const rowSize = shape.slice(1).reduce((product, size) => product * size, 1);
+  const parts = ranges.map(({ begin, end }) =>
+    Tensor.normal(shape.with(0, end - begin), { ...drawn, first: begin * rowSize }),
+  );
+  return parts.length === 1 ? (parts[0] as Tensor) : concatenate(parts, 0);
 }
 
 /**
@@ -72,7 +83,8 @@ export function shareParameters(
   placement: Placement,
   options: TensorOptions = {},
 ): Record<string, Tensor> {
-  checkTable("shareParameters", table, placement);
+  checkTable("shareParameters", table);
+  checkPlacement("shareParameters: placement", placement);
   checkOptions("shareParameters", options);
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);

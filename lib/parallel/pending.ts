@@ -1,3 +1,22 @@
+/** What is to be done around each wait. A wait may be made of others. */
+export interface WaitWatcher {
+  before(): void;
+  after(): void;
+}
+
+let watcher: WaitWatcher | undefined;
+
+/** Runs `work`, which returns before anything else runs on this thread, with a watcher of its waits: to time them. */
+export function watchWaits<T>(watching: WaitWatcher, work: () => T): T {
+  const outer = watcher;
+  watcher = watching;
+  try {
+    return work();
+  } finally {
+    watcher = outer;
+  }
+}
+
 /** What is under way on a communicator's queue, beside what the device computes. */
 export class Pending<T> {
   #wait: (() => T) | undefined;
@@ -16,7 +35,11 @@ export class Pending<T> {
    * sends another size or dtype than is expected here.
    */
   wait(): T {
-    if (this.#wait !== undefined) this.#result = this.#wait();
+    if (this.#wait !== undefined) {
+      watcher?.before();
+      this.#result = this.#wait();
+      watcher?.after();
+    }
     this.#wait = undefined;
     return this.#result as T;
   }

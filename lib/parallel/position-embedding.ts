@@ -7,7 +7,8 @@ import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
 import { Communicator } from "./communicator.ts";
 import { portionOf } from "./heads.ts";
 import { type PositionRowsOptions, partitionedRows } from "./position-rows.ts";
-import type { Range } from "./strategy.ts";
+import { SequenceShard } from "./shard.ts";
+import type { Range, Strategy } from "./strategy.ts";
 
 /**
  * A table of learned positions [S, h] of which each rank holds S / ranks rows, with their gradients and what an optimizer
@@ -48,8 +49,7 @@ export class PartitionedPositionEmbedding implements Disposable {
     options: Omit<TensorOptions, "device"> & { seed?: number; std?: number } = {},
   ) {
     checkOptions(name, options);
-    if (!(communicator instanceof Communicator))
-      throw wrongKind(`${name}: communicator`, "a Communicator", communicator);
+    checkCommunicator(name, communicator);
     this.communicator = communicator;
     this.shape = checkedShape(shape);
     const [positions, hidden] = this.shape;
@@ -186,6 +186,50 @@ export class PartitionedPositionEmbedding implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/**
+ * The strategy, but that each rank holds its portion of a model's learned positions, as `PartitionedPositionEmbedding`
+ * does: the parameter `position.weight` is these rows then, in new parameters, shares, wholes and gradients too.
+ *
+ * @param communicator of the ranks that the strategy divides the sequence over, in their order.
+ * @throws `ERR_OPTION` where it is of other ranks.
+ * @example
+ * const options = { hidden: 64, heads: 4, layers: 1, vocabulary: 100, maxPositions: 128 };
+ * const models = Communicator.local([new Device("cpu"), new Device("cpu")]).map((communicator) => {
+ *   const strategy = partitionPositions(zigzag(communicator, 100), communicator);
+ *   return new GPT(options, strategy, { device: communicator.device });
+ * });
+ * models.map(({ parameters }) => parameters["position.weight"]?.shape); // [[64, 64], [64, 64]]
+ */
+export function partitionPositions(strategy: Strategy, communicator: Communicator): Strategy {
+  const what = "partitionPositions";
+  checkCommunicator(what, communicator);
+  checkOptions(`${what}: strategy`, strategy);
+  const { rank, size } = communicator;
+  if (!(strategy.shard instanceof SequenceShard))
+    throw failure("ERR_OPTION", `${what}: strategy has no shard, expected a Strategy`);
+  if (strategy.shard.ranks !== size || strategy.shard.rank !== rank)
+    throw failure(
+      "ERR_OPTION",
+      `${what}: communicator has rank ${rank} of ${size}, expected ${strategy.shard.rank} of ${strategy.shard.ranks} (the strategy's)`,
+    );
+  return {
+    ...strategy,
+    positions: {
+      held: (count) => portionOf(count, size, rank),
+      rows: (table, count, positionsOf, batch, options) =>
+        partitionedRows("gpt: position.weight", communicator, count, table, positionsOf, {
+          ...options,
+          batch,
+        }),
+    },
+  };
+}
+
+function checkCommunicator(what: string, communicator: Communicator): void {
+  if (!(communicator instanceof Communicator))
+    throw wrongKind(`${what}: communicator`, "a Communicator", communicator);
 }
 
 const name = "PartitionedPositionEmbedding";

@@ -2,6 +2,7 @@
 
 import { keptAttention } from "../ops/attention.ts";
 import type { AttentionOptions, KeepAttention } from "../ops/attention-options.ts";
+import type { EmbeddingOptions } from "../ops/embedding.ts";
 import { type LinearOptions, linear } from "../ops/linear.ts";
 import type { Tensor } from "../tensor.ts";
 import { SequenceShard } from "./shard.ts";
@@ -43,6 +44,27 @@ export interface Strategy {
   attend(q: Tensor, k: Tensor, v: Tensor, options?: ShardedAttentionOptions, keep?: KeepAttention): Tensor;
   /** The sum over all ranks of what each has, on every rank. Not noted on a tape. */
   sum(x: Tensor): Tensor;
+  /** How a model's learned positions are held. Without it, each rank holds all of them. */
+  readonly positions?: PositionEmbedding;
+}
+
+/** Learned positions: a vector for each, of which a rank needs those of its rows. */
+export interface PositionEmbedding {
+  /** Of so many positions, those whose vectors this rank holds. */
+  held(count: number): Range;
+  /**
+   * @param table the vectors held.
+   * @param count of all positions.
+   * @param positionsOf those of a rank's rows, or of this rank's.
+   * @returns [batch, rows, h]; differentiable in the table.
+   */
+  rows(
+    table: Tensor,
+    count: number,
+    positionsOf: (rank?: number) => Int32Array,
+    batch: number,
+    options: EmbeddingOptions,
+  ): Tensor;
 }
 
 /**

@@ -6,6 +6,7 @@ import { parseArguments } from "../../lib/cli/arguments.ts";
 import type { Contender } from "../../lib/cli/bench/contender.ts";
 import { measure, unsupported } from "../../lib/cli/bench/measure.ts";
 import type { OperationMeasurement } from "../../lib/cli/bench/operation-sweep.ts";
+import { benchOptions, whatOf } from "../../lib/cli/bench/options.ts";
 import {
   documentBoundaries,
   floatingPointOperations,
@@ -13,7 +14,7 @@ import {
   visibleShare,
   wholeMask,
 } from "../../lib/cli/bench/problem.ts";
-import { benchOptions, benchSettings } from "../../lib/cli/bench/settings.ts";
+import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
@@ -233,11 +234,12 @@ t.test("table, JSON file and report", async (t) => {
   }
 });
 
-t.test("what is asked wrongly, or comes later, is refused", async (t) => {
+t.test("what is asked wrongly is refused", async (t) => {
   const wrong: [args: string[], message: RegExp][] = [
-    [["--what", "gpt"], /--what gpt comes in a later version/],
-    [["--ranks", "4"], /--ranks 4 comes in a later version/],
-    [["--sequence-parallel", "ring"], /--sequence-parallel ring comes in a later version/],
+    [["--what", "copy", "--ranks", "4"], /--ranks goes with attention, a layer or gpt, not with copy/],
+    [["--sequence-parallel", "rings"], /--sequence-parallel is "rings".*did you mean ring\?/],
+    [["--preset", "GPT25B"], /--preset goes with --what layer or gpt, not with attention/],
+    [["--what", "add", "--report", "x.svg"], /--report is attention's, a layer's or a model's/],
     [["--device", "tpu"], /--device is "tpu"/],
     [["--implementation", "refrence"], /did you mean reference\?/],
     [["--dtype", "int32"], /--dtype is "int32"/],
@@ -250,7 +252,11 @@ t.test("what is asked wrongly, or comes later, is refused", async (t) => {
     [["--peer", "jax"], /--peer is "jax", expected torch/],
   ];
   for (const [args, message] of wrong) {
-    const settings = () => benchSettings(parseArguments(args, benchOptions));
+    const settings = () => {
+      const given = parseArguments(args, benchOptions);
+      const what = whatOf(given);
+      if (what !== "layer" && what !== "gpt") benchSettings(given, what);
+    };
     t.throws(settings, { message }, args.join(" "));
   }
 });

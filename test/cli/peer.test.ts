@@ -85,3 +85,21 @@ for (const { args, peers } of [
     t.ok(lines.every(({ tflops = 0, ms = 0 }) => tflops > 0 && ms > 0));
   });
 }
+
+t.test("PyTorch's layer beside ours, each pass", { skip }, async (t) => {
+  const shape = ["--what", "layer", "--hidden", "32", "--heads", "4", "--kv-heads", "2", "--seq-len", "64"];
+  for (const args of [
+    ["--pass", "forward"],
+    ["--pass", "backward"],
+    ["--recompute", "full"],
+  ]) {
+    const { code, stdout, stderr } = await longseq([
+      ...["bench", ...shape, ...args, "--seconds", "0", "--dtype", "bfloat16"],
+      ...["--peer", "torch", "--json", "-"],
+    ]);
+    t.equal(code, 0, stderr);
+    const [first, ...others] = jsonLines<Measurement>(stdout);
+    t.equal(first?.implementation, own);
+    t.ok(others.length > 0 && others.every(({ tflops = 0 }) => tflops > 0), stderr);
+  }
+});

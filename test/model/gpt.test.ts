@@ -10,6 +10,7 @@ import {
   gptParameters,
   initialParameters,
   loadSafetensors,
+  type PositionEmbedding,
   presets,
   type Strategy,
   saveSafetensors,
@@ -176,22 +177,21 @@ t.test("weights go through a file, and into another dtype", async (t) => {
   }
 });
 
-t.test("positions of an embedding of one's own", async (t) => {
+t.test("positions that the strategy holds in its own way", async (t) => {
   const asked: unknown[] = [];
-  const model = new GPT(gpt, serial(6), {
-    seed: 1,
-    positions: {
-      rows: (table, positions, batch) => {
-        asked.push([table.shape, Array.from(positions), batch]);
-        return Tensor.zeros([batch, positions.length, 16]);
-      },
+  const positions: PositionEmbedding = {
+    held: (count) => ({ begin: 2, end: count }),
+    rows: (table, count, positionsOf, batch) => {
+      asked.push([table.shape, count, Array.from(positionsOf()), batch]);
+      return Tensor.zeros([batch, positionsOf(0).length, 16]);
     },
-  });
+  };
+  const model = new GPT(gpt, { ...serial(6), positions }, { seed: 1 });
   model.logits(tokens);
   model.logits(tokens, { cuSeqlens: [0, 2, 6], resetPositions: true });
   t.same(asked, [
-    [[9, 16], [0, 1, 2, 3, 4, 5], 2],
-    [[9, 16], [0, 1, 0, 1, 2, 3], 2],
+    [[7, 16], 9, [0, 1, 2, 3, 4, 5], 2],
+    [[7, 16], 9, [0, 1, 0, 1, 2, 3], 2],
   ]);
 });
 
@@ -244,8 +244,8 @@ t.test("what is refused", async (t) => {
     [() => model.loss(tokens, null as never), "ERR_OPTION", /targets is null, expected a Tensor/],
     [
       () => long.logits(int32(new Array(10).fill(1))),
-      "ERR_SHAPE",
-      "gpt: a row is at position 9, expected at most 8 (maxPositions)",
+      "ERR_OPTION",
+      "gpt: a row is at position 9, expected 0 to 8",
     ],
     [
       () => model.loss(tokens, targets, { gradients: { "qkv.weight": one } }),

@@ -1,10 +1,13 @@
 // Goes through the lengths, and turns timings into measurements: the JSON lines of the bench.
 import type { Device, DType } from "../../index.ts";
+import { deviceCount, type Parallel, rankDevice } from "../ranks.ts";
 import { type Contender, OwnAttention } from "./contender.ts";
 import { type Effort, measure, predictSeconds, type Timing } from "./measure.ts";
 import type { TorchPeer } from "./peer.ts";
 import { floatingPointOperations, type MaskName, type Pass, type Problem, visibleShare } from "./problem.ts";
+import { RankedContender } from "./ranked-contender.ts";
 import type { Settings } from "./settings.ts";
+import { SharedAttention } from "./shared-attention.ts";
 
 export interface Measurement {
   readonly what: "attention";
@@ -21,6 +24,10 @@ export interface Measurement {
   readonly mask: MaskName;
   readonly window?: number;
   readonly deterministic?: true;
+  /** Where ranks share the sequence; the rates are then a processor's, of which there are so many. */
+  readonly ranks?: number;
+  readonly sequenceParallel?: Parallel["type"];
+  readonly devices?: number;
   readonly seqLen: number;
   /** The median, in milliseconds. */
   readonly ms?: number;
@@ -29,6 +36,8 @@ export interface Measurement {
   readonly tokensPerSecond?: number;
   readonly peakBytes?: number;
   readonly runs?: number;
+  /** Of a rank's time, what it waited for the others, on the mean of the ranks. */
+  readonly communicationShare?: number;
   /** The share of the device's multiply-adds, as measured. */
   readonly peakShare?: number;
   readonly oom?: true;
@@ -37,6 +46,8 @@ export interface Measurement {
 export interface SweepOptions {
   readonly settings: Settings;
   readonly device: Device;
+  /** Those of the ranks, where several share the sequence. */
+  readonly rankDevices?: readonly Device[];
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
   /** What the device multiplies and adds at most, where it was measured. */
@@ -52,21 +63,33 @@ const defaultSeconds = 24;
 const mostRuns = 200;
 
 /** The measurements of one pass at one length: ours first. */
-export async function* sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
+export function sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
   const { settings, signal } = options;
-  const effort = { seconds: settings.seconds, mostRuns };
+  return sweepLengths(settings, settings.passes, signal, (seqLen, pass, effort) =>
+    measureOne(options, effort, seqLen, pass),
+  );
+}
+
+/** Length by length, and at each pass by pass; where none are named, doubled for as long as it is quick. */
+export async function* sweepLengths<AnyPass, One extends { readonly ms?: number }>(
+  { seqLens, seconds }: Pick<Settings, "seqLens" | "seconds">,
+  passes: readonly AnyPass[],
+  signal: AbortSignal,
+  measureAt: (seqLen: number, pass: AnyPass, effort: Effort) => Promise<One[]>,
+): AsyncGenerator<One[]> {
+  const effort = { seconds, mostRuns };
   const start = performance.now();
-  for (let seqLen of settings.seqLens ?? [shortest]) {
+  for (let seqLen of seqLens ?? [shortest]) {
     for (;;) {
       const runSeconds: number[][] = [];
-      for (const pass of settings.passes) {
+      for (const pass of passes) {
         if (signal.aborted) return;
-        const measurements = await measureOne(options, effort, seqLen, pass);
+        const measurements = await measureAt(seqLen, pass, effort);
         if (measurements.length > 0) yield measurements;
         runSeconds.push(measurements.map(({ ms = Number.POSITIVE_INFINITY }) => ms / 1000));
       }
       seqLen *= 2;
-      if (settings.seqLens || seqLen > longest) break;
+      if (seqLens || seqLen > longest) break;
       const spent = (performance.now() - start) / 1000;
       // Twice the length is at most four times the work.
       const next = runSeconds.map((all) =>
@@ -85,8 +108,18 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
   const { batch, heads, kvHeads, headDim, causal, window, mask, deterministic } = settings;
   const shape = { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen };
   const problem: Problem = { ...shape, deterministic };
+  const { implementation, parallel } = settings;
+  const shared =
+    options.rankDevices &&
+    new RankedContender({
+      implementation,
+      parallel,
+      device: rankDevice(settings.device),
+      seqLen,
+      prepare: (rank) => new SharedAttention(problem, pass, implementation, rank),
+    });
   const contenders: Contender[] = [
-    new OwnAttention(device, problem, pass, settings.implementation),
+    shared ?? new OwnAttention(device, problem, pass, implementation),
     ...(peer?.contenders(problem, pass) ?? []),
   ];
   const timings = await measure(contenders, effort, signal, (round) => {
@@ -94,18 +127,24 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
     options.onProgress(`${seqLen.toLocaleString("en-US")} tokens, ${pass}: ${what} (Ctrl-C to stop)`);
   });
   const share = visibleShare(problem);
-  return timings.map((timing) => measurementOf(options, problem, pass, share, timing));
+  return timings.map((timing) => {
+    const isShared = timing.implementation === shared?.implementation;
+    return measurementOf(options, problem, pass, share, timing, isShared ? shared : undefined);
+  });
 }
 
 function measurementOf(
-  { device, peakTeraflops }: SweepOptions,
+  { settings, device, rankDevices = [device], peakTeraflops }: SweepOptions,
   problem: Problem,
   pass: Pass,
   share: number,
   { implementation, figures, peakBytes }: Timing,
+  shared: RankedContender | undefined,
 ): Measurement {
   const { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen } = problem;
   const shape = { dtype, batch, heads, kvHeads, headDim, causal, mask, seqLen };
+  const { parallel } = settings;
+  const devices = shared ? deviceCount(rankDevices) : 1;
   const measurement = {
     what: "attention" as const,
     pass,
@@ -115,17 +154,21 @@ function measurementOf(
     ...shape,
     ...(window === undefined ? {} : { window }),
     ...(problem.deterministic ? { deterministic: true as const } : {}),
+    ...(shared ? { ranks: parallel.size, sequenceParallel: parallel.type, devices } : {}),
   };
   if (!figures) return { ...measurement, oom: true };
-  const tflops = floatingPointOperations(problem, pass, share) / (figures.ms / 1000) / 1e12;
+  const deviceSeconds = devices * (figures.ms / 1000);
+  const tflops = floatingPointOperations(problem, pass, share) / deviceSeconds / 1e12;
+  const communicationShare = shared?.communicationShare;
   return {
     ...measurement,
     ms: figures.ms,
     msMin: figures.msMin,
     tflops,
-    tokensPerSecond: (batch * seqLen) / (figures.ms / 1000),
+    tokensPerSecond: (batch * seqLen) / deviceSeconds,
     ...(peakBytes === undefined ? {} : { peakBytes }),
     runs: figures.runs,
     ...(peakTeraflops === undefined ? {} : { peakShare: tflops / peakTeraflops }),
+    ...(communicationShare === undefined ? {} : { communicationShare }),
   };
 }

@@ -16,7 +16,8 @@ export class MeasurementTable {
   readonly #unit: RateUnit;
   readonly #peers: readonly string[];
 
-  constructor(stream: NodeJS.WriteStream, device: Device, peers: readonly string[]) {
+  /** `isShared`: ranks share the sequence. */
+  constructor(stream: NodeJS.WriteStream, device: Device, peers: readonly string[], isShared = false) {
     // Rows are printed as they are measured, so the unit is settled before the first.
     this.#unit = rateUnit(device.kind === "cuda" ? 1 : 0);
     this.#peers = peers;
@@ -28,6 +29,7 @@ export class MeasurementTable {
       { title: "of peak", width: 7 },
       { title: "tokens/s", width: 10 },
       { title: "memory", width: 8 },
+      ...(isShared ? [{ title: "waiting", width: 7 }] : []),
       ...peers.flatMap((name): Column[] => [
         { title: name, width: 9 },
         { title: "ratio", width: 6 },
@@ -54,6 +56,7 @@ export function rowCells(
   peers: readonly string[],
   unit: RateUnit,
 ): string[] {
+  const { communicationShare = 0 } = own;
   const figures =
     own.tflops === undefined
       ? ["out of", "memory", "", "", ""]
@@ -64,6 +67,7 @@ export function rowCells(
           formatCount(own.tokensPerSecond ?? 0),
           formatBytes(own.peakBytes ?? 0),
         ];
+  const waiting = own.ranks === undefined ? [] : [`${(100 * communicationShare).toFixed(0)}%`];
   const against = peers.flatMap((name) => {
     const other = others.find(({ implementation }) => implementation === name);
     if (!other) return ["", ""];
@@ -71,5 +75,5 @@ export function rowCells(
     const ratio = own.tflops === undefined ? "" : `${(own.tflops / other.tflops).toFixed(2)}x`;
     return [formatFigure(other.tflops * unit.perTeraflop), ratio];
   });
-  return [formatLength(own.seqLen), own.pass, ...figures, ...against];
+  return [formatLength(own.seqLen), own.pass, ...figures, ...waiting, ...against];
 }

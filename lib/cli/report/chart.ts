@@ -49,15 +49,15 @@ const style = `
   .ceiling { stroke: #8c959f; stroke-dasharray: 5 4 }
   .value { font-weight: 600; paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
   .line { fill: none; stroke-width: 2.5; stroke-linejoin: round; stroke-linecap: round }
-  .s0 { stroke: #0b62d6 } .s1 { stroke: #c4570b } .s2 { stroke: #0a7d57 } .s3 { stroke: #8a3fc0 }
-  .f0 { fill: #0b62d6 } .f1 { fill: #c4570b } .f2 { fill: #0a7d57 } .f3 { fill: #8a3fc0 }
+  .s0 { stroke: #0b62d6 } .s1 { stroke: #c4570b } .s2 { stroke: #0a7d57 } .s3 { stroke: #8a3fc0 } .s4 { stroke: #59636e } .s5 { stroke: #b3366b }
+  .f0 { fill: #0b62d6 } .f1 { fill: #c4570b } .f2 { fill: #0a7d57 } .f3 { fill: #8a3fc0 } .f4 { fill: #59636e } .f5 { fill: #b3366b }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .soft { fill: #9198a1 } .card { fill: #0d1117; stroke: #3d444d }
     .grid { stroke: #232a33 } .axis, .ceiling { stroke: #6b747f } .value { stroke: #0d1117 }
-    .s0 { stroke: #58a6ff } .s1 { stroke: #f0883e } .s2 { stroke: #3fb68b } .s3 { stroke: #bc8cff }
-    .f0 { fill: #58a6ff } .f1 { fill: #f0883e } .f2 { fill: #3fb68b } .f3 { fill: #bc8cff }
+    .s0 { stroke: #58a6ff } .s1 { stroke: #f0883e } .s2 { stroke: #3fb68b } .s3 { stroke: #bc8cff } .s4 { stroke: #9198a1 } .s5 { stroke: #f778ba }
+    .f0 { fill: #58a6ff } .f1 { fill: #f0883e } .f2 { fill: #3fb68b } .f3 { fill: #bc8cff } .f4 { fill: #9198a1 } .f5 { fill: #f778ba }
   }`;
-const colours = 4;
+const colours = 6;
 
 export function renderChart(chart: Chart): string {
   const all = chart.panels.flatMap(({ series }) => series.flatMap(({ points }) => points));

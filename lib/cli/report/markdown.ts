@@ -1,10 +1,8 @@
 // The report as Markdown: the table, the machine and the command.
-import { formatDate, method } from "./page.ts";
-import type { Contents } from "./report.ts";
+import { formatDate } from "./page.ts";
+import type { Contents, Rows } from "./report.ts";
 
-export function renderMarkdown({ title, summary, columns, rows, report }: Contents): string {
-  const rule = columns.map((name) => (name === "pass" ? "---" : "--:"));
-  const table = [columns, rule, ...rows].map((cells) => row(cells));
+export function renderMarkdown({ title, summary, table, published, report }: Contents): string {
   const facts = [["", ""], ["---", "---"], ...report.facts.map(({ name, value }) => [name, value])].map(
     (cells) => {
       return row(cells);
@@ -16,16 +14,19 @@ ${text(title)} · ${formatDate(report.date)}
 
 ${text(summary)}
 
-${table.join("\n")}
-
-${method}
-
+${renderRows(table)}
+${published ? `\n## ${text(published.title)}\n\n${renderRows(published)}\n` : ""}
 ${facts.join("\n")}
 
 \`\`\`sh
 ${report.command}
 \`\`\`
 `;
+}
+
+function renderRows({ columns, rows, note }: Rows): string {
+  const rule = columns.map((name) => (name === "pass" ? "---" : "--:"));
+  return `${[columns, rule, ...rows].map(row).join("\n")}\n\n${note}`;
 }
 
 function row(cells: readonly string[]): string {

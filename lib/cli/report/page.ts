@@ -1,6 +1,6 @@
 // The report as one HTML file that needs nothing else: chart, table, machine, command and the data themselves.
 import { escapeMarkup } from "./markup.ts";
-import type { Contents } from "./report.ts";
+import type { Contents, Rows } from "./report.ts";
 
 const style = `
   :root { color-scheme: light dark; --text: #1f2328; --soft: #59636e; --rule: #d1d9e0; --back: #f6f8fa; --card: #ffffff }
@@ -19,12 +19,7 @@ const style = `
   pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; overflow-x: auto; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0 }
   details pre { margin-top: 10px; max-height: 320px } summary { cursor: pointer }`;
 
-export function renderPage({ title, summary, chart, columns, rows, report }: Contents): string {
-  const side = (i: number) => (columns[i] === "pass" ? ' class="left"' : "");
-  const head = columns.map((name, i) => `<th scope="col"${side(i)}>${escapeMarkup(name)}</th>`).join("");
-  const body = rows.map(
-    (cells) => `<tr>${cells.map((cell, i) => `<td${side(i)}>${escapeMarkup(cell)}</td>`).join("")}</tr>`,
-  );
+export function renderPage({ heading, title, summary, chart, table, published, report }: Contents): string {
   const facts = report.facts.map(({ name, value }) => {
     return `<tr><th scope="row" class="left">${escapeMarkup(name)}</th><td class="left">${escapeMarkup(value)}</td></tr>`;
   });
@@ -40,19 +35,13 @@ export function renderPage({ title, summary, chart, columns, rows, report }: Con
 </head>
 <body>
 <main>
-<h1>Attention throughput</h1>
+<h1>${escapeMarkup(heading)}</h1>
 <p class="soft">${escapeMarkup(title)} · ${escapeMarkup(formatDate(report.date))}</p>
 <p class="summary">${escapeMarkup(summary)}</p>
 ${chart}
 <h2>Measurements</h2>
-<div class="scroll"><table>
-<thead><tr>${head}</tr></thead>
-<tbody>
-${body.join("\n")}
-</tbody>
-</table></div>
-<p class="soft" style="margin-top: 8px">${escapeMarkup(method)}</p>
-<h2>Machine</h2>
+${renderRows(table)}
+${published ? `<h2>${escapeMarkup(published.title)}</h2>\n${renderRows(published)}\n` : ""}<h2>Machine</h2>
 <div class="scroll"><table class="facts"><tbody>
 ${facts.join("\n")}
 </tbody></table></div>
@@ -67,9 +56,20 @@ ${facts.join("\n")}
 `;
 }
 
-/** What the figures mean, under every table. */
-export const method =
-  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
+function renderRows({ columns, rows, note }: Rows): string {
+  const side = (i: number) => (columns[i] === "pass" ? ' class="left"' : "");
+  const head = columns.map((name, i) => `<th scope="col"${side(i)}>${escapeMarkup(name)}</th>`).join("");
+  const body = rows.map(
+    (cells) => `<tr>${cells.map((cell, i) => `<td${side(i)}>${escapeMarkup(cell)}</td>`).join("")}</tr>`,
+  );
+  return `<div class="scroll"><table>
+<thead><tr>${head}</tr></thead>
+<tbody>
+${body.join("\n")}
+</tbody>
+</table></div>
+<p class="soft" style="margin-top: 8px">${escapeMarkup(note)}</p>`;
+}
 
 export function formatDate(date: Date): string {
   return `${date.toISOString().slice(0, 16).replace("T", " ")} UTC`;

@@ -10,26 +10,38 @@ import { type Chart, renderChart } from "./chart.ts";
 import { renderMarkdown } from "./markdown.ts";
 import { renderPage } from "./page.ts";
 
-export interface Report {
-  readonly measurements: readonly Measurement[];
+export interface Report<One extends object = Measurement> {
+  readonly measurements: readonly One[];
   /** The machine and the versions. */
   readonly facts: readonly Fact[];
   readonly command: string;
   readonly date: Date;
 }
 
+export interface Rows {
+  readonly columns: readonly string[];
+  readonly rows: readonly (readonly string[])[];
+  /** What the figures mean, under the table. */
+  readonly note: string;
+}
+
 /** What every kind of report shows, worked out once. */
 export interface Contents {
+  readonly heading: string;
   readonly title: string;
   readonly summary: string;
   readonly chart: string;
-  readonly columns: readonly string[];
-  readonly rows: readonly (readonly string[])[];
-  readonly report: Report;
+  readonly table: Rows;
+  /** What others have published, where there is anything. */
+  readonly published?: Rows & { readonly title: string };
+  readonly report: Report<object>;
 }
 
 export function renderReport(kind: ReportKind, report: Report): string {
-  const contents = contentsOf(report);
+  return renderContents(kind, contentsOf(report));
+}
+
+export function renderContents(kind: ReportKind, contents: Contents): string {
   switch (kind) {
     case ".svg":
       return contents.chart;
@@ -40,8 +52,10 @@ export function renderReport(kind: ReportKind, report: Report): string {
   }
 }
 
-export function titleOf(shape: Omit<Problem, "seqLen">): string {
-  const { dtype, causal, mask, window, deterministic, batch, heads, kvHeads, headDim } = shape;
+type Shape = Omit<Problem, "seqLen"> & Pick<Measurement, "ranks" | "sequenceParallel">;
+
+export function titleOf(shape: Shape): string {
+  const { dtype, causal, mask, window, deterministic, batch, heads, kvHeads, headDim, ranks } = shape;
   const parts = [
     dtype,
     causal ? "causal" : "full",
@@ -50,6 +64,7 @@ export function titleOf(shape: Omit<Problem, "seqLen">): string {
     ...(deterministic ? ["deterministic"] : []),
     `batch ${batch}`,
     `${heads} heads of ${headDim}${kvHeads === heads ? "" : ` over ${kvHeads}`}`,
+    ...(ranks === undefined ? [] : [`${shape.sequenceParallel} over ${ranks} ranks`]),
   ];
   return `attention: ${parts.join(", ")}`;
 }
@@ -67,24 +82,24 @@ function contentsOf(report: Report): Contents {
       const others = measurements.filter(({ seqLen, pass }) => seqLen === own.seqLen && pass === own.pass);
       return rowCells(own, others, peers, unit);
     });
+  const waiting = first?.ranks === undefined ? [] : ["waiting"];
+  const columns = ["tokens", "pass", "ms", unit.name, "of peak", "tokens/s", "memory", ...waiting];
   return {
+    heading: "Attention throughput",
     title,
     summary: summaryOf(measurements, peers, unit),
     chart: renderChart(chartOf(report, title, implementations, unit)),
-    columns: [
-      "tokens",
-      "pass",
-      "ms",
-      unit.name,
-      "of peak",
-      "tokens/s",
-      "memory",
-      ...peers.flatMap((name) => [name, "ratio"]),
-    ],
-    rows,
+    table: {
+      columns: [...columns, ...peers.flatMap((name) => [name, "ratio"])],
+      rows,
+      note: method,
+    },
     report,
   };
 }
+
+const method =
+  "Times are medians. Operations count 4·B·H·S²·D forward (half when causal, the visible share for masks and windows) and 2.5 times that backward. Memory is the most held during a run, inputs included; of several ranks, by the one that held most. Rates are a processor's. Waiting is the share of a rank's time in which its queue waited for the others. The peak is what a loop of multiply-adds reached, from register to register on all threads. A ratio is our throughput over the peer's.";
 
 function chartOf(
   { measurements, command }: Report,

@@ -30,7 +30,7 @@ device.resetPeak();
 const each = 8 << 20;
 const times = 400;
 for (let i = 0; i < times; i++) {
-  Tensor.empty([each], { dtype: "uint8", device });
+  Tensor.zeros([each], { dtype: "uint8", device });
   if (i % 10 === 0) await setImmediate();
 }
 const report: Collected = {

@@ -280,6 +280,7 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
     ),
     options,
   ],
+  partitionPositions: [longseq.partitionPositions, near(longseq.serial(4)), near(alone)],
   "positions.load": [(whole) => positions.load(whole), near(table)],
   loadSafetensors: [longseq.loadSafetensors, near("absent"), options],
 };
