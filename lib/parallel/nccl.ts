@@ -1,7 +1,8 @@
 // A rank among others over NCCL: how they meet, and how each hears of what becomes of the others.
-import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
+import { Device, deviceOrDefault, handleOfDevice } from "../device.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { type Liveness, LivenessMember, LivenessRoot, type News } from "../launch/liveness.ts";
+import { rankFromEnvironment } from "../launch/rank.ts";
 import { addressOf, type ExchangeOptions, meet, place } from "../launch/rendezvous.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
 
@@ -9,7 +10,10 @@ const operation = "Communicator.nccl";
 
 /** Where the ranks meet is as `exchange` has it: by default what `longseq launch` has set. */
 export interface NcclOptions extends ExchangeOptions {
-  /** The GPU of this rank, another one for each. */
+  /**
+   * The GPU of this rank, another one for each. Default: the default device; where that is a GPU of several, and the rank
+   * is the environment's, the one of its number on this host.
+   */
   device?: Device;
   /** For all ranks to come, and how long a step may take once this rank's GPU has reached it. Default 600,000. */
   timeoutMs?: number;
@@ -45,7 +49,7 @@ const lookMs = 200;
 
 export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
   checkOptions(operation, options);
-  const device = deviceOrDefault(operation, options.device);
+  const device = deviceOf(options);
   const { timeoutMs = 600_000, multicast = false } = options;
   if (typeof multicast !== "boolean") throw wrongKind(`${operation}: multicast`, "a boolean", multicast);
   const { rank, size } = place(operation, options);
@@ -58,7 +62,12 @@ export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
   }
   const watch = new Watch(rank, size);
   const { card, problem } = await introduce(watch, host, multicast);
-  const texts = await meet(operation, JSON.stringify(card), { ...options, rank, size, timeoutMs });
+  const texts = await meet(operation, JSON.stringify(card), { ...options, rank, size, timeoutMs }).catch(
+    (error: unknown) => {
+      watch.fail("the ranks have not met");
+      throw error;
+    },
+  );
   if (problem !== undefined) throw problem;
   const cards = texts.map((text) => JSON.parse(String(text)) as Card);
   const unable = cards.findIndex((one) => one.problem !== undefined);
@@ -66,13 +75,14 @@ export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
     throw failure("ERR_COMM", `${operation}: rank ${unable} cannot: ${cards[unable]?.problem}`);
   const { id = "", port = 0, secret = "" } = cards[0] ?? {};
   watch.connect({ host, port }, Buffer.from(secret, "base64"));
-  const handle = native.communicatorNccl(
-    handleOfDevice(device),
-    Buffer.from(id, "base64"),
-    rank,
-    size,
-    timeoutMs,
-  );
+  let handle: CommunicatorHandle;
+  try {
+    const bytes = Buffer.from(id, "base64");
+    handle = native.communicatorNccl(handleOfDevice(device), bytes, rank, size, timeoutMs);
+  } catch (error) {
+    watch.fail(`rank ${rank} failed: ${messageOf(error)}`);
+    throw error;
+  }
   watch.begin(handle);
   const { signal } = options;
   const onAbort = () => native.communicatorEnd(handle, `rank ${rank} was interrupted`);
@@ -100,9 +110,20 @@ async function introduce(
     native.ncclLibrary();
     return { card: watch.rank === 0 ? await watch.listen(host) : {} };
   } catch (problem) {
-    return { card: { problem: problem instanceof Error ? problem.message : String(problem) }, problem };
+    return { card: { problem: messageOf(problem) }, problem };
   }
 }
+
+function deviceOf({ device, rank }: NcclOptions): Device {
+  if (device === undefined && rank === undefined && native.defaultDevice() === "cuda") {
+    const { localRank } = rankFromEnvironment();
+    // A launcher may also show each process its own GPU alone.
+    if ((native.info().gpus?.length ?? 0) > 1) return new Device(`cuda:${localRank}`);
+  }
+  return deviceOrDefault(operation, device);
+}
+
+const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
 /** Ties what NCCL finds to what the ranks tell each other. */
 class Watch implements News {
@@ -138,7 +159,13 @@ class Watch implements News {
     this.#handle = handle;
     if (this.#earlyFailure !== undefined) native.communicatorEnd(handle, this.#earlyFailure);
     this.#timer = setInterval(() => this.look(), lookMs).unref();
+    if (open.size === 0) process.on("exit", leaveAll);
     open.add(this);
+  }
+
+  /** There is no communicator, nor will there be. */
+  fail(why: string): void {
+    this.#liveness?.fail(why);
   }
 
   onFailure(why: string): void {
@@ -178,12 +205,13 @@ class Watch implements News {
   #end(): void {
     clearInterval(this.#timer);
     open.delete(this);
+    if (open.size === 0) process.off("exit", leaveAll);
   }
 }
 
 const open = new Set<Watch>();
 
 // A process that ends well has left; of one that does not, the others see its connection close.
-process.on("exit", (code) => {
+function leaveAll(code: number): void {
   if (code === 0) for (const watch of open) watch.leaveAtOnce();
-});
+}
