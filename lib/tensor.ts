@@ -27,9 +27,8 @@ let handleOf: (tensor: Tensor, what: string) => TensorHandle;
  * queued on its device; read by `await data()`. It is freed by `dispose`, by `using`, by the `Scope` it was made in, or
  * at last by the garbage collector. Views and copies are differentiable on a `Tape`.
  *
- * Whatever makes or uses a tensor throws `ERR_DISPOSED` where it or its device was disposed, `ERR_OUT_OF_MEMORY` where
- * the memory does not suffice (on the CPU, where what is queued ahead takes it first, the next `await` does), and a
- * TypeError, `ERR_OPTION`, for an argument of the wrong kind.
+ * Whatever makes or uses a tensor throws `ERR_DISPOSED` where it or its device was disposed, a TypeError, `ERR_OPTION`,
+ * for an argument of the wrong kind, and `ERR_OUT_OF_MEMORY`: on the CPU, where work takes it that is ahead, the next await.
  *
  * @example
  * using x = Tensor.from([1, 2, 3, 4, 5, 6], [2, 3], { dtype: "bfloat16" });
