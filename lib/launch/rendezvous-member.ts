@@ -22,18 +22,19 @@ const answerMs = 3000;
 export async function meetAsMember(value: Buffer, meeting: Meeting): Promise<Buffer[]> {
   const where = `rank 0 at ${formatAddress(meeting.address)}`;
   let pauseMs = 20;
-  let reason = "nothing was tried";
+  let reason: string | undefined;
   for (;;) {
     const leftMs = meeting.deadline - performance.now();
     if (leftMs <= 0) {
       throw communicationFailure(
         meeting,
-        `${where} was not reached within ${seconds(meeting.timeoutMs)}: ${reason}`,
+        `${where} was not reached within ${seconds(meeting.timeoutMs)}: ${reason ?? "nothing was tried"}`,
       );
     }
     const outcome = await attempt(value, meeting, where, leftMs);
     if (Array.isArray(outcome)) return outcome;
-    reason = outcome;
+    // An attempt that the end cut short says less than one before it.
+    if (reason === undefined || performance.now() < meeting.deadline) reason = outcome;
     await sleep(Math.min(pauseMs, Math.max(0, meeting.deadline - performance.now())), undefined, {
       ...(meeting.signal && { signal: meeting.signal }),
     }).catch(() => meeting.signal?.throwIfAborted());
