@@ -209,6 +209,7 @@ t.test("a tape that was disposed follows nothing any more", async (t) => {
   const tape = new Tape();
   tape.watch(q);
   tape.dispose();
+  await q.device.synchronize();
   const before = q.device.memory().tensors;
   const out = attention(q, q, q);
   t.throws(() => tape.backward(out, out, [q]), { code: "ERR_OPTION" });

@@ -247,6 +247,7 @@ t.test("a rank holds its rows, and nothing is left of a call", async (t) => {
   const live = () => ranks.map(({ device }) => device.memory().liveBytes);
   const idle = live();
   const tables = ranks.map((communicator) => new PartitionedPositionEmbedding(communicator, shape));
+  await Promise.all(ranks.map(({ device }) => device.synchronize()));
   const held = live();
   for (const [rank, bytes] of held.entries()) {
     const own = (shape[0] * shape[1] * 4) / 4;
