@@ -205,7 +205,7 @@ t.test("two tapes do not see each other", async (t) => {
 });
 
 t.test("a tape that was disposed follows nothing any more", async (t) => {
-  const q = Tensor.normal([1, 8, 1, 8]);
+  const q = Tensor.normal([1, 8, 1, 8], { device: new Device() });
   const tape = new Tape();
   tape.watch(q);
   tape.dispose();
