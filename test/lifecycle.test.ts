@@ -35,5 +35,6 @@ t.test("10,000 calls leave nothing behind", async (t) => {
   t.equal(liveBytes[1], liveBytes[0]);
   t.equal(tensors[1], tensors[0]);
   const grown = residentBytes[1] - residentBytes[0];
-  t.ok(grown < 24 << 20, `${grown} bytes in 8,000 calls`);
+  // One tensor a call would be 48 MiB; how far calls are ahead of their work, and JavaScript's own heap, vary.
+  t.ok(grown < 40 << 20, `${grown} bytes in 8,000 calls`);
 });

@@ -41,6 +41,7 @@ async function some(rounds: number): Promise<void> {
 }
 
 await some(500);
+await device.synchronize();
 const warm = process.memoryUsage.rss();
 await some(2000);
 await device.synchronize();
