@@ -106,7 +106,7 @@ export function inDtype(tensor: Tensor, dtype: DType): Tensor {
 }
 
 /** [.., C] as [R, C]. */
-function asMatrix(tensor: Tensor): Tensor {
+export function asMatrix(tensor: Tensor): Tensor {
   if (tensor.shape.length === 2) return tensor;
   const columns = tensor.shape.at(-1) ?? 1;
   const rows = tensor.shape.slice(0, -1).reduce((a, b) => a * b, 1);

@@ -2,9 +2,11 @@
 import { failure } from "../errors.ts";
 import { attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
+import { inDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { alias, type Tensor } from "../tensor.ts";
+import type { DType } from "../values.ts";
 import { checkRows } from "./rows.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
@@ -22,6 +24,10 @@ export interface Attended {
   ): Gradients;
 }
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
+
+export function rounded(gradients: Gradients, dtype: DType): Gradients {
+  return gradients.map((wide) => inDtype(wide, dtype)) as Gradients;
+}
 
 /** On every rank the same calls in the same order. Nothing of it is noted on a tape. */
 export type AttentionCore = (

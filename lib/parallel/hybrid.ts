@@ -5,8 +5,8 @@ import type { Communicator } from "./communicator.ts";
 import { attend } from "./core.ts";
 import { ringAttention } from "./ring.ts";
 import { SequenceShard } from "./shard.ts";
-import type { Strategy } from "./strategy.ts";
-import { replicated, ulyssesAttention } from "./ulysses.ts";
+import { replicated, type Strategy } from "./strategy.ts";
+import { ulyssesAttention } from "./ulysses.ts";
 
 /** How many ranks divide the heads among them. */
 export interface HybridOptions {
@@ -45,7 +45,7 @@ export function hybrid(communicator: Communicator, length: number, options: Hybr
   );
   return {
     name: "hybrid",
-    ...replicated(communicator, shard),
+    ...replicated(shard, (x) => communicator.allReduce(x).wait()),
     attend: (q, k, v, given, keep) => attend(core, shard.size, q, k, v, given, keep),
   };
 }

@@ -1,5 +1,6 @@
 // Keys and values on their way.
 import { native } from "../native.ts";
+import { type AttentionResult, mergeAttention } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { copyRows } from "./rows.ts";
@@ -37,4 +38,17 @@ export function rowsOfPieces(x: Tensor, some: readonly Piece[], all: readonly Pi
   const taken = Tensor.empty(x.shape.with(2, rowsIn(some)), { dtype: x.dtype, device: x.device });
   copyRows("fromWhole", x, taken, spansOf(some, all), 2);
   return taken;
+}
+
+/** In place. */
+export function addInto(sum: Tensor, term: Tensor): void {
+  const into = handleOf(sum, "sum");
+  native.add(into, handleOf(term, "term"), into);
+}
+
+/** Both are let go. */
+export function merged(a: AttentionResult, b: AttentionResult): AttentionResult {
+  const both = mergeAttention([a, b]);
+  for (const { out, logSumExp } of [a, b]) for (const tensor of [out, logSumExp]) tensor.dispose();
+  return both;
 }

@@ -5,7 +5,7 @@ import { failure } from "../errors.ts";
 import { native } from "../native.ts";
 import { keptAttention } from "../ops/attention.ts";
 import type { LinearOptions } from "../ops/linear.ts";
-import { inDtype, matmul } from "../ops/matmul.ts";
+import { asMatrix, inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -168,12 +168,6 @@ function productInto(rows: Tensor, weight: Tensor, place: Tensor): void {
   eachBatch(rows, place, (a, out) => {
     native.matmul(handleOf(a, "linear: dy"), right, null, handleOf(out, "linear: dx"), false, false, false);
   });
-}
-
-function asMatrix(x: Tensor): Tensor {
-  const columns = x.shape.at(-1) ?? 0;
-  const whole = x.isContiguous ? x : x.contiguous();
-  return whole.reshape([x.shape.slice(0, -1).reduce((a, b) => a * b, 1), columns]);
 }
 
 /** dy^T x, added to `total` where there is one; null then. */

@@ -3,21 +3,15 @@
 // ascending order; a chunk of queries takes in what each gives, and each chunk of keys the gradients of all queries,
 // in ascending order too. That costs calls of a chunk each, and parts of gradients that travel one by one.
 import { native } from "../native.ts";
-import {
-  type AttentionResult,
-  attentionBackward,
-  attentionForward,
-  mergeAttention,
-} from "../ops/attention.ts";
+import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import type { Attended, AttentionCore, Gradients } from "./core.ts";
-import { copyInto, packed } from "./key-values.ts";
+import { type Attended, type AttentionCore, type Gradients, rounded } from "./core.ts";
+import { addInto, copyInto, merged, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
-import { isNeeded, partOfMask } from "./ring-plan.ts";
+import { isNeeded, placesOf } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** Zigzag shards of 8 ranks are two of these each. */
@@ -65,14 +59,6 @@ function turnsOf(chunks: readonly Chunk[], options: ShardedAttentionOptions): Tu
 
 const rowsOf = (x: Tensor, { row, length }: Chunk, axis: number) => x.slice(axis, row, row + length);
 
-function placesOf(queries: Chunk, keys: Chunk, { mask }: ShardedAttentionOptions) {
-  return {
-    queryPositions: [queries],
-    keyPositions: [keys],
-    ...(mask && { mask: partOfMask(mask, [queries], [keys]) }),
-  };
-}
-
 export function orderedRingAttention(
   communicator: Communicator,
   pieces: readonly (readonly Piece[])[],
@@ -86,7 +72,7 @@ export function orderedRingAttention(
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
         const gradients = backward(communicator, turns, saved, dout, given);
-        return isWide ? gradients : (gradients.map((wide) => inDtype(wide, q.dtype)) as Gradients);
+        return isWide ? gradients : rounded(gradients, q.dtype);
       },
     };
   };
@@ -140,15 +126,11 @@ function forward(
       const [key, value] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
       const part = attentionForward(rowsOf(q, queries, 1), key, value, {
         ...options,
-        ...placesOf(queries, keys, options),
+        ...placesOf([queries], [keys], options.mask),
         outDtype: "float32",
       });
       const before = results.get(queries);
-      results.set(queries, before === undefined ? part : mergeAttention([before, part]));
-      if (before !== undefined) {
-        for (const { out, logSumExp } of [before, part])
-          for (const tensor of [out, logSumExp]) tensor.dispose();
-      }
+      results.set(queries, before === undefined ? part : merged(before, part));
     }
   });
   const [batch = 1, rows = 0, heads = 0] = q.shape;
@@ -194,7 +176,7 @@ function backward(
           logSumExp: rowsOf(logSumExp, queries, 2).contiguous(),
           dout: gradients,
         },
-        { ...options, ...placesOf(queries, keys, options), gradientDtype: "float32" },
+        { ...options, ...placesOf([queries], [keys], options.mask), gradientDtype: "float32" },
       );
       addInto(rowsOf(dq, queries, 1), made.dq);
       parts.set(queries, packed(made.dk, made.dv));
@@ -221,11 +203,6 @@ function backward(
   });
   finish?.();
   return [dq, dkv.select(0, 0), dkv.select(0, 1)];
-}
-
-function addInto(sum: Tensor, term: Tensor): void {
-  const into = handleOf(sum, "sum");
-  native.add(into, handleOf(term, "term"), into);
 }
 
 function sumInto(place: Tensor, terms: readonly Tensor[]): void {

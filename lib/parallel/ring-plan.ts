@@ -86,15 +86,20 @@ export function isNeeded(queries: readonly Piece[], piece: Piece, options: Shard
 const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();
 
 /** A mask's rows and columns; made once, since all layers and both passes ask for the same. */
-export function partOfMask(
-  mask: AttentionMask,
-  queries: readonly Piece[],
-  keys: readonly Piece[],
-): AttentionMask {
+function partOfMask(mask: AttentionMask, queries: readonly Piece[], keys: readonly Piece[]): AttentionMask {
   const known = parts.get(mask) ?? new Map<string, AttentionMask>();
   parts.set(mask, known);
   const key = [queries, keys].map((side) => side.map(({ start, length }) => `${start}+${length}`)).join(";");
   const part = known.get(key) ?? mask.select(queries, keys);
   known.set(key, part);
   return part;
+}
+
+/** Where the rows of queries and keys stand, and what of the mask is theirs. */
+export function placesOf(queries: readonly Piece[], keys: readonly Piece[], mask: AttentionMask | undefined) {
+  return {
+    queryPositions: queries,
+    keyPositions: keys,
+    ...(mask && { mask: partOfMask(mask, queries, keys) }),
+  };
 }

@@ -1,27 +1,19 @@
 // Ring attention (Liu et al., 2023): queries stay, keys and values travel from rank to rank, and what each block of keys
 // gives is merged by its log-sum-exp. With zigzag shards (Llama 3; Grattafiori et al., 2024, 3.3.2) causal order leaves
 // every rank the same work.
-import type { AttentionMask } from "../mask.ts";
-import { native } from "../native.ts";
-import {
-  type AttentionResult,
-  attentionBackward,
-  attentionForward,
-  mergeAttention,
-} from "../ops/attention.ts";
+import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type AttentionCore, attend, type Gradients } from "./core.ts";
-import { packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
+import { type AttentionCore, attend, type Gradients, rounded } from "./core.ts";
+import { addInto, merged, packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import type { Pending } from "./pending.ts";
-import { partOfMask, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
+import { placesOf, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
 import { copyRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
-import type { ShardedAttentionOptions, Strategy } from "./strategy.ts";
-import { replicated } from "./ulysses.ts";
+import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
 /**
  * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys that
@@ -59,7 +51,7 @@ function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: Sequ
   const core = ringAttention(communicator, pieces);
   return {
     name,
-    ...replicated(communicator, shard),
+    ...replicated(shard, (x) => communicator.allReduce(x).wait()),
     attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
   };
 }
@@ -79,7 +71,7 @@ export function ringAttention(
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
         const gradients = backward(communicator, plan, saved as Saved, dout, given);
-        return isWide ? gradients : (gradients.map((wide) => inDtype(wide, q.dtype)) as Gradients);
+        return isWide ? gradients : rounded(gradients, q.dtype);
       },
     };
   };
@@ -103,7 +95,7 @@ function forward(
     if (step.isSeen) {
       const part = attentionForward(q, held.select(0, 0), held.select(0, 1), {
         ...options,
-        ...placesOf(plan, step, options.mask),
+        ...placesOf(plan.queries, step.held, options.mask),
         ...(isSplit && { outDtype: "float32" as const }),
       });
       result = result === undefined ? part : merged(result, part);
@@ -113,12 +105,6 @@ function forward(
   }
   const { out, logSumExp } = result as AttentionResult;
   return { out: inDtype(out, q.dtype), logSumExp };
-}
-
-function merged(a: AttentionResult, b: AttentionResult): AttentionResult {
-  const both = mergeAttention([a, b]);
-  for (const { out, logSumExp } of [a, b]) for (const tensor of [out, logSumExp]) tensor.dispose();
-  return both;
 }
 
 /**
@@ -142,7 +128,7 @@ function backward(
     if (step.isSeen) {
       const made = attentionBackward(
         { q, k: held.select(0, 0), v: held.select(0, 1), out, logSumExp, dout },
-        { ...options, ...placesOf(plan, step, options.mask), gradientDtype: "float32" },
+        { ...options, ...placesOf(plan.queries, step.held, options.mask), gradientDtype: "float32" },
       );
       dq = dq === undefined ? made.dq : added(dq, made.dq);
       part = packed(made.dk, made.dv);
@@ -159,18 +145,8 @@ function backward(
   return [dq as Tensor, own.select(0, 0), own.select(0, 1)];
 }
 
-/** Where q's and the held keys' rows stand, and what of the mask is theirs. */
-function placesOf(plan: RingPlan, step: RingStep, mask: AttentionMask | undefined) {
-  return {
-    queryPositions: plan.queries,
-    keyPositions: step.held,
-    ...(mask && { mask: partOfMask(mask, plan.queries, step.held) }),
-  };
-}
-
 function added(sum: Tensor, term: Tensor): Tensor {
-  const into = handleOf(sum, "sum");
-  native.add(into, handleOf(term, "term"), into);
+  addInto(sum, term);
   term.dispose();
   return sum;
 }

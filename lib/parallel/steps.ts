@@ -3,7 +3,7 @@ import { native } from "../native.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { Pending } from "./pending.ts";
-import { release, splitRows, untracked } from "./portions.ts";
+import { release, splitRows, sum, untracked } from "./portions.ts";
 
 /** A peer's rows [B, n, ..]; they are views of `gathering`'s result, or copied there. */
 export interface Arrival {
@@ -25,7 +25,7 @@ export function gathering(
   const { rank, size, device } = communicator;
   const [batch = 1, , ...rest] = x.shape;
   const own = untracked(x);
-  const whole = Tensor.empty([batch, counts.reduce((a, b) => a + b, 0), ...rest], { dtype: x.dtype, device });
+  const whole = Tensor.empty([batch, sum(counts), ...rest], { dtype: x.dtype, device });
   const places = splitRows(whole, counts, 1);
   const moves = Array.from({ length: size - 1 }, (_, i) => {
     const [to, from] = [(rank + i + 1) % size, (rank + size - i - 1) % size];

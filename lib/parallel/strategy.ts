@@ -79,8 +79,16 @@ export function serial(length: number): Strategy {
   const whole = SequenceShard.whole(length);
   return {
     name: "serial",
-    shard: whole,
-    inner: whole,
+    ...replicated(whole, (x) => x),
+    attend: keptAttention,
+  };
+}
+
+/** Of the strategies that leave the products alone: each rank holds all weights, and its rows. */
+export function replicated(shard: SequenceShard, sum: Strategy["sum"]): Omit<Strategy, "name" | "attend"> {
+  return {
+    shard,
+    inner: shard,
     heads: (queryHeads, keyValueHeads) => ({
       query: { begin: 0, end: queryHeads },
       keyValue: { begin: 0, end: keyValueHeads },
@@ -88,7 +96,6 @@ export function serial(length: number): Strategy {
     columns: (count) => ({ begin: 0, end: count }),
     enter: linear,
     leave: linear,
-    attend: keptAttention,
-    sum: (x) => x,
+    sum,
   };
 }

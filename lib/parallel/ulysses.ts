@@ -1,7 +1,6 @@
 // DeepSpeed-Ulysses (Jacobs et al., 2023): between the products every rank has its rows and all heads, within attention
 // all rows and its heads; an all-to-all leads from one to the other.
 import { native } from "../native.ts";
-import { linear } from "../ops/linear.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
@@ -10,7 +9,7 @@ import { divideHeads } from "./heads.ts";
 import type { Pending } from "./pending.ts";
 import { release, splitRows, sum } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
-import type { Range, ShardedAttentionOptions, Strategy } from "./strategy.ts";
+import { type Range, replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
 /**
  * Any number of heads, also one that does not divide; where there are fewer key heads than ranks, several ranks get the
@@ -32,24 +31,8 @@ export function ulysses(communicator: Communicator, length: number): Strategy {
   const core = ulyssesAttention(communicator, counts, wholeAttention);
   return {
     name: "ulysses",
-    ...replicated(communicator, shard),
+    ...replicated(shard, (x) => communicator.allReduce(x).wait()),
     attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
-  };
-}
-
-/** Of the strategies that leave the products alone: each rank holds all weights, and its rows. */
-export function replicated(communicator: Communicator, shard: SequenceShard) {
-  return {
-    shard,
-    inner: shard,
-    heads: (queryHeads: number, keyValueHeads: number) => ({
-      query: { begin: 0, end: queryHeads },
-      keyValue: { begin: 0, end: keyValueHeads },
-    }),
-    columns: (count: number) => ({ begin: 0, end: count }),
-    enter: linear,
-    leave: linear,
-    sum: (x: Tensor) => communicator.allReduce(x).wait(),
   };
 }
 
