@@ -55,9 +55,8 @@ struct ForwardSm80 {
   GpuMask mask;
   GpuScore score;
   int32_t batch, queries, keys, heads, group, head_dim;
-  int32_t packed;          // heads whose rows stand together: row r is query r / packed of head r % packed
-  int32_t splits;          // parts that the keys are cut into; each writes a partial result of its own
-  int32_t heads_together;  // of which keys and values stay in the cache
+  int32_t packed;  // heads whose rows stand together: row r is query r / packed of head r % packed
+  int32_t splits;  // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
 };
 

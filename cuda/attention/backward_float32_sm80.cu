@@ -9,6 +9,7 @@
 // for each query head of its group; S and dP are computed in both. At D 256 the gradients of 16 keys and
 // values are more than a warp's registers: two launches of the second kernel write one of them each.
 #include "attention/attention_sm80.h"
+#include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "core/cuda.h"
 #include "tile/tf32.h"
@@ -93,16 +94,10 @@ class QueryGradientTile {
   using Scores = float[kTiles][4];
 
  public:
-  __device__ QueryGradientTile(const BackwardSm80& op, char* shared)
+  __device__ QueryGradientTile(const BackwardSm80& op, const BlockOrder& order, char* shared)
       : op_(op), forward_(op.forward), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
-    // The most work first; heads whose keys fit in the cache side by side.
-    const int tiles = (forward_.queries + S::kRows - 1) / S::kRows,
-              all_heads = forward_.heads * forward_.batch;
-    const int together = forward_.heads_together, section = blockIdx.x / (tiles * together);
-    const int in_section = min(together, all_heads - section * together);
-    const int index = blockIdx.x - section * tiles * together;
-    const int head = section * together + index % in_section;
-    first_ = (tiles - 1 - index / in_section) * S::kRows;
+    const auto [tile, head] = order.place(blockIdx.x);
+    first_ = (order.tiles - 1 - tile) * S::kRows;
     last_ = min(first_ + S::kRows, forward_.queries) - 1;
     batch_ = head / forward_.heads;
     head_ = head % forward_.heads;
@@ -278,13 +273,13 @@ class KeyGradientTile {
   using Scores = float[kTiles][4];  // transposed: a row is a key
 
  public:
-  __device__ KeyGradientTile(const BackwardSm80& op, char* shared)
+  __device__ KeyGradientTile(const BackwardSm80& op, const BlockOrder& order, char* shared)
       : op_(op), forward_(op.forward), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
-    // Where order is causal, the first keys have the most work.
-    const int key_heads = forward_.heads / forward_.group, all_heads = key_heads * forward_.batch;
-    first_ = static_cast<int>(blockIdx.x / all_heads) * S::kRows;
-    batch_ = static_cast<int>(blockIdx.x % all_heads) / key_heads;
-    key_head_ = static_cast<int>(blockIdx.x % all_heads) % key_heads;
+    const auto [tile, head] = order.place(blockIdx.x);
+    const int key_heads = forward_.heads / forward_.group;
+    first_ = tile * S::kRows;
+    batch_ = head / key_heads;
+    key_head_ = head % key_heads;
   }
 
   __device__ void run() {
@@ -465,33 +460,28 @@ class KeyGradientTile {
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    query_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op) {
+    query_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(16) char shared[];
-  QueryGradientTile<S>(op, shared).run();
+  QueryGradientTile<S>(op, order, shared).run();
 }
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    key_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op) {
+    key_gradient_float32_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(16) char shared[];
-  KeyGradientTile<S>(op, shared).run();
+  KeyGradientTile<S>(op, order, shared).run();
 }
 
 template <class S>
 void launch_query_gradient(const Cuda& cuda, const BackwardSm80& op) {
-  const ForwardSm80& forward = op.forward;
-  const int64_t blocks = (int64_t{forward.queries} + S::kRows - 1) / S::kRows * forward.heads * forward.batch;
-  launch<query_gradient_float32_kernel<S>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
-                                           S::kSharedBytes, op);
+  const BlockOrder order = order_query_tiles(cuda, op.forward, S::kRows, sizeof(float), S::kBlocks);
+  launch<query_gradient_float32_kernel<S>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
 }
 
 template <class S>
 void launch_key_gradient(const Cuda& cuda, const BackwardSm80& op) {
-  const ForwardSm80& forward = op.forward;
-  const int64_t blocks =
-      (int64_t{forward.keys} + S::kRows - 1) / S::kRows * (forward.heads / forward.group) * forward.batch;
-  launch<key_gradient_float32_kernel<S>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
-                                         S::kSharedBytes, op);
+  const BlockOrder order = order_key_tiles(cuda, op.forward, S::kRows, S::kBlocks);
+  launch<key_gradient_float32_kernel<S>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
 }
 
 /** Whether a multiprocessor's shared memory has room for all the blocks that its registers have room for. */

@@ -19,10 +19,10 @@
 #include <type_traits>
 
 #include "attention/attention_sm80.h"
+#include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
 #include "core/cuda.h"
-#include "core/division.h"
 #include "tile/multiply.h"
 #include "tile/sm80.h"
 #include "tile/sum.h"
@@ -73,17 +73,17 @@ class BackwardTile {
   using Gradient = float[kKeyTiles][S::kHeadDim / 8][4];
 
  public:
-  __device__ BackwardTile(const BackwardSm80& op, char* shared)
+  __device__ BackwardTile(const BackwardSm80& op, const BlockOrder& order, char* shared)
       : op_(op),
         shared_(shared),
         tiles_(shared_address(shared)),
         warp_(thread_index() / 32),
         lane_(thread_index() % 32) {
-    const ForwardSm80& forward = op.forward;
-    const int key_heads = forward.heads / forward.group, pairs = key_heads * forward.batch;
-    first_key_ = static_cast<int>(blockIdx.x / pairs) * S::kKeys;
-    batch_ = static_cast<int>(blockIdx.x % pairs) / key_heads;
-    key_head_ = static_cast<int>(blockIdx.x % pairs) % key_heads;
+    const auto [tile, head] = order.place(blockIdx.x);
+    const int key_heads = op.forward.heads / op.forward.group;
+    first_key_ = tile * S::kKeys;
+    batch_ = head / key_heads;
+    key_head_ = head % key_heads;
     group_ = warp_ % S::kGroups;
   }
 
@@ -521,17 +521,16 @@ class BackwardTile {
 };
 
 template <class S, bool kHasMask>
-__global__ void __launch_bounds__(S::kThreads, 1) backward_kernel(const __grid_constant__ BackwardSm80 op) {
+__global__ void __launch_bounds__(S::kThreads, 1)
+    backward_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(128) char shared[];
-  BackwardTile<S, kHasMask>(op, shared).run();
+  BackwardTile<S, kHasMask>(op, order, shared).run();
 }
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  const int64_t pairs = int64_t{op.forward.heads} / op.forward.group * op.forward.batch;
-  const int64_t blocks = ceil_div(op.forward.keys, S::kKeys) * pairs;
-  launch<backward_kernel<S, kHasMask>>(cuda, dim3(static_cast<unsigned>(blocks)), S::kThreads,
-                                       S::kSharedBytes, op);
+  const BlockOrder order = order_key_tiles(cuda, op.forward, S::kKeys, 1);
+  launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
 }
 
 /** The small one where a block has too little shared memory: compute capability 8.6, 8.9 and 12. */

@@ -5,6 +5,7 @@
 //
 //   S = q k^T     base = max(base, c S)     P = exp2(c S - base)     l += rowsum P     out += P v
 #include "attention/attention_sm80.h"
+#include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "core/cuda.h"
 #include "tile/tf32.h"
@@ -44,17 +45,12 @@ class ForwardTile {
   using Scores = float[kTiles][4];
 
  public:
-  __device__ ForwardTile(const ForwardSm80& op, char* shared)
+  __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order, char* shared)
       : op_(op), shared_(shared), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
-    // The most work first; heads whose keys fit in the cache side by side.
-    const int row_heads = op.heads / op.packed, rows = op.queries * op.packed;
-    const int tiles = (rows + S::kRows - 1) / S::kRows, all_heads = row_heads * op.batch;
-    const int together = op.heads_together, section = blockIdx.x / (tiles * together);
-    const int in_section = min(together, all_heads - section * together);
-    const int index = blockIdx.x - section * tiles * together;
-    const int head = section * together + index % in_section;
-    first_row_ = (tiles - 1 - index / in_section) * S::kRows;
-    rows_ = min(S::kRows, rows - first_row_);
+    const auto [tile, head] = order.place(blockIdx.x);
+    const int row_heads = op.heads / op.packed;
+    first_row_ = (order.tiles - 1 - tile) * S::kRows;
+    rows_ = min(S::kRows, op.queries * op.packed - first_row_);
     batch_ = head / row_heads;
     head_ = head % row_heads * op.packed;
   }
@@ -303,18 +299,15 @@ class ForwardTile {
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    forward_float32_kernel(const __grid_constant__ ForwardSm80 op) {
+    forward_float32_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(16) char shared[];
-  ForwardTile<S>(op, shared).run();
+  ForwardTile<S>(op, order, shared).run();
 }
 
 template <class S>
 void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
-  const int64_t rows = int64_t{op.queries} * op.packed, heads = int64_t{op.heads} / op.packed * op.batch;
-  const int64_t blocks = (rows + S::kRows - 1) / S::kRows * heads;
-  launch<forward_float32_kernel<S>>(cuda,
-                                    dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(op.splits)),
-                                    S::kThreads, S::kSharedBytes, op);
+  const BlockOrder order = order_query_tiles(cuda, op, S::kRows, sizeof(float), S::kBlocks);
+  launch<forward_float32_kernel<S>>(cuda, order.grid(op.splits), S::kThreads, S::kSharedBytes, op, order);
 }
 
 using Forward64 = ForwardShape<64, 4, 32, 2, 3, false>;

@@ -12,8 +12,10 @@
 //
 // May spill registers: a few words, where masks or scores are adjusted and not beside the products.
 #include "attention/attention_sm80.h"
+#include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "core/cuda.h"
+#include "tile/multiply.h"
 #include "tile/sm80.h"
 
 namespace longseq {
@@ -76,23 +78,19 @@ template <class S, bool kHasMask>
 class ForwardTile {
   using T = typename S::T;
   using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
+  static constexpr int kAhead = 1;  // fragments that are loaded before they are needed
 
  public:
-  __device__ ForwardTile(const ForwardSm80& op, char* shared)
+  __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order, char* shared)
       : op_(op), tiles_(shared_address(shared)), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
-    // The most work first; heads whose keys fit in the cache side by side.
-    const int row_heads = op.heads / op.packed, rows = op.queries * op.packed;
-    const int tiles = (rows + S::kRows - 1) / S::kRows, all_heads = row_heads * op.batch;
-    const int together = op.heads_together, section = blockIdx.x / (tiles * together);
-    const int in_section = min(together, all_heads - section * together);
-    const int index = blockIdx.x - section * tiles * together;
-    const int head = section * together + index % in_section;
     if (threadIdx.x == 0) {
+      const auto [index, head] = order.place(blockIdx.x);
+      const int row_heads = op.heads / op.packed;
       Tile<S>& tile = memory();
-      tile.first_row = (tiles - 1 - index / in_section) * S::kRows;
+      tile.first_row = (order.tiles - 1 - index) * S::kRows;
       tile.batch = head / row_heads;
       tile.head = head % row_heads * op.packed;
-      tile.rows = min(S::kRows, rows - tile.first_row);
+      tile.rows = min(S::kRows, op.queries * op.packed - tile.first_row);
       const int key_head = tile.head / op.group;
       tile.k = static_cast<const T*>(op.k.data) + tile.batch * op.k.batch + key_head * op.k.head;
       tile.v = static_cast<const T*>(op.v.data) + tile.batch * op.v.batch + key_head * op.v.head;
@@ -210,7 +208,6 @@ class ForwardTile {
     __syncthreads();
   }
 
-  using Fragment = uint32_t[4];
   __device__ void load_query_fragments(Fragment (&q)[S::kRowTiles], int d) const {
     const uint32_t from =
         tiles_ + S::kQueriesAt + (warp_ * 16 * S::kRowTiles + lane_ % 16) * S::kPitch + lane_ / 16 * 16;
@@ -233,30 +230,17 @@ class ForwardTile {
         for (int e = 0; e < 4; e++) s[i][j][e] = 0;
       }
     }
-    constexpr int kAll = S::kDepthSteps * S::kGroups;
-    Fragment q[2][S::kRowTiles], k[2];
-    if constexpr (!S::kHoldsQueries) load_query_fragments(q[0], 0);
-    load_matrices(k[0], from);
-#pragma unroll
-    for (int at = 0; at < kAll; at++) {
-      const int d = at / S::kGroups, group = at % S::kGroups;
-      if (at + 1 < kAll) {
-        load_matrices(k[(at + 1) % 2],
-                      from + (at + 1) % S::kGroups * 16 * S::kPitch + 32 * ((at + 1) / S::kGroups));
-      }
-      if constexpr (!S::kHoldsQueries) {
-        if (group == 0 && d + 1 < S::kDepthSteps) load_query_fragments(q[(d + 1) % 2], d + 1);
-      }
-#pragma unroll
-      for (int i = 0; i < S::kRowTiles; i++) {
-        if constexpr (S::kHoldsQueries) {
-          multiply_add<T>(s[i][2 * group], q_[d][i], k[at % 2][0], k[at % 2][1]);
-          multiply_add<T>(s[i][2 * group + 1], q_[d][i], k[at % 2][2], k[at % 2][3]);
-        } else {
-          multiply_add<T>(s[i][2 * group], q[d % 2][i], k[at % 2][0], k[at % 2][1]);
-          multiply_add<T>(s[i][2 * group + 1], q[d % 2][i], k[at % 2][2], k[at % 2][3]);
-        }
-      }
+    const auto load_right = [&](Fragment& to, int step, int n) {
+      load_matrices(to, from + n * 16 * S::kPitch + 32 * step);
+    };
+    if constexpr (S::kHoldsQueries) {
+      multiply<T, S::kDepthSteps, kAhead>(
+          s, [&](int step, bool) -> auto& { return q_[step]; }, load_right);
+    } else {
+      auto left = loaded_left<S::kDepthSteps, S::kRowTiles>(
+          [&](Fragment(&to)[S::kRowTiles], int step) { load_query_fragments(to, step); });
+      multiply<T, S::kDepthSteps, kAhead>(
+          s, [&](int step, bool begins) -> auto& { return left(step, begins); }, load_right);
     }
   }
 
@@ -265,25 +249,16 @@ class ForwardTile {
   __device__ void accumulate(const Scores& s, int stage) {
     const uint32_t from =
         tiles_ + stage * S::kStageBytes + S::kTileBytes + lane_ % 16 * S::kPitch + lane_ / 16 * 16;
-    constexpr int kAll = S::kDepthSteps * S::kGroups;
-    Fragment v[2];
     Weights p[2];
-    load_matrices_transposed(v[0], from);
     weigh(s, p[0], 0);
-#pragma unroll
-    for (int at = 0; at < kAll; at++) {
-      const int group = at / S::kDepthSteps, d = at % S::kDepthSteps;
-      if (at + 1 < kAll) {
-        load_matrices_transposed(v[(at + 1) % 2], from + (at + 1) / S::kDepthSteps * 16 * S::kPitch +
-                                                      32 * ((at + 1) % S::kDepthSteps));
-      }
-      if (d == 0 && group + 1 < S::kGroups) weigh(s, p[(group + 1) % 2], group + 1);
-#pragma unroll
-      for (int i = 0; i < S::kRowTiles; i++) {
-        multiply_add<T>(out_[i][2 * d], p[group % 2][i], v[at % 2][0], v[at % 2][1]);
-        multiply_add<T>(out_[i][2 * d + 1], p[group % 2][i], v[at % 2][2], v[at % 2][3]);
-      }
-    }
+    multiply<T, S::kGroups, kAhead>(
+        out_, [&](int step, bool) -> auto& { return p[step % 2]; },
+        [&](Fragment& to, int step, int n) {
+          load_matrices_transposed(to, from + step * 16 * S::kPitch + 32 * n);
+        },
+        [&](int step, int n) {
+          if (n == 0 && step + 1 < S::kGroups) weigh(s, p[(step + 1) % 2], step + 1);
+        });
   }
 
   /** Softcap, ALiBi, and -inf where a query does not see a key. */
@@ -577,18 +552,15 @@ class ForwardTile {
 
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    forward_kernel(const __grid_constant__ ForwardSm80 op) {
+    forward_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(16) char shared[];
-  ForwardTile<S, kHasMask>(op, shared).run();
+  ForwardTile<S, kHasMask>(op, order, shared).run();
 }
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
-  const int64_t rows = int64_t{op.queries} * op.packed, heads = int64_t{op.heads} / op.packed * op.batch;
-  const int64_t blocks = (rows + S::kRows - 1) / S::kRows * heads;
-  launch<forward_kernel<S, kHasMask>>(cuda,
-                                      dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(op.splits)),
-                                      S::kThreads, S::kSharedBytes, op);
+  const BlockOrder order = order_query_tiles(cuda, op, S::kRows, sizeof(typename S::T), S::kBlocks);
+  launch<forward_kernel<S, kHasMask>>(cuda, order.grid(op.splits), S::kThreads, S::kSharedBytes, op, order);
 }
 
 /**

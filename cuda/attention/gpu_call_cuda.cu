@@ -12,7 +12,6 @@ namespace longseq {
 namespace {
 
 constexpr float kLog2e = 1.4426950408889634f;
-constexpr int64_t kCachedBytes = int64_t{20} << 20;  // of keys and values that are worked on together
 constexpr int kThreads = 256;
 
 dim3 blocks_of(int64_t rows) { return dim3(static_cast<unsigned>(ceil_div(rows, kThreads))); }
@@ -145,10 +144,6 @@ GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));
   kernel.packed = kernel.splits = 1;
-  const int64_t head_bytes = 2 * k_.size(1) * k_.size(3) * size_of(k_.dtype) * std::max(1, kernel.group);
-  kernel.heads_together = static_cast<int32_t>(std::max<int64_t>(
-      1, std::min<int64_t>(int64_t{kernel.batch} * kernel.heads,
-                           kCachedBytes / std::max<int64_t>(1, head_bytes) * std::max(1, kernel.group))));
   score(op.score);
   see(cuda, *op.visibility);
   if (op.score.alibi_slopes) place(cuda, op);

@@ -17,6 +17,7 @@ import {
 
 /** What listens there may not be rank 0, and never answer. */
 const answerMs = 3000;
+const silence = "what listens there does not answer";
 
 /** The values of all ranks, in their order. */
 export async function meetAsMember(value: Buffer, meeting: Meeting): Promise<Buffer[]> {
@@ -33,8 +34,8 @@ export async function meetAsMember(value: Buffer, meeting: Meeting): Promise<Buf
     }
     const outcome = await attempt(value, meeting, where, leftMs);
     if (Array.isArray(outcome)) return outcome;
-    // An attempt that the end cut short says less than one before it.
-    if (reason === undefined || performance.now() < meeting.deadline) reason = outcome;
+    // Silence until the end cut the attempt short says less than what an attempt before it met.
+    if (reason === undefined || outcome !== silence || leftMs > answerMs) reason = outcome;
     await sleep(Math.min(pauseMs, Math.max(0, meeting.deadline - performance.now())), undefined, {
       ...(meeting.signal && { signal: meeting.signal }),
     }).catch(() => meeting.signal?.throwIfAborted());
@@ -67,7 +68,7 @@ function attempt(value: Buffer, meeting: Meeting, where: string, leftMs: number)
       settle(() => reject(signal?.reason));
     };
     const onSilence = () => stop(`did not answer within ${seconds(meeting.timeoutMs)}`);
-    let patience = setTimeout(() => stop("what listens there does not answer"), Math.min(answerMs, leftMs));
+    let patience = setTimeout(() => stop(silence), Math.min(answerMs, leftMs));
     signal?.addEventListener("abort", onAbort, { once: true });
 
     const receive = (type: string, body: Buffer) => {

@@ -1,0 +1,73 @@
+#pragma once
+// In which order a kernel's thread blocks take the tiles of all heads, for the GPU starts them in the order
+// of their index.
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/attention_sm80.h"
+#include "core/cuda.h"
+#include "core/division.h"
+
+namespace longseq {
+
+/**
+ * Sections of heads one after the other, so that what a section's blocks read again and again stays in the
+ * cache. Within a section the longest tiles come first, those of all its heads side by side. The last section
+ * is the larger one: the short tiles at its end even out when the multiprocessors finish.
+ */
+struct BlockOrder {
+  int32_t tiles;     // of a head
+  int32_t heads;     // of all batches
+  int32_t together;  // heads of a section
+  int32_t last;      // heads of the last section
+
+  struct Place {
+    int tile;  // 0 has the most work
+    int head;
+  };
+  __device__ Place place(int block) const {
+    const int rest = heads - last;
+    int begin = rest, count = last;
+    if (block < rest * tiles) {
+      begin = block / (tiles * together) * together;
+      count = min(together, rest - begin);
+    }
+    const int index = block - begin * tiles;
+    return {index / count, begin + index % count};
+  }
+
+  /** `parts` blocks for each tile. */
+  dim3 grid(int parts = 1) const {
+    return dim3(static_cast<unsigned>(int64_t{tiles} * heads), static_cast<unsigned>(parts));
+  }
+};
+
+/** Tiles of a head share `head_bytes`, which they do best to find in the cache; a multiprocessor runs
+ * `blocks_each` blocks at once. */
+inline BlockOrder order_blocks(const Cuda& cuda, int64_t tiles, int64_t heads, int64_t head_bytes,
+                               int64_t blocks_each) {
+  const int64_t cached = cuda.gpu->cache_bytes * 3 / 4 / std::max<int64_t>(head_bytes, 1);
+  const int64_t even = ceil_div(2 * blocks_each * cuda.gpu->multiprocessors, std::max<int64_t>(tiles, 1));
+  const int64_t together = std::clamp<int64_t>(cached, 1, std::max<int64_t>(heads, 1));
+  return {static_cast<int32_t>(tiles), static_cast<int32_t>(heads), static_cast<int32_t>(together),
+          static_cast<int32_t>(std::min(std::max(even, together), heads))};
+}
+
+/** Of tiles of `rows` queries, for which keys and values are streamed. */
+inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int rows, int element_bytes,
+                                    int blocks_each) {
+  const int64_t heads = op.heads / op.packed, sharing = std::max(op.group / op.packed, 1);
+  const int64_t elements =
+      (2 * int64_t{op.keys} / sharing + 2 * int64_t{op.queries} * op.packed) * op.head_dim;
+  return order_blocks(cuda, ceil_div(int64_t{op.queries} * op.packed, rows), heads * op.batch,
+                      elements * element_bytes, blocks_each);
+}
+
+/** Of tiles of `rows` keys, for which queries and gradients are streamed, 8 bytes for an element of a query:
+ * of 16 bits, and sums of dq in float32, or both of float32. */
+inline BlockOrder order_key_tiles(const Cuda& cuda, const ForwardSm80& op, int rows, int blocks_each) {
+  return order_blocks(cuda, ceil_div(op.keys, rows), int64_t{op.heads} / op.group * op.batch,
+                      8 * int64_t{op.group} * op.queries * op.head_dim, blocks_each);
+}
+
+}  // namespace longseq
