@@ -107,6 +107,16 @@ t.test("passes, masks, kinds and what is computed again", async (t) => {
   }
 });
 
+t.test("gradients in float32 take twice the memory of bfloat16 ones", async (t) => {
+  const args = [...small, "--seq-len", "64"];
+  const [[narrow], [wide]] = [await swept(args), await swept([...args, "--float32-gradients"])];
+  t.notOk("float32Gradients" in (narrow ?? {}));
+  t.equal(wide?.float32Gradients, true);
+  // 12 h^2 of the products, with biases and norms: 2 bytes more for each.
+  const more = (wide?.peakBytes ?? 0) - (narrow?.peakBytes ?? 0);
+  t.ok(more >= 2 * 12 * 32 ** 2, `${more} bytes`);
+});
+
 t.test("attention alone is shared too", async (t) => {
   const shape = ["--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--seconds", "0"];
   for (const [ranks, type, ...args] of [
@@ -288,6 +298,11 @@ t.test("what is asked wrongly is refused, exit code 2", async (t) => {
     [["--what", "gpt", "--peer", "torch"], /--peer goes with --what layer, not with gpt/],
     [["--what", "layer", "--kind", "llama", "--peer", "torch"], /--peer has layers of the kind gpt alone/],
     [["--what", "layer", "--window", "4", "--peer", "torch"], /--peer has no layers with --mask, --window/],
+    [
+      ["--what", "gpt", "--float32-gradients", "--pass", "forward"],
+      /goes with gradients, not with --pass forward/,
+    ],
+    [["--float32-gradients"], /--float32-gradients goes with --what layer or gpt, not with attention/],
   ];
   for (const [args, message] of wrong) t.throws(() => settingsOf(args), { message }, args.join(" "));
   const { code, stderr } = await longseq(["bench", "--what", "layer", "--preset", "GPT25"]);

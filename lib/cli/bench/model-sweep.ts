@@ -26,6 +26,8 @@ export interface ModelMeasurement {
   readonly sequenceParallel: ParallelType | "serial";
   readonly recompute: ModelSettings["recompute"];
   readonly mlpTiles: number;
+  /** The weights' gradients are float32; absent where they are of the weights' type. */
+  readonly float32Gradients?: true;
   readonly batch: number;
   readonly seqLen: number;
   readonly causal: boolean;
@@ -107,7 +109,7 @@ function description(
   implementation: string,
 ): ModelMeasurement {
   const isOwn = !implementation.startsWith("torch-");
-  const { what, pass, preset, shape, parallel, recompute, mlpTiles } = settings;
+  const { what, pass, preset, shape, parallel, recompute, mlpTiles, float32Gradients } = settings;
   const { batch, causal, mask, window } = settings;
   const [first] = group.devices;
   return {
@@ -123,6 +125,7 @@ function description(
     sequenceParallel: isOwn ? parallel.type : "serial",
     recompute,
     mlpTiles: isOwn ? mlpTiles : 1,
+    ...(float32Gradients ? { float32Gradients } : {}),
     batch,
     seqLen,
     causal,
@@ -176,6 +179,7 @@ export function modelTitle(settings: ModelSettings, dtype: DType): string {
     `${what === "gpt" ? `${layers} layers of ` : ""}width ${hidden}`,
     `${heads} heads of ${headDim}${keyValueHeads === heads ? "" : ` over ${keyValueHeads}`}`,
     ...(recompute === "none" ? [] : [`recompute ${recompute}`]),
+    ...(settings.float32Gradients ? ["float32 gradients"] : []),
     ...(mlpTiles === 1 ? [] : [`${mlpTiles} MLP tiles`]),
     ...(parallel.type === "serial" ? [] : [`${parallel.type} over ${parallel.size} ranks`]),
   ];
