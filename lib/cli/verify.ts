@@ -50,8 +50,8 @@ export const verify: Command = {
   usage: "PATH... [options]",
   description: `Runs reference vectors (safetensors files, or folders of them) and prints the relative error of each
 result against its bound. Under longseq launch every process does so on its GPU, with its part of what
-ranks share, and rank 0 prints the largest error of all. Exit code 0: all hold; 1: one does not, or asks for what this version does
-not know; 2: a file is not what it should be.`,
+ranks share, and rank 0 prints the largest error of all. Exit code 0: all hold; 1: one does not, or
+asks for what this version does not know; 2: a file is not what it should be.`,
   options: {
     device: { value: "cpu|cuda|cuda:N", help: "where to run (default: the best there is)" },
     dtype: { value: "T", help: `what to compute in: ${floatTypes.join(", ")} (default: float32)` },

@@ -10,13 +10,14 @@ import { modelSettings } from "../../lib/cli/bench/model-settings.ts";
 import type { ModelMeasurement } from "../../lib/cli/bench/model-sweep.ts";
 import { benchOptions } from "../../lib/cli/bench/options.ts";
 import { RankedContender, type RankProgram } from "../../lib/cli/bench/ranked-contender.ts";
+import { commandLine } from "../../lib/cli/bench/run.ts";
 import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import { type Measurement, sweep, sweepLengths } from "../../lib/cli/bench/sweep.ts";
 import { type Output, openOutput, RemoteFailure } from "../../lib/cli/output.ts";
 import { openRanks, parallelOf, parallelTypes } from "../../lib/cli/ranks.ts";
 import type { Rank } from "../../lib/cli/verify/ranks.ts";
 import { verify, verifyAs } from "../../lib/cli/verify.ts";
-import { LaunchedWorld, type World } from "../../lib/cli/world.ts";
+import { alone, LaunchedWorld, type World } from "../../lib/cli/world.ts";
 import { loadSafetensors, saveSafetensors, Tensor } from "../../lib/index.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
 import { kind } from "../support/devices.ts";
@@ -219,6 +220,34 @@ t.test("a process without a device is heard of before the others connect", async
   t.match(first?.value, { message: /^rank 1: device/, isSilent: false });
   t.match(second?.value, { code: /^ERR_(NO_CUDA|DEVICE)$/ });
   t.equal(connected, 0);
+});
+
+t.test("several ranks hold a part each of the learned positions", async (t) => {
+  const held = async (size: number, world: World) => {
+    using group = await openRanks({ size, type: "ring" }, kind, world);
+    return group.ranks(8).map(({ strategy }) => strategy.positions?.held(10));
+  };
+  const halves = [
+    { begin: 0, end: 5 },
+    { begin: 5, end: 10 },
+  ];
+  t.strictSame(await held(2, alone), halves);
+  const ended = await onEach(2, (world) => held(2, world));
+  t.strictSame(
+    ended.flatMap(({ value }) => value),
+    halves,
+  );
+  t.strictSame(await held(1, alone), [undefined]);
+});
+
+t.test("a report says how it was launched, and not the launch's secret", async (t) => {
+  t.teardown(() => delete process.env.LONGSEQ_TOKEN);
+  process.env.LONGSEQ_TOKEN = "a secret";
+  const ended = await onEach(2, async (world, output) => commandLine({ world, output, signal }));
+  for (const { value } of ended) {
+    t.match(value, /npx longseq launch --ranks 2 -- npx longseq bench/);
+    t.notMatch(value, /TOKEN|secret/);
+  }
 });
 
 /** A copy of the layer's file with other options. */
