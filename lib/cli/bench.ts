@@ -1,7 +1,7 @@
 // `longseq bench`: throughput by sequence length.
 import { Device, info } from "../index.ts";
 import { measurePeak } from "../peak.ts";
-import type { Command } from "./arguments.ts";
+import { type Command, UsageError } from "./arguments.ts";
 import { benchModel } from "./bench/model-bench.ts";
 import { modelSettings } from "./bench/model-settings.ts";
 import { benchOperation } from "./bench/operation-sweep.ts";
@@ -11,9 +11,10 @@ import { benchSettings, type Settings } from "./bench/settings.ts";
 import { type Measurement, sweep } from "./bench/sweep.ts";
 import { MeasurementTable } from "./bench/table.ts";
 import { machineFacts } from "./machine.ts";
-import { JsonLines, Progress, textStream } from "./output.ts";
+import { openOutput } from "./output.ts";
 import { openRanks, rankDevice } from "./ranks.ts";
 import { renderReport, titleOf } from "./report/report.ts";
+import { launchedProcesses, openWorld } from "./world.ts";
 
 export const bench: Command = {
   usage: "[options]",
@@ -27,7 +28,8 @@ heads * head size, one for each token of each sequence; for those that memory bo
 read and written, "of copy" its share of what a copy of 256 MiB reaches.
 
 --what layer is one transformer layer, --what gpt a model with its embedding and its loss, forward and
-backward without the optimizer's step, over one rank or several of this process. Rates are those of one
+backward without the optimizer's step, over one rank, several of this process, or under longseq launch
+as many as it starts processes, each on its GPU, of which rank 0 prints. Rates are those of one
 processor, however many ranks share it. The first counts two operations for each multiply-add of the
 products and of attention's visible pairs, for both passes three times the forward's, and nothing for
 what is recomputed: 3 (24 S h^2 + 2 S^2 h) for a causal GPT layer; "original" counts as the tables that
@@ -42,29 +44,38 @@ processor wait for each other's turn too.`,
       const settings = modelSettings(given, what);
       return await running(settings.json, (run) => benchModel(settings, run));
     }
+    const { size, launcher } = launchedProcesses();
+    if (what !== "attention" && size > 1) {
+      throw new UsageError(
+        `--what ${what} runs in one process, expected no more: ${launcher} started ${size}`,
+      );
+    }
     const settings = benchSettings(given, what);
     return await running(settings.json, (run) => measureAll(settings, run));
   },
 };
 
 async function running(json: string | undefined, work: (run: Run) => Promise<number>): Promise<number> {
-  using lines = json === undefined ? undefined : new JsonLines(json);
   const stopping = new AbortController();
   const stop = () => stopping.abort();
   // Once: a second Ctrl-C ends the process the usual way.
   process.once("SIGINT", stop);
   try {
     const { signal } = stopping;
-    return await work({ json: lines, stream: textStream(json), progress: new Progress(), signal });
+    const world = openWorld(signal);
+    using output = openOutput(json, world.rank);
+    return await work({ world, output, signal });
   } finally {
     process.off("SIGINT", stop);
   }
 }
 
 async function measureAll(settings: Settings, run: Run): Promise<number> {
-  const { json, stream, progress, signal } = run;
+  const { world, signal } = run;
+  const { json, stream, progress } = run.output;
   const { parallel } = settings;
-  using group = parallel.type === "serial" ? undefined : openRanks(parallel, rankDevice(settings.device));
+  const isShared = parallel.type !== "serial";
+  using group = isShared ? await openRanks(parallel, rankDevice(settings.device), world) : undefined;
   using device = new Device(group?.devices[0]?.name ?? settings.device ?? Device.default.name);
   const dtype = settings.dtype ?? defaultDtype(device);
   const { what } = settings;
@@ -77,13 +88,12 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
 
   const peakTeraflops = await measurePeak(device, dtype);
   const measurements: Measurement[] = [];
-  const table = new MeasurementTable(stream, device, peer?.implementations ?? [], group !== undefined);
+  const table = new MeasurementTable(stream, device, peer?.implementations ?? [], isShared);
   const shared = group ? { ranks: parallel.size, sequenceParallel: parallel.type } : {};
   const title = titleOf({ ...settings, ...shared, dtype });
   stream.write(`longseq ${info().version} on ${device.description}\n${title}\n\n`);
   table.head();
-  const rankDevices = group ? { rankDevices: group.devices } : {};
-  const options = { settings, device, ...rankDevices, dtype, peer, peakTeraflops, signal, onProgress };
+  const options = { settings, device, group, dtype, peer, peakTeraflops, signal, onProgress };
   for await (const row of sweep(options)) {
     progress.clear();
     for (const measurement of row) json?.write(measurement);
@@ -92,7 +102,7 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   }
   progress.clear();
   const facts = machineFacts(device, peer?.version);
-  const report = { measurements, facts, command: commandLine(), date: new Date() };
+  const report = { measurements, facts, command: commandLine(run), date: new Date() };
   await finish(run, settings.report, (kind) => renderReport(kind, report));
   return 0;
 }

@@ -2,6 +2,7 @@
 // The command line: finds the command, and turns what it throws into a message and an exit code.
 // 0: done; 1: it could not be done, or a check failed; 2: it was asked wrongly, or given a bad file; 130: interrupted.
 import { type Command, helpText, parseArguments, suggestion, UsageError } from "./arguments.ts";
+import { RemoteFailure } from "./output.ts";
 import { packageVersion } from "./version.ts";
 
 interface Row {
@@ -81,8 +82,10 @@ function report(command: string | undefined, error: unknown): number {
     process.stderr.write(`${prefix}: ${error.message}\nSee ${prefix} --help\n`);
     return 2;
   }
+  const isRemote = error instanceof RemoteFailure;
+  if (isRemote && error.isSilent) return 1;
   const { code } = error as { code?: unknown };
-  const isExpected = error instanceof Error && typeof code === "string";
+  const isExpected = error instanceof Error && (isRemote || typeof code === "string");
   // An error without a code is a fault of ours: its stack says where.
   process.stderr.write(
     `${prefix}: ${isExpected ? error.message : error instanceof Error ? error.stack : error}\n`,

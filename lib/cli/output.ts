@@ -2,6 +2,21 @@
 import { closeSync, openSync, writeSync } from "node:fs";
 import { UsageError } from "./arguments.ts";
 
+/**
+ * What has failed in another of the processes that run a command together. That one says so itself, and rank 0, whose
+ * words are looked for, says it too.
+ */
+export class RemoteFailure extends Error {
+  readonly code: string | undefined;
+  readonly isSilent: boolean;
+
+  constructor(message: string, code: string | undefined, isSilent: boolean) {
+    super(message);
+    this.code = code;
+    this.isSilent = isSilent;
+  }
+}
+
 /** JSON lines to a file, or to standard output for `-`; written as they come, so that a killed run keeps its own. */
 export class JsonLines implements Disposable {
   readonly #file: number | undefined;
@@ -26,6 +41,12 @@ export class JsonLines implements Disposable {
   }
 }
 
+/** Where text for people goes. */
+export interface TextStream {
+  readonly isTTY?: boolean;
+  write(text: string): unknown;
+}
+
 /** Text for people: on standard output, unless JSON has taken it. */
 export function textStream(json: string | undefined): NodeJS.WriteStream {
   return json === "-" ? process.stderr : process.stdout;
@@ -33,10 +54,15 @@ export function textStream(json: string | undefined): NodeJS.WriteStream {
 
 /** One line on a terminal's standard error that replaces itself; nothing where there is no terminal. */
 export class Progress {
+  readonly #isWanted: boolean;
   #shown = false;
 
+  constructor(isWanted = true) {
+    this.#isWanted = isWanted;
+  }
+
   show(text: string): void {
-    if (!process.stderr.isTTY) return;
+    if (!this.#isWanted || !process.stderr.isTTY) return;
     process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns || 80) - 1)}`);
     this.#shown = true;
   }
@@ -56,9 +82,9 @@ export interface Column {
 /** A table that is printed row by row as its rows become known, so its widths are fixed beforehand. */
 export class Table {
   readonly #columns: readonly Column[];
-  readonly #stream: NodeJS.WriteStream;
+  readonly #stream: TextStream;
 
-  constructor(stream: NodeJS.WriteStream, columns: readonly Column[]) {
+  constructor(stream: TextStream, columns: readonly Column[]) {
     this.#stream = stream;
     this.#columns = columns;
   }
@@ -82,6 +108,24 @@ export class Table {
   }
 }
 
-export function bold(stream: NodeJS.WriteStream, text: string): string {
+export function bold(stream: TextStream, text: string): string {
   return stream.isTTY && !process.env.NO_COLOR ? `\x1b[1m${text}\x1b[22m` : text;
+}
+
+/** Where one process of a command writes. */
+export interface Output extends Disposable {
+  readonly json: JsonLines | undefined;
+  readonly stream: TextStream;
+  readonly progress: Progress;
+}
+
+/** Of the processes that run a command together rank 0 writes, and the others nothing. */
+export function openOutput(json: string | undefined, rank: number): Output {
+  if (rank > 0) {
+    const stream = { write: () => true };
+    return { json: undefined, stream, progress: new Progress(false), [Symbol.dispose]: () => {} };
+  }
+  const lines = json === undefined ? undefined : new JsonLines(json);
+  const stream = textStream(json);
+  return { json: lines, stream, progress: new Progress(), [Symbol.dispose]: () => lines?.[Symbol.dispose]() };
 }

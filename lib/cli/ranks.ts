@@ -1,25 +1,17 @@
-// Ranks of this process that share a sequence, as the command line names them.
-import {
-  Communicator,
-  Device,
-  hybrid,
-  info,
-  megatron,
-  rankFromEnvironment,
-  ring,
-  type Strategy,
-  serial,
-  ulysses,
-  zigzag,
-} from "../index.ts";
+// How ranks that share a sequence are named on the command line.
+import { info } from "../index.ts";
 import { type Arguments, type OptionTable, UsageError } from "./arguments.ts";
-import type { Rank } from "./verify/ranks.ts";
+import { RankGroup } from "./rank-group.ts";
+import { launchedProcesses, type World } from "./world.ts";
 
 export const parallelTypes = ["megatron", "ulysses", "ring", "zigzag", "hybrid"] as const;
 export type ParallelType = (typeof parallelTypes)[number];
 
 export const parallelOptions: OptionTable = {
-  ranks: { value: "N", help: "ranks that share the sequence, in this process (default: 1)" },
+  ranks: {
+    value: "N",
+    help: "ranks that share the sequence, in this process (default: 1; under longseq launch its processes)",
+  },
   "sequence-parallel": {
     value: "TYPE",
     help: `how they share it: ${parallelTypes.join(", ")} (default: zigzag where there are several ranks)`,
@@ -33,85 +25,34 @@ export interface Parallel {
   readonly type: ParallelType | "serial";
 }
 
-export function parallelOf(given: Arguments): Parallel {
-  const size = given.integer("ranks", 1) ?? 1;
+/** `launched`: of several processes each is a rank. */
+export function parallelOf(given: Arguments, launched = launchedProcesses()): Parallel {
+  const { size: processes, launcher } = launched;
+  const size = given.integer("ranks", 1) ?? processes;
   if (size > 1024) throw new UsageError(`--ranks is ${size}, expected 1 to 1024`);
+  if (processes > 1 && size !== processes) {
+    throw new UsageError(
+      `--ranks is ${size}, expected ${processes}: ${launcher} started ${processes} processes, each of them a rank`,
+    );
+  }
+  if (processes > 1 && given.has("peer")) {
+    throw new UsageError(
+      `--peer runs in turn with ranks of one process, expected none where ${launcher} started ${processes}`,
+    );
+  }
   const type = given.choice("sequence-parallel", parallelTypes);
   return { size, type: type ?? (size > 1 ? "zigzag" : "serial") };
 }
 
 /** Where ranks run, whether or not the command line says: "cuda" stands for as many GPUs as there are ranks. */
 export function rankDevice(named: string | undefined): string {
-  // LONGSEQ_DEVICE names one, if it is set.
-  return named ?? (process.env.LONGSEQ_DEVICE ? Device.default.name : Device.default.kind);
+  // By its name alone: the default device would be one more on the first GPU, in every process.
+  return named ?? (process.env.LONGSEQ_DEVICE || (info().cuda.gpus.length > 0 ? "cuda" : "cpu"));
 }
 
-/** How many processors ranks are on: several queues may be one's. */
-export function deviceCount(devices: readonly Device[]): number {
-  return new Set(devices.map(({ name }) => name)).size;
-}
-
-/** The ranks that the command line asks for: here those of several processes will meet. */
-export function openRanks(parallel: Parallel, deviceName: string): RankGroup {
-  const { size, source } = rankFromEnvironment();
-  if (size > 1) {
-    throw new UsageError(
-      `${source} started ${size} processes: ranks that are processes come in a later version; --ranks ${size} runs as many in one`,
-    );
-  }
-  return new RankGroup(parallel, deviceName);
-}
-
-/** The ranks, on queues of their own of one device, or for "cuda" on a GPU each where there are as many. */
-export class RankGroup implements Disposable {
-  readonly devices: readonly Device[];
-  readonly #communicators: readonly Communicator[];
-  readonly #type: Parallel["type"];
-
-  constructor({ size, type }: Parallel, deviceName: string) {
-    this.#type = type;
-    const isSpread = deviceName === "cuda" && info().cuda.gpus.length >= size;
-    this.devices = Array.from(
-      { length: size },
-      (_, rank) => new Device(isSpread ? `cuda:${rank}` : deviceName),
-    );
-    this.#communicators = type === "serial" ? [] : Communicator.local(this.devices);
-  }
-
-  /** Of a sequence of so many tokens. */
-  ranks(length: number): Rank[] {
-    return this.devices.map((device, rank) => {
-      const communicator = this.#communicators[rank];
-      return { strategy: communicator ? this.#strategy(communicator, length) : serial(length), device };
-    });
-  }
-
-  #strategy(communicator: Communicator, length: number): Strategy {
-    switch (this.#type) {
-      case "serial":
-        return serial(length);
-      case "megatron":
-        return megatron(communicator, length);
-      case "ulysses":
-        return ulysses(communicator, length);
-      case "ring":
-        return ring(communicator, length);
-      case "zigzag":
-        return zigzag(communicator, length);
-      case "hybrid":
-        return hybrid(communicator, length, { ulysses: middleDivisor(communicator.size) });
-    }
-  }
-
-  [Symbol.dispose](): void {
-    for (const communicator of this.#communicators) communicator.dispose();
-    for (const device of this.devices) device.dispose();
-  }
-}
-
-/** The largest divisor whose square is not above the number. */
-function middleDivisor(count: number): number {
-  let divisor = Math.floor(Math.sqrt(count));
-  while (count % divisor !== 0) divisor--;
-  return divisor;
+/** The ranks that the command line asks for, once all of them have met. */
+export async function openRanks(parallel: Parallel, deviceName: string, world: World): Promise<RankGroup> {
+  const group = new RankGroup(parallel, deviceName, world);
+  await group.join();
+  return group;
 }

@@ -1,9 +1,11 @@
 // `longseq verify`: reference vectors through the public API, each result against its bound.
+import { basename } from "node:path";
 import { Device } from "../index.ts";
-import { type Command, UsageError } from "./arguments.ts";
+import { type Arguments, type Command, UsageError } from "./arguments.ts";
 import { deviceName, floatTypes, implementations } from "./bench/settings.ts";
-import { JsonLines, Progress, Table, textStream } from "./output.ts";
-import { type Parallel, parallelOf, parallelOptions, RankGroup } from "./ranks.ts";
+import { type Output, openOutput, Table } from "./output.ts";
+import type { RankGroup } from "./rank-group.ts";
+import { openRanks, type Parallel, parallelOf, parallelOptions, rankDevice } from "./ranks.ts";
 import { attentionOperation } from "./verify/attention.ts";
 import { transformerLayerOperation } from "./verify/layer.ts";
 import { gptOperation } from "./verify/model.ts";
@@ -17,6 +19,7 @@ import {
 } from "./verify/pointwise.ts";
 import { crossEntropyOperation, layerNormOperation, rmsNormOperation } from "./verify/rows.ts";
 import { VectorFile, VectorFileError, vectorPaths } from "./verify/vector-file.ts";
+import { openWorld, type World } from "./world.ts";
 
 const operations: Readonly<Record<string, Operation>> = {
   attention: attentionOperation,
@@ -46,8 +49,9 @@ interface Check {
 export const verify: Command = {
   usage: "PATH... [options]",
   description: `Runs reference vectors (safetensors files, or folders of them) and prints the relative error of each
-result against its bound. Exit code 0: all hold; 1: one does not, or asks for what this version does
-not know; 2: a file is not what it should be.`,
+result against its bound. Under longseq launch every process does so on its GPU, with its part of what
+ranks share, and rank 0 prints the largest error of all. Exit code 0: all hold; 1: one does not, or
+asks for what this version does not know; 2: a file is not what it should be.`,
   options: {
     device: { value: "cpu|cuda|cuda:N", help: "where to run (default: the best there is)" },
     dtype: { value: "T", help: `what to compute in: ${floatTypes.join(", ")} (default: float32)` },
@@ -59,32 +63,42 @@ not know; 2: a file is not what it should be.`,
     json: { value: "FILE", help: "also write each result as a line of JSON; - is standard output" },
   },
   async run(given) {
-    if (given.positionals.length === 0)
-      throw new UsageError("no PATH given: name a safetensors file or a folder");
-    const parallel = parallelOf(given);
-    const name = deviceName(given) ?? Device.default.name;
-    using device = new Device(name);
-    using group = new RankGroup(parallel, name);
-    const run: Run = {
-      dtype: given.choice("dtype", floatTypes) ?? "float32",
-      implementation: given.choice("implementation", implementations),
-      ranks: (length) => group.ranks(length),
-    };
-    const paths = await vectorPaths(given.positionals);
-    using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
-    return await verifyAll(paths, device, run, parallel, json, textStream(given.text("json")));
+    const world = openWorld();
+    using output = openOutput(given.text("json"), world.rank);
+    return await verifyAs(given, world, output);
   },
 };
 
+/** As one of the processes of a world. Resolves to the exit code, the same on all of them. */
+export async function verifyAs(given: Arguments, world: World, output: Output): Promise<number> {
+  if (given.positionals.length === 0)
+    throw new UsageError("no PATH given: name a safetensors file or a folder");
+  const parallel = parallelOf(given);
+  const dtype = given.choice("dtype", floatTypes) ?? "float32";
+  const implementation = given.choice("implementation", implementations);
+  using group = await openRanks(parallel, rankDevice(deviceName(given)), world);
+  const run: Run = { dtype, implementation, ranks: (length) => group.ranks(length) };
+  // Rank 0's: a folder may not hold the same everywhere.
+  const [paths = []] = await group.attempt(() => vectorPaths(given.positionals));
+  const code = await verifyAll(paths, { run, group, parallel, output });
+  // A launcher ends all others once one has failed, so none does before rank 0 has printed everything.
+  await world.gather(null);
+  return code;
+}
+
+interface Verification {
+  readonly run: Run;
+  readonly group: RankGroup;
+  readonly parallel: Parallel;
+  readonly output: Output;
+}
+
 async function verifyAll(
   paths: readonly string[],
-  device: Device,
-  run: Run,
-  parallel: Parallel,
-  json: JsonLines | undefined,
-  stream: NodeJS.WriteStream,
+  { run, group, parallel, output }: Verification,
 ): Promise<number> {
-  const progress = new Progress();
+  const { json, stream, progress } = output;
+  using device = new Device(group.devices[0]?.name);
   const table = new Table(stream, [
     { title: "case", width: 40, align: "left" },
     { title: "tensor", width: 28, align: "left" },
@@ -104,7 +118,7 @@ async function verifyAll(
   for (const path of paths) {
     progress.show(path);
     try {
-      const checks = await verifyFile(path, device, run);
+      const checks = await verifyFile(path, device, group, run);
       progress.clear();
       for (const check of checks) {
         total++;
@@ -116,7 +130,7 @@ async function verifyAll(
       if ((error as { code?: unknown }).code !== "ERR_FILE") throw error;
       damaged++;
       progress.clear();
-      process.stderr.write(`longseq verify: ${(error as Error).message}\n`);
+      if (group.world.rank === 0) process.stderr.write(`longseq verify: ${(error as Error).message}\n`);
     }
   }
   const files = damaged > 0 ? `, ${damaged} of ${paths.length} files could not be used` : "";
@@ -124,41 +138,62 @@ async function verifyAll(
   return damaged > 0 ? 2 : failed > 0 ? 1 : 0;
 }
 
-async function verifyFile(path: string, device: Device, run: Run): Promise<Check[]> {
-  using file = await VectorFile.load(path, device);
+async function verifyFile(path: string, device: Device, group: RankGroup, run: Run): Promise<Check[]> {
+  const subject = { case: basename(path, ".safetensors"), op: "" };
   const failure = (reason: string): Check[] => [
-    { case: file.name, op: file.op, tensor: null, error: null, bound: null, ok: false, reason },
+    { ...subject, tensor: null, error: null, bound: null, ok: false, reason },
   ];
-  const operation = Object.hasOwn(operations, file.op) ? operations[file.op] : undefined;
-  if (!operation) return failure(`unknown op ${file.op}`);
-  const option = [...file.options.keys()].find((name) => !operation.options.includes(name));
-  if (option !== undefined) return failure(`unknown option ${option}`);
-  const tensor = Object.keys(file.tensors).find((name) => !operation.tensors.includes(name));
-  if (tensor !== undefined) return failure(`unknown tensor ${tensor}`);
+  await group.join();
   try {
-    const results = await operation.run(file, run);
-    if (results.length === 0) throw new VectorFileError(`${path}: there is no result to check`);
-    return await Promise.all(
-      results.map(async ({ name, kind, value, expected }) => {
-        using computed = value;
-        const error = relativeError(await computed.data(), await expected.data());
-        const bound = bounds[run.dtype][kind];
-        // NaN is no JSON, and below no bound.
-        return {
-          case: file.name,
-          op: file.op,
-          tensor: name,
-          error: Number.isNaN(error) ? null : error,
-          bound,
-          ok: error < bound,
-        };
-      }),
-    );
+    const all = await group.attempt(async () => {
+      using file = await VectorFile.load(path, device);
+      subject.op = file.op;
+      const operation = Object.hasOwn(operations, file.op) ? operations[file.op] : undefined;
+      if (!operation) return failure(`unknown op ${file.op}`);
+      const option = [...file.options.keys()].find((name) => !operation.options.includes(name));
+      if (option !== undefined) return failure(`unknown option ${option}`);
+      const tensor = Object.keys(file.tensors).find((name) => !operation.tensors.includes(name));
+      if (tensor !== undefined) return failure(`unknown tensor ${tensor}`);
+      return await checksOf(file, operation, run);
+    });
+    return largest(all);
   } catch (error) {
     const { code, message } = error as { code?: string; message: string };
     if (code === undefined || code === "ERR_FILE") throw error;
     return failure(message);
   }
+}
+
+async function checksOf(file: VectorFile, operation: Operation, run: Run): Promise<Check[]> {
+  const results = await operation.run(file, run);
+  if (results.length === 0) throw new VectorFileError(`${file.path}: there is no result to check`);
+  return await Promise.all(
+    results.map(async ({ name, kind, value, expected }) => {
+      using computed = value;
+      const error = relativeError(await computed.data(), await expected.data());
+      const bound = bounds[run.dtype][kind];
+      // NaN is no JSON, and below no bound.
+      return {
+        case: file.name,
+        op: file.op,
+        tensor: name,
+        error: Number.isNaN(error) ? null : error,
+        bound,
+        ok: error < bound,
+      };
+    }),
+  );
+}
+
+/** Of every process's checks of a file, each with the largest error that one of them found. */
+function largest(all: readonly (readonly Check[])[]): Check[] {
+  const [first = [], ...others] = all;
+
+  // None at all is NaN.
+  const size = ({ error }: Check) => error ?? Number.POSITIVE_INFINITY;
+  return first.map((check, at) =>
+    others.reduce((worst, { [at]: other = worst }) => (size(other) > size(worst) ? other : worst), check),
+  );
 }
 
 function cells({ case: name, op, tensor, error, bound, ok, reason }: Check): string[] {

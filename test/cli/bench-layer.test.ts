@@ -16,6 +16,7 @@ import { sweep } from "../../lib/cli/bench/sweep.ts";
 import { openRanks, parallelTypes, rankDevice } from "../../lib/cli/ranks.ts";
 import { renderModelReport } from "../../lib/cli/report/model-report.ts";
 import { causalTeraflops, publishedTables } from "../../lib/cli/report/published.ts";
+import { alone } from "../../lib/cli/world.ts";
 import type { Device } from "../../lib/index.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
@@ -46,9 +47,9 @@ const quietly = { peer: undefined, signal: new AbortController().signal, onProgr
 /** In this process, which is quicker. */
 async function swept(args: readonly string[]): Promise<ModelMeasurement[]> {
   const settings = settingsOf(["--seconds", "0", ...args]);
-  using group = openRanks(settings.parallel, settings.device);
+  using group = await openRanks(settings.parallel, settings.device, alone);
   const lines = [];
-  for await (const line of modelSweep({ settings, devices: group.devices, dtype: "bfloat16", ...quietly })) {
+  for await (const line of modelSweep({ settings, group, dtype: "bfloat16", ...quietly })) {
     lines.push(...line);
   }
   return lines;
@@ -107,6 +108,16 @@ t.test("passes, masks, kinds and what is computed again", async (t) => {
   }
 });
 
+t.test("gradients in float32 take twice the memory of bfloat16 ones", async (t) => {
+  const args = [...small, "--seq-len", "64"];
+  const [[narrow], [wide]] = [await swept(args), await swept([...args, "--float32-gradients"])];
+  t.notOk("float32Gradients" in (narrow ?? {}));
+  t.equal(wide?.float32Gradients, true);
+  // 12 h^2 of the products, with biases and norms: 2 bytes more for each.
+  const more = (wide?.peakBytes ?? 0) - (narrow?.peakBytes ?? 0);
+  t.ok(more >= 2 * 12 * 32 ** 2, `${more} bytes`);
+});
+
 t.test("attention alone is shared too", async (t) => {
   const shape = ["--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--seconds", "0"];
   for (const [ranks, type, ...args] of [
@@ -115,9 +126,9 @@ t.test("attention alone is shared too", async (t) => {
   ] as const) {
     const shared = ["--ranks", ranks, "--sequence-parallel", type, "--seq-len", "96"];
     const settings = benchSettings(parseArguments([...shape, ...args, ...shared], benchOptions), "attention");
-    using group = openRanks(settings.parallel, rankDevice(undefined));
+    using group = await openRanks(settings.parallel, rankDevice(undefined), alone);
     const [device] = group.devices as [Device];
-    const given = { settings, device, rankDevices: group.devices, dtype: "bfloat16" as const };
+    const given = { settings, device, group, dtype: "bfloat16" as const };
     const measurements = [];
     for await (const row of sweep({ ...given, ...quietly, peakTeraflops: undefined }))
       measurements.push(...row);
@@ -290,19 +301,16 @@ t.test("what is asked wrongly is refused, exit code 2", async (t) => {
     [["--what", "gpt", "--peer", "torch"], /--peer goes with --what layer, not with gpt/],
     [["--what", "layer", "--kind", "llama", "--peer", "torch"], /--peer has layers of the kind gpt alone/],
     [["--what", "layer", "--window", "4", "--peer", "torch"], /--peer has no layers with --mask, --window/],
+    [
+      ["--what", "gpt", "--float32-gradients", "--pass", "forward"],
+      /goes with gradients, not with --pass forward/,
+    ],
+    [["--float32-gradients"], /--float32-gradients goes with --what layer or gpt, not with attention/],
   ];
   for (const [args, message] of wrong) t.throws(() => settingsOf(args), { message }, args.join(" "));
   const { code, stderr } = await longseq(["bench", "--what", "layer", "--preset", "GPT25"]);
   t.equal(code, 2);
   t.match(stderr, /longseq bench: --preset is "GPT25".*\nSee longseq bench --help/);
-  const launched = await longseq([...layer], {
-    LONGSEQ_RANK: "1",
-    LONGSEQ_SIZE: "4",
-    LONGSEQ_LOCAL_RANK: "1",
-    LONGSEQ_LOCAL_SIZE: "4",
-  });
-  t.equal(launched.code, 2);
-  t.match(launched.stderr, /longseq started 4 processes: ranks that are processes come in a later version/);
 });
 
 t.test("Ctrl-C stops with what was measured", async (t) => {

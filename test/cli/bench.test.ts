@@ -16,6 +16,7 @@ import {
 } from "../../lib/cli/bench/problem.ts";
 import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
+import { alone } from "../../lib/cli/world.ts";
 import { entry, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
 
@@ -178,7 +179,7 @@ t.test("runs that are timed together, and contenders that cannot", async (t) => 
       contender("too large", { run: fails("ERR_OUT_OF_MEMORY") }),
       contender("unable", { prepare: fails(unsupported) }),
     ],
-    { seconds: 60, mostRuns: 20 },
+    { seconds: 60, mostRuns: 20, now: alone.now },
     new AbortController().signal,
     () => {},
   );

@@ -13,8 +13,10 @@ export interface Timing {
 export interface Effort {
   /** Timed runs go on for this long together, */
   readonly seconds: number;
-  /** but no more often than this each. */
+  /** but no more often than this each, */
   readonly mostRuns: number;
+  /** by this clock, in milliseconds. */
+  readonly now: () => Promise<number>;
 }
 
 const fewestRuns = 3;
@@ -69,7 +71,7 @@ export async function measure(
       });
     }
     onRound(0);
-    const start = performance.now();
+    const start = await unlessAborted(effort.now(), signal);
     for (let round = 1; !contenders.every(isOut) && !signal.aborted; round++) {
       for (const contender of contenders) {
         await attempt(contender, async () => {
@@ -89,7 +91,7 @@ export async function measure(
         });
       }
       onRound(round);
-      const elapsed = (performance.now() - start) / 1000;
+      const elapsed = ((await unlessAborted(effort.now(), signal)) - start) / 1000;
       const isLong = round >= fewestRuns ? elapsed >= effort.seconds : elapsed >= patience * effort.seconds;
       const most = Math.max(...[...samples.values()].map((times) => times.length));
       if (isLong || most >= effort.mostRuns) break;

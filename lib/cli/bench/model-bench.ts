@@ -3,7 +3,7 @@ import { type Device, info } from "../../index.ts";
 import { machineFacts } from "../machine.ts";
 import { Table } from "../output.ts";
 import { rateUnit } from "../quantity.ts";
-import { deviceCount, openRanks } from "../ranks.ts";
+import { openRanks } from "../ranks.ts";
 import { renderModelReport } from "../report/model-report.ts";
 import type { ModelSettings } from "./model-settings.ts";
 import { type ModelMeasurement, modelSweep, modelTitle } from "./model-sweep.ts";
@@ -11,10 +11,10 @@ import { modelColumns, modelRowCells } from "./model-table.ts";
 import { commandLine, defaultDtype, finish, type Run, startPeer } from "./run.ts";
 
 export async function benchModel(settings: ModelSettings, run: Run): Promise<number> {
-  const { stream, progress, json, signal } = run;
-  using group = openRanks(settings.parallel, settings.device);
-  const { devices } = group;
-  const device = devices[0] as Device;
+  const { world, signal } = run;
+  const { stream, progress, json } = run.output;
+  using group = await openRanks(settings.parallel, settings.device, world);
+  const [device] = group.devices as [Device];
   const dtype = settings.dtype ?? defaultDtype(device);
   using peer = settings.hasPeer
     ? await startPeer(device, { what: "layer", dtype, masked: false })
@@ -24,21 +24,21 @@ export async function benchModel(settings: ModelSettings, run: Run): Promise<num
   const measurements: ModelMeasurement[] = [];
   const table = new Table(stream, modelColumns(unit, peers));
   const title = modelTitle(settings, dtype);
-  const count = deviceCount(devices);
+  const count = group.deviceCount;
   const where = count === 1 ? device.description : `${count} x ${device.description}`;
   stream.write(`longseq ${info().version} on ${where}\n${title}\n\n`);
   table.head();
   const onProgress = (text: string) => progress.show(text);
-  for await (const group of modelSweep({ settings, devices, dtype, peer, signal, onProgress })) {
+  for await (const row of modelSweep({ settings, group, dtype, peer, signal, onProgress })) {
     progress.clear();
-    for (const measurement of group) json?.write(measurement);
-    measurements.push(...group);
-    const [own] = group;
-    if (own) table.row(modelRowCells(own, group.slice(1), peers, unit));
+    for (const measurement of row) json?.write(measurement);
+    measurements.push(...row);
+    const [own] = row;
+    if (own) table.row(modelRowCells(own, row.slice(1), peers, unit));
   }
   progress.clear();
   const facts = machineFacts(device, peer?.version);
-  const report = { measurements, facts, command: commandLine(), date: new Date() };
+  const report = { measurements, facts, command: commandLine(run), date: new Date() };
   await finish(run, settings.report, (kind) => renderModelReport(kind, report, title));
   return 0;
 }

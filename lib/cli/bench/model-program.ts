@@ -132,9 +132,10 @@ function prepareModel(problem: ModelProblem, { strategy, device }: Rank): Prepar
   };
 }
 
-function gradientsOf({ pass }: ModelSettings, parameters: Tensors): Tensors {
+function gradientsOf({ pass, float32Gradients }: ModelSettings, parameters: Tensors): Tensors {
   if (pass === "forward") return {};
-  const zeros = ({ shape, dtype, device }: Tensor) => Tensor.zeros(shape, { dtype, device });
+  const zeros = ({ shape, dtype, device }: Tensor) =>
+    Tensor.zeros(shape, { dtype: float32Gradients ? "float32" : dtype, device });
   return Object.fromEntries(Object.entries(parameters).map(([name, tensor]) => [name, zeros(tensor)]));
 }
 

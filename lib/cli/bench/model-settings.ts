@@ -19,6 +19,8 @@ export interface ModelSettings extends CommonSettings {
   readonly pass: ModelPass;
   readonly recompute: NonNullable<RecomputeOptions["recompute"]>;
   readonly mlpTiles: number;
+  /** The weights' gradients are float32, and not of the weights' own type. */
+  readonly float32Gradients: boolean;
 }
 
 /** On a GPU the layer that most papers measure; on a CPU one that is done in seconds. */
@@ -48,6 +50,7 @@ export function modelSettings(given: Arguments, what: ModelName): ModelSettings 
     pass: given.choice("pass", ["forward", "backward", "both"]) ?? "both",
     recompute: given.choice("recompute", ["none", "attention", "full"]) ?? "none",
     mlpTiles: given.integer("mlp-tiles", 1) ?? 1,
+    float32Gradients: given.has("float32-gradients"),
   };
   refuseCombinations(settings);
   return settings;
@@ -94,15 +97,21 @@ function givenShape(given: Arguments, isGpu: boolean): GptOptions {
 
 function refuseCombinations(settings: ModelSettings): void {
   const { what, parallel, mlpTiles, hasPeer, shape, mask, window, recompute, deterministic } = settings;
+  const { pass, float32Gradients } = settings;
   if (parallel.type === "megatron" && parallel.size > 1 && mlpTiles > 1) {
     throw new UsageError(`--mlp-tiles is ${mlpTiles}, expected 1: megatron divides the MLP's columns`);
+  }
+  if (float32Gradients && pass === "forward") {
+    throw new UsageError("--float32-gradients goes with gradients, not with --pass forward");
   }
   if (!hasPeer) return;
   if (what === "gpt") throw new UsageError("--peer goes with --what layer, not with gpt");
   const isPlain = shape.norm === "layernorm" && shape.activation === "gelu" && shape.rotary === null;
   if (!isPlain) throw new UsageError("--peer has layers of the kind gpt alone");
-  if (mask !== "none" || window !== undefined || deterministic) {
-    throw new UsageError("--peer has no layers with --mask, --window or --deterministic");
+  if (mask !== "none" || window !== undefined || deterministic || float32Gradients) {
+    throw new UsageError(
+      "--peer has no layers with --mask, --window, --deterministic or --float32-gradients",
+    );
   }
   if (recompute === "attention") {
     throw new UsageError('--peer has no layers with --recompute "attention"; "full" and "none" are there');

@@ -1,6 +1,7 @@
 // `longseq bench --what layer` and `--what gpt`, length by length: from timings to the JSON lines and the table.
-import type { Device, DType } from "../../index.ts";
-import { deviceCount, type ParallelType } from "../ranks.ts";
+import type { DType } from "../../index.ts";
+import type { RankGroup } from "../rank-group.ts";
+import type { ParallelType } from "../ranks.ts";
 import { type ModelPass, modelOperations, originalOperations } from "./flops.ts";
 import { type Effort, measure, type Timing } from "./measure.ts";
 import { type ModelProblem, ModelProgram, visibleShareOf } from "./model-program.ts";
@@ -25,6 +26,8 @@ export interface ModelMeasurement {
   readonly sequenceParallel: ParallelType | "serial";
   readonly recompute: ModelSettings["recompute"];
   readonly mlpTiles: number;
+  /** The weights' gradients are float32; absent where they are of the weights' type. */
+  readonly float32Gradients?: true;
   readonly batch: number;
   readonly seqLen: number;
   readonly causal: boolean;
@@ -57,8 +60,7 @@ export interface ModelMeasurement {
 
 export interface ModelSweepOptions {
   readonly settings: ModelSettings;
-  /** Those of the ranks. */
-  readonly devices: readonly Device[];
+  readonly group: RankGroup;
   readonly dtype: ModelProblem["dtype"];
   readonly peer: TorchPeer | undefined;
   readonly signal: AbortSignal;
@@ -67,8 +69,9 @@ export interface ModelSweepOptions {
 
 /** The measurements at one length: ours first. */
 export function modelSweep(options: ModelSweepOptions): AsyncGenerator<ModelMeasurement[]> {
-  const { settings, signal } = options;
-  return sweepLengths(settings, [settings.pass], signal, (seqLen, _pass, effort) =>
+  const { settings, signal, group } = options;
+  const { world } = group;
+  return sweepLengths({ ...settings, world }, [settings.pass], signal, (seqLen, _pass, effort) =>
     measureOne(options, seqLen, effort),
   );
 }
@@ -78,10 +81,11 @@ async function measureOne(
   seqLen: number,
   effort: Effort,
 ): Promise<ModelMeasurement[]> {
-  const { settings, dtype, peer, signal } = options;
+  const { settings, group, dtype, peer, signal } = options;
   const { shape, batch, causal, recompute, pass } = settings;
   const own = new RankedContender({
-    ...settings,
+    implementation: settings.implementation,
+    group,
     seqLen,
     prepare: (rank) => new ModelProgram({ settings, dtype, seqLen }, rank),
   });
@@ -100,14 +104,14 @@ async function measureOne(
 
 /** What a line says of the problem, before any figure. */
 function description(
-  { settings, devices, dtype }: ModelSweepOptions,
+  { settings, group, dtype }: ModelSweepOptions,
   seqLen: number,
   implementation: string,
 ): ModelMeasurement {
   const isOwn = !implementation.startsWith("torch-");
-  const { what, pass, preset, shape, parallel, recompute, mlpTiles } = settings;
+  const { what, pass, preset, shape, parallel, recompute, mlpTiles, float32Gradients } = settings;
   const { batch, causal, mask, window } = settings;
-  const [first] = devices;
+  const [first] = group.devices;
   return {
     what,
     pass,
@@ -115,12 +119,13 @@ function description(
     preset,
     device: first?.name ?? "",
     deviceName: first?.description ?? "",
-    devices: isOwn ? deviceCount(devices) : 1,
+    devices: isOwn ? group.deviceCount : 1,
     dtype,
     ranks: isOwn ? parallel.size : 1,
     sequenceParallel: isOwn ? parallel.type : "serial",
     recompute,
     mlpTiles: isOwn ? mlpTiles : 1,
+    ...(float32Gradients ? { float32Gradients } : {}),
     batch,
     seqLen,
     causal,
@@ -174,6 +179,7 @@ export function modelTitle(settings: ModelSettings, dtype: DType): string {
     `${what === "gpt" ? `${layers} layers of ` : ""}width ${hidden}`,
     `${heads} heads of ${headDim}${keyValueHeads === heads ? "" : ` over ${keyValueHeads}`}`,
     ...(recompute === "none" ? [] : [`recompute ${recompute}`]),
+    ...(settings.float32Gradients ? ["float32 gradients"] : []),
     ...(mlpTiles === 1 ? [] : [`${mlpTiles} MLP tiles`]),
     ...(parallel.type === "serial" ? [] : [`${parallel.type} over ${parallel.size} ranks`]),
   ];

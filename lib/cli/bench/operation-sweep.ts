@@ -2,8 +2,9 @@
 import type { Device, DType, Tensor } from "../../index.ts";
 import { measurePeak } from "../../peak.ts";
 import { UsageError } from "../arguments.ts";
-import { type Column, type JsonLines, Table } from "../output.ts";
+import { type Column, type JsonLines, Table, type TextStream } from "../output.ts";
 import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
+import { alone } from "../world.ts";
 import { type Contender, Own } from "./contender.ts";
 import { measure, type Timing } from "./measure.ts";
 import type { Operation, Prepared, Rows, Work } from "./operation.ts";
@@ -41,7 +42,7 @@ interface Bench {
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
   readonly signal: AbortSignal;
-  readonly stream: NodeJS.WriteStream;
+  readonly stream: TextStream;
   readonly json: JsonLines | undefined;
   readonly onProgress: (text: string) => void;
 }
@@ -100,7 +101,8 @@ export async function benchOperation(bench: Bench): Promise<number> {
         new OwnOperation(operation, shape, pass),
         ...(peer?.operationContenders({ what, pass, dtype, rows, width, headDim }) ?? []),
       ];
-      const timings = await measure(contenders, { seconds: settings.seconds, mostRuns }, signal, (round) => {
+      const effort = { seconds: settings.seconds, mostRuns, now: alone.now };
+      const timings = await measure(contenders, effort, signal, (round) => {
         bench.onProgress(
           `${rows.toLocaleString("en-US")} rows, ${pass}: round ${round + 1} (Ctrl-C to stop)`,
         );
@@ -120,7 +122,7 @@ const scaleOf = (isBound: boolean) => (isBound ? 1e9 : 1e12);
 /** Bytes a second that a copy of 256 MiB reads and writes: what memory gives at most. */
 async function copyRate({ device, signal, settings }: Bench): Promise<number> {
   const shape: Rows = { rows: 2 ** 13, width: 2 ** 14, headDim: 1, dtype: "bfloat16", device };
-  const effort = { seconds: Math.min(0.2, settings.seconds), mostRuns };
+  const effort = { seconds: Math.min(0.2, settings.seconds), mostRuns, now: alone.now };
   const [timing] = await measure(
     [new OwnOperation(operations.copy, shape, "forward")],
     effort,
@@ -151,12 +153,7 @@ function measurementOf(
   };
 }
 
-function tableOf(
-  stream: NodeJS.WriteStream,
-  unit: string,
-  isBound: boolean,
-  peers: readonly string[],
-): Table {
+function tableOf(stream: TextStream, unit: string, isBound: boolean, peers: readonly string[]): Table {
   const columns: Column[] = [
     { title: "rows", width: 9 },
     { title: "pass", width: 8, align: "left" },

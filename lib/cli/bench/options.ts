@@ -25,6 +25,9 @@ const modelOptions = {
     value: "none|attention|full",
     help: "what of a layer is computed again backward: all but attention, or all of it (default: none)",
   },
+  "float32-gradients": {
+    help: "the weights' gradients are summed in float32, whatever --dtype is (default: in --dtype)",
+  },
   "mlp-tiles": { value: "N", help: "tiles of rows that the MLP works on one after the other (default: 1)" },
 } as const satisfies OptionTable;
 

@@ -2,7 +2,7 @@
 import { type Device, type Mark, Scope } from "../../index.ts";
 import { watchWaits } from "../../parallel/pending.ts";
 import { median } from "../quantity.ts";
-import { openRanks, type Parallel, type RankGroup } from "../ranks.ts";
+import type { RankGroup } from "../rank-group.ts";
 import type { Rank } from "../verify/ranks.ts";
 import { type Contender, emptyCache } from "./contender.ts";
 
@@ -14,8 +14,7 @@ export interface RankProgram extends Disposable {
 
 export interface RankedProblem {
   readonly implementation: string | undefined;
-  readonly parallel: Parallel;
-  readonly device: string;
+  readonly group: RankGroup;
   readonly seqLen: number;
   readonly prepare: (rank: Rank) => RankProgram;
 }
@@ -28,30 +27,36 @@ interface Timed {
   readonly waits: readonly Interval[];
 }
 
+/** A rank's run: how long it took, and the share of that in which its queue waited for the link. */
+interface RankTime {
+  readonly ms: number;
+  readonly share: number;
+}
+
 export class RankedContender implements Contender {
   readonly implementation: string;
   /** On a GPU runs that are short are queued one behind the other, so that no run waits for JavaScript. */
   readonly runMany: Contender["runMany"];
   readonly #problem: RankedProblem;
-  #group: RankGroup | undefined;
   #programs: readonly RankProgram[] = [];
   readonly #shares: number[] = [];
 
   constructor(problem: RankedProblem) {
-    const isGpu = problem.device !== "cpu";
+    const isGpu = problem.group.kind === "cuda";
     this.#problem = problem;
     this.implementation = problem.implementation ?? (isGpu ? "sm80" : "cpu");
     if (isGpu) this.runMany = (count) => this.#run(count, true);
   }
 
   async prepare(): Promise<void> {
-    const { parallel, device, seqLen, prepare } = this.#problem;
-    const group = openRanks(parallel, device);
-    this.#group = group;
-    const programs: RankProgram[] = [];
-    this.#programs = programs;
-    for (const rank of group.ranks(seqLen)) programs.push(prepare(rank));
-    for (const device of group.devices) await device.synchronize();
+    const { group, seqLen, prepare } = this.#problem;
+    await group.join();
+    await group.attempt(async () => {
+      const programs: RankProgram[] = [];
+      this.#programs = programs;
+      for (const rank of group.ranks(seqLen)) programs.push(prepare(rank));
+      for (const device of group.devices) await device.synchronize();
+    });
   }
 
   async run(): Promise<number> {
@@ -72,54 +77,43 @@ export class RankedContender implements Contender {
 
   /** Of the rank that held most. */
   async peakBytes(): Promise<number> {
-    return Math.max(...this.#devices.map((device) => device.memory().peakBytes));
+    const own = Math.max(...this.#devices.map((device) => device.memory().peakBytes));
+    return Math.max(...(await this.#problem.group.attempt(async () => own)));
   }
 
   async dispose(): Promise<void> {
     for (const program of this.#programs) program[Symbol.dispose]();
-    this.#group?.[Symbol.dispose]();
     this.#programs = [];
-    this.#group = undefined;
   }
 
   get #devices(): readonly Device[] {
-    return this.#group?.devices ?? [];
+    return this.#problem.group.devices;
   }
 
   async #run(count: number, isCold: boolean): Promise<number[]> {
-    const devices = this.#devices;
-    try {
+    const processes = await this.#problem.group.attempt(async () => {
       const runs = Array.from({ length: count }, () => this.#queue(isCold));
-      const times: number[] = [];
-      for (const ranks of runs) {
-        const waited = await settled(
-          ranks.map(async ({ whole, waits }) => {
-            const ms = await lengthOf(whole);
-            let waiting = 0;
-            for (const wait of waits) waiting += await lengthOf(wait);
-            return { ms, share: ms > 0 ? waiting / ms : 0 };
-          }),
-        );
-        times.push(Math.max(...waited.map(({ ms }) => ms)));
-        this.#shares.push(waited.reduce((sum, { share }) => sum + share, 0) / waited.length);
-      }
+      const times: RankTime[][] = [];
+      for (const ranks of runs) times.push(await settled(ranks.map(timeOf)));
       return times;
-    } catch (error) {
-      // Ranks that wait for one that has failed do so until it leaves; what they hold is free once they are through.
-      const through = Promise.allSettled(devices.map((device) => device.synchronize()));
-      await this.dispose();
-      await through;
-      throw error;
-    }
+    });
+    return Array.from({ length: count }, (_, run) => {
+      const ranks = processes.flatMap((times) => times[run] ?? []);
+      this.#shares.push(ranks.reduce((sum, { share }) => sum + share, 0) / ranks.length);
+      // The slowest rank's: the others would only wait for it.
+      return Math.max(...ranks.map(({ ms }) => ms));
+    });
   }
 
-  /** One run of all ranks, one rank's program after the other. */
+  /** One run of this process's ranks, one rank's program after the other. */
   #queue(isCold: boolean): Timed[] {
     const devices = this.#devices;
     const timed = this.#programs.map((program) => program.begin());
     const isFirst = (device: Device, rank: number) =>
       devices.findIndex(({ name }) => name === device.name) === rank;
     if (isCold) for (const device of devices.filter(isFirst)) emptyCache(device);
+    // A process that is ahead of the others would count its waiting for them as its own time.
+    this.#problem.group.align();
     const begins = devices.map((device) => device.mark());
     return devices.map((device, rank) => {
       const waits = marked(device, () => Scope.run(() => timed[rank]?.()));
@@ -144,6 +138,13 @@ function marked(device: Device, work: () => void): Interval[] {
   };
   watchWaits(watcher, work);
   return waits;
+}
+
+async function timeOf({ whole, waits }: Timed): Promise<RankTime> {
+  const ms = await lengthOf(whole);
+  let waiting = 0;
+  for (const wait of waits) waiting += await lengthOf(wait);
+  return { ms, share: ms > 0 ? waiting / ms : 0 };
 }
 
 function lengthOf([begin, end]: Interval): Promise<number> {

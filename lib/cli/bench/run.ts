@@ -1,15 +1,15 @@
 // What every kind of bench begins and ends with.
 import { writeFile } from "node:fs/promises";
 import { type Device, info } from "../../index.ts";
-import type { JsonLines, Progress } from "../output.ts";
+import type { Output } from "../output.ts";
+import type { World } from "../world.ts";
 import { PeerError, TorchPeer } from "./peer.ts";
 import type { CommonSettings, floatTypes } from "./settings.ts";
 
 /** Where it writes, and what stops it. */
 export interface Run {
-  readonly json: JsonLines | undefined;
-  readonly stream: NodeJS.WriteStream;
-  readonly progress: Progress;
+  readonly world: World;
+  readonly output: Output;
   readonly signal: AbortSignal;
 }
 
@@ -37,12 +37,13 @@ export async function startPeer(
 
 /** Writes the report that was asked for, and ends the process where it was interrupted. */
 export async function finish(
-  { stream, signal }: Run,
+  { world, output, signal }: Run,
   target: CommonSettings["report"],
   render: (kind: NonNullable<typeof target>["kind"]) => string,
 ): Promise<void> {
+  const { stream } = output;
   if (signal.aborted) stream.write("\nInterrupted: this is what was measured.\n");
-  if (target) {
+  if (target && world.rank === 0) {
     await writeFile(target.path, render(target.kind));
     stream.write(`\nReport: ${target.path}\n`);
   }
@@ -50,13 +51,17 @@ export async function finish(
   if (signal.aborted) process.exit(interrupted);
 }
 
+/** What `longseq launch` sets, which is of one launch alone, or even secret. */
+const ofOneLaunch = /^LONGSEQ_(RANK|SIZE|LOCAL_RANK|LOCAL_SIZE|RENDEZVOUS|TOKEN)$/;
+
 /** What to type to run this again, with the variables of ours that were set. */
-export function commandLine(): string {
+export function commandLine({ world }: Run): string {
   const quote = (word: string) => {
     return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
   };
   const variables = Object.entries(process.env)
-    .filter(([name]) => name.startsWith("LONGSEQ_"))
+    .filter(([name]) => name.startsWith("LONGSEQ_") && !ofOneLaunch.test(name))
     .map(([name, value = ""]) => `${name}=${quote(value)}`);
-  return [...variables, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");
+  const launch = world.size > 1 ? [`npx longseq launch --ranks ${world.size} --`] : [];
+  return [...variables, ...launch, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");
 }

@@ -1,6 +1,8 @@
 // Goes through the lengths, and turns timings into measurements: the JSON lines of the bench.
 import type { Device, DType } from "../../index.ts";
-import { deviceCount, type Parallel, rankDevice } from "../ranks.ts";
+import type { RankGroup } from "../rank-group.ts";
+import type { Parallel } from "../ranks.ts";
+import { alone, type World } from "../world.ts";
 import { type Contender, OwnAttention } from "./contender.ts";
 import { type Effort, measure, predictSeconds, type Timing } from "./measure.ts";
 import type { TorchPeer } from "./peer.ts";
@@ -46,8 +48,8 @@ export interface Measurement {
 export interface SweepOptions {
   readonly settings: Settings;
   readonly device: Device;
-  /** Those of the ranks, where several share the sequence. */
-  readonly rankDevices?: readonly Device[];
+  /** Where ranks share the sequence. */
+  readonly group: RankGroup | undefined;
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
   /** What the device multiplies and adds at most, where it was measured. */
@@ -64,21 +66,25 @@ const mostRuns = 200;
 
 /** The measurements of one pass at one length: ours first. */
 export function sweep(options: SweepOptions): AsyncGenerator<Measurement[]> {
-  const { settings, signal } = options;
-  return sweepLengths(settings, settings.passes, signal, (seqLen, pass, effort) =>
+  const { settings, signal, group } = options;
+  const { world = alone } = group ?? {};
+  return sweepLengths({ ...settings, world }, settings.passes, signal, (seqLen, pass, effort) =>
     measureOne(options, effort, seqLen, pass),
   );
 }
 
 /** Length by length, and at each pass by pass; where none are named, doubled for as long as it is quick. */
 export async function* sweepLengths<AnyPass, One extends { readonly ms?: number }>(
-  { seqLens, seconds }: Pick<Settings, "seqLens" | "seconds">,
+  { seqLens, seconds, world }: Pick<Settings, "seqLens" | "seconds"> & { readonly world: World },
   passes: readonly AnyPass[],
   signal: AbortSignal,
   measureAt: (seqLen: number, pass: AnyPass, effort: Effort) => Promise<One[]>,
 ): AsyncGenerator<One[]> {
-  const effort = { seconds, mostRuns };
-  const start = performance.now();
+  const effort = { seconds, mostRuns, now: () => world.now() };
+  // Who was interrupted waits for nobody's clock.
+  const now = () =>
+    world.now().catch((error: unknown) => (signal.aborted ? Number.NaN : Promise.reject(error)));
+  const start = await now();
   for (let seqLen of seqLens ?? [shortest]) {
     for (;;) {
       const runSeconds: number[][] = [];
@@ -90,7 +96,7 @@ export async function* sweepLengths<AnyPass, One extends { readonly ms?: number 
       }
       seqLen *= 2;
       if (seqLens || seqLen > longest) break;
-      const spent = (performance.now() - start) / 1000;
+      const spent = ((await now()) - start) / 1000;
       // Twice the length is at most four times the work.
       const next = runSeconds.map((all) =>
         predictSeconds(
@@ -104,17 +110,16 @@ export async function* sweepLengths<AnyPass, One extends { readonly ms?: number 
 }
 
 async function measureOne(options: SweepOptions, effort: Effort, seqLen: number, pass: Pass) {
-  const { settings, device, dtype, peer, signal } = options;
+  const { settings, device, dtype, peer, signal, group } = options;
   const { batch, heads, kvHeads, headDim, causal, window, mask, deterministic } = settings;
   const shape = { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen };
   const problem: Problem = { ...shape, deterministic };
-  const { implementation, parallel } = settings;
+  const { implementation } = settings;
   const shared =
-    options.rankDevices &&
+    group &&
     new RankedContender({
       implementation,
-      parallel,
-      device: rankDevice(settings.device),
+      group,
       seqLen,
       prepare: (rank) => new SharedAttention(problem, pass, implementation, rank),
     });
@@ -134,7 +139,7 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
 }
 
 function measurementOf(
-  { settings, device, rankDevices = [device], peakTeraflops }: SweepOptions,
+  { settings, device, group, peakTeraflops }: SweepOptions,
   problem: Problem,
   pass: Pass,
   share: number,
@@ -144,7 +149,7 @@ function measurementOf(
   const { dtype, batch, heads, kvHeads, headDim, causal, window, mask, seqLen } = problem;
   const shape = { dtype, batch, heads, kvHeads, headDim, causal, mask, seqLen };
   const { parallel } = settings;
-  const devices = shared ? deviceCount(rankDevices) : 1;
+  const devices = shared ? (group?.deviceCount ?? 1) : 1;
   const measurement = {
     what: "attention" as const,
     pass,

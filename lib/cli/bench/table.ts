@@ -1,6 +1,6 @@
 // The bench's table on a terminal: a row a pass and length, ours first, each peer with the ratio to it.
 import type { Device } from "../../index.ts";
-import { type Column, Table } from "../output.ts";
+import { type Column, Table, type TextStream } from "../output.ts";
 import {
   formatBytes,
   formatCount,
@@ -17,7 +17,7 @@ export class MeasurementTable {
   readonly #peers: readonly string[];
 
   /** `isShared`: ranks share the sequence. */
-  constructor(stream: NodeJS.WriteStream, device: Device, peers: readonly string[], isShared = false) {
+  constructor(stream: TextStream, device: Device, peers: readonly string[], isShared = false) {
     // Rows are printed as they are measured, so the unit is settled before the first.
     this.#unit = rateUnit(device.kind === "cuda" ? 1 : 0);
     this.#peers = peers;

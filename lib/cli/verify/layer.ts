@@ -45,7 +45,7 @@ function results(file: VectorFile, run: Run) {
     const named = Object.fromEntries(names.map((name, at) => [name, gradients[at] as Tensor]));
     return { y, dx: dx as Tensor, gradients: named };
   });
-  const whole = (all: readonly Tensor[]) => joined(ranks, all, x.device);
+  const whole = (all: readonly Tensor[]) => joined(ranks, all);
   const computed = {
     y: whole(made.map(({ y }) => y)),
     ...(dy && {

@@ -48,7 +48,7 @@ function results(file: VectorFile, run: Run) {
   });
   const logits = made.map(({ logits }) => logits);
   const computed = {
-    logits: joined(ranks, logits, tokens.device),
+    logits: joined(ranks, logits),
     // All ranks have the same.
     ...(made[0] && { loss: made[0].loss.reshape([1]) }),
     ...(wantsGradients &&

@@ -1,11 +1,13 @@
-// What vectors of layers and models need of the ranks that share the sequence.
+// What vectors of layers and models need of the ranks that share the sequence. Wholes are sums over the ranks, each of which
+// has zeros in place of what it does not hold: that is exact, and works where the other ranks are other processes.
 import {
   type Device,
   type ParameterSpecification,
   SequenceShard,
   type Strategy,
+  serial,
   shareParameters,
-  type Tensor,
+  Tensor,
   wholeGradients,
 } from "../../index.ts";
 import type { FloatType, Result } from "./operation.ts";
@@ -22,11 +24,17 @@ export function rowsOf({ strategy, device }: Rank, x: Tensor): Tensor {
   return device === x.device ? rows : rows.toDevice(device);
 }
 
-export function joined(ranks: readonly Rank[], parts: readonly Tensor[], device: Device): Tensor {
-  return SequenceShard.join(
-    parts.map((part) => (part.device === device ? part : part.toDevice(device))),
-    ranks.map(({ strategy }) => strategy.shard),
-  );
+/** The rows of the whole sequence, of which each rank has made its part. */
+export function joined(ranks: readonly Rank[], parts: readonly Tensor[]): Tensor {
+  return wholeOf(ranks, ({ strategy, device }, at) => {
+    const { shard, sum } = strategy;
+    const own = parts[at] as Tensor;
+    const shards = Array.from({ length: shard.ranks }, (_, rank) => shard.of(rank));
+    const rows = shards.map(({ rank, size }) =>
+      rank === shard.rank ? own : Tensor.zeros(own.shape.with(1, size), { dtype: own.dtype, device }),
+    );
+    return sum(SequenceShard.join(rows, shards));
+  });
 }
 
 /** The file's weights that a rank holds. */
@@ -48,9 +56,22 @@ export function gradientsOf(
   ranks: readonly Rank[],
   gradients: readonly Record<string, Tensor>[],
 ): Record<string, Tensor> {
-  const held = ranks.map(({ strategy }, at) => ({ placement: strategy, tensors: gradients[at] ?? {} }));
-  const whole = Object.entries(wholeGradients(table, held));
-  return Object.fromEntries(whole.map(([name, tensor]) => [`d.${name}`, tensor]));
+  return wholeOf(ranks, ({ strategy, device }, at) => {
+    const zeros = table.map(({ name, shape }) => [name, Tensor.zeros(shape, { device })] as const);
+    const own = wholeGradients(table, [
+      { placement: strategy, tensors: gradients[at] ?? {} },
+      { placement: serial(0), tensors: Object.fromEntries(zeros) },
+    ]);
+    return Object.fromEntries(
+      Object.entries(own).map(([name, tensor]) => [`d.${name}`, strategy.sum(tensor)]),
+    );
+  });
+}
+
+/** All ranks have the same then: the first one's here. */
+function wholeOf<T>(ranks: readonly Rank[], sum: (rank: Rank, at: number) => T): T {
+  const [first] = ranks.map(sum);
+  return first as T;
 }
 
 /** Of what was computed, that for which the file holds a result. */
