@@ -8,10 +8,10 @@ import type { Piece } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type Attended, type AttentionCore, type Gradients, rounded } from "./core.ts";
-import { addInto, copyInto, merged, packed } from "./key-values.ts";
+import { addInto, copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
-import { isNeeded, placesOf } from "./ring-plan.ts";
+import { isNeeded, keptByRule, placesOf } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** Zigzag shards of 8 ranks are two of these each. */
@@ -64,8 +64,9 @@ export function orderedRingAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const chunks = chunksOf(pieces);
+  const turnsFor = keptByRule((options) => turnsOf(chunks, options));
   return (q, k, v, options, keep): Attended => {
-    const turns = turnsOf(chunks, options);
+    const turns = turnsFor(options);
     const { out, logSumExp } = keep(() => forward(communicator, turns, q, k, v, options));
     return {
       out,
@@ -130,7 +131,8 @@ function forward(
         outDtype: "float32",
       });
       const before = results.get(queries);
-      results.set(queries, before === undefined ? part : merged(before, part));
+      if (before === undefined) results.set(queries, part);
+      else mergeInto(before, part);
     }
   });
   const [batch = 1, rows = 0, heads = 0] = q.shape;
@@ -173,7 +175,7 @@ function backward(
           k,
           v,
           out: results,
-          logSumExp: rowsOf(logSumExp, queries, 2).contiguous(),
+          logSumExp: rowsOf(logSumExp, queries, 2),
           dout: gradients,
         },
         { ...options, ...placesOf([queries], [keys], options.mask), gradientDtype: "float32" },

@@ -2,33 +2,37 @@
 import type { AttentionMask } from "../mask.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
-import { sees } from "./visibility.ts";
+import { sees, type VisibilityOptions } from "./visibility.ts";
+
+/** Neighbouring ones of a shard's pieces, and where their rows are among all rows of the shard, or of what came of it. */
+export interface Run {
+  pieces: readonly Piece[];
+  /** The first row. */
+  start: number;
+  /** Rows. */
+  length: number;
+}
 
 /** What a rank has at a step, and what becomes of it. */
 export interface RingStep {
-  /** How far the keys that are here have come. */
+  /** How far the keys that are here have come: `held` are those of the owner's pieces that are needed so far away. */
   distance: number;
-  /** Of whom they are. */
-  owner: number;
-  /** Those of the owner's pieces that have come so far. */
-  held: readonly Piece[];
   /** Of `held`, what the next rank or one after it needs. */
-  onward: readonly Piece[];
-  /** Of `held`, what nobody further on needs: its gradient goes back to the owner. */
-  returning: readonly Piece[];
-  /** What comes from the rank before: `onward` of its step. */
-  incoming: readonly Piece[];
-  /** Of this rank's own pieces, those whose gradient comes back from the rank that is `distance` ahead. */
-  returned: readonly Piece[];
-  /** Whether this rank's queries see any of it; its own keys count as seen. */
-  isSeen: boolean;
+  onward: Run;
+  /** Of `held`, the pieces that nobody further on needs: their gradients go back to the owner. */
+  returning: readonly Run[];
+  /** Rows that come from the rank before: `onward` of its step. */
+  incoming: number;
+  /** Of this rank's own pieces, those whose gradients come back from the rank that is `distance` ahead. */
+  returned: readonly Run[];
+  /** What of this rank's queries sees any of the keys, and what of `held` is seen; at distance 0 that is all of it. */
+  queries: Run;
+  keys: Run;
 }
 
 export interface RingPlan {
   rank: number;
   size: number;
-  /** This rank's. */
-  queries: readonly Piece[];
   steps: readonly RingStep[];
 }
 
@@ -39,48 +43,87 @@ export function ringPlan(
   options: ShardedAttentionOptions,
 ): RingPlan {
   const size = pieces.length;
-  const at = (index: number) => pieces[((index % size) + size) % size] ?? [];
-  /** How far each piece is needed. */
-  const reaches = pieces.map((own, owner) =>
-    own.map((piece) => {
+  const indexOf = (place: number) => ((place % size) + size) % size;
+  const at = (place: number) => pieces[indexOf(place)] ?? [];
+  /** How far each piece is needed, or goes with one before it and one behind it: what goes on is one run. */
+  const reaches = pieces.map((own, owner) => {
+    const needed = own.map((piece) => {
       let distance = size - 1;
       while (distance > 0 && !isNeeded(at(owner + distance), piece, options)) distance--;
       return distance;
-    }),
-  );
-  const reaching = (owner: number, test: (reach: number) => boolean) => {
-    const index = ((owner % size) + size) % size;
-    return at(index).filter((_, i) => test(reaches[index]?.[i] ?? 0));
+    });
+    return needed.map((_, i) => Math.min(Math.max(...needed.slice(0, i + 1)), Math.max(...needed.slice(i))));
+  });
+  const reachOf = (owner: number) => {
+    const of = new Map(at(owner).map((piece, i) => [piece, reaches[indexOf(owner)]?.[i] ?? 0]));
+    return (piece: Piece) => of.get(piece) ?? 0;
   };
   const last = Math.max(0, ...reaches.flat());
   const steps = Array.from({ length: last + 1 }, (_, distance): RingStep => {
-    const owner = (rank - distance + size) % size;
-    const held = reaching(owner, (reach) => reach >= distance);
+    const owner = rank - distance;
+    const [reach, ownReach, reachBefore] = [reachOf(owner), reachOf(rank), reachOf(owner - 1)];
+    const held = at(owner).filter((piece) => reach(piece) >= distance);
+    const isOwn = distance === 0;
+    const keys = runOf(held, (piece) => isOwn || isNeeded(at(rank), piece, options));
     return {
       distance,
-      owner,
-      held,
-      onward: reaching(owner, (reach) => reach > distance),
-      returning: reaching(owner, (reach) => reach === distance),
-      incoming: reaching(rank - 1 - distance, (reach) => reach > distance),
-      returned: reaching(rank, (reach) => reach === distance),
-      isSeen: distance === 0 || held.some((piece) => isNeeded(at(rank), piece, options)),
+      onward: runOf(held, (piece) => reach(piece) > distance),
+      returning: singlesOf(held, (piece) => reach(piece) === distance),
+      incoming: rowsIn(at(owner - 1).filter((piece) => reachBefore(piece) > distance)),
+      returned: singlesOf(at(rank), (piece) => ownReach(piece) === distance),
+      queries: runOf(at(rank), (piece) => isOwn || sees([piece], keys.pieces, ruleOf(options))),
+      keys,
     };
   });
-  return { rank, size, queries: at(rank), steps };
+  return { rank, size, steps };
+}
+
+/** From the first that passes the test to the last. */
+function runOf(all: readonly Piece[], test: (piece: Piece) => boolean): Run {
+  const begin = all.findIndex(test);
+  const end = all.findLastIndex(test) + 1;
+  const pieces = begin < 0 ? [] : all.slice(begin, end);
+  return { pieces, start: rowsIn(all.slice(0, Math.max(0, begin))), length: rowsIn(pieces) };
+}
+
+/** Each that passes the test and has rows. */
+function singlesOf(all: readonly Piece[], test: (piece: Piece) => boolean): Run[] {
+  return all
+    .filter((piece) => piece.length > 0 && test(piece))
+    .map((one) => runOf(all, (piece) => piece === one));
+}
+
+const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
+
+/** What `make` gives, kept for as long as the rule stays the same: a plan takes longer than to queue what it says, and
+ * all layers ask for the same. */
+export function keptByRule<T>(
+  make: (options: ShardedAttentionOptions) => T,
+): (options: ShardedAttentionOptions) => T {
+  let kept: { rule: string; mask: WeakRef<AttentionMask> | undefined; made: T } | undefined;
+  return (options) => {
+    const { causal = false, window = [], cuSeqlens = [], mask } = options;
+    const rule = `${causal};${window};${cuSeqlens}`;
+    if (kept?.rule !== rule || kept.mask?.deref() !== mask)
+      kept = { rule, mask: mask && new WeakRef(mask), made: make(options) };
+    return kept.made;
+  };
 }
 
 /** Whether any of the queries sees any key of the piece. */
 export function isNeeded(queries: readonly Piece[], piece: Piece, options: ShardedAttentionOptions): boolean {
-  const { causal, window, cuSeqlens, mask } = options;
+  const { mask } = options;
   if (queries.length === 0) return false;
-  const rule = {
+  if (!sees(queries, [piece], ruleOf(options))) return false;
+  return mask === undefined || partOfMask(mask, queries, [piece]).visible > 0;
+}
+
+function ruleOf({ causal, window, cuSeqlens }: ShardedAttentionOptions): VisibilityOptions {
+  return {
     ...(causal !== undefined && { causal }),
     ...(window && { window }),
     ...(cuSeqlens && { cuSeqlens }),
   };
-  if (!sees(queries, [piece], rule)) return false;
-  return mask === undefined || partOfMask(mask, queries, [piece]).visible > 0;
 }
 
 const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();

@@ -7,11 +7,11 @@ import { inDtype } from "../ops/matmul.ts";
 import { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients, rounded } from "./core.ts";
-import { addInto, merged, packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
+import { addInto, mergeInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
-import type { Pending } from "./pending.ts";
-import { placesOf, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
-import { copyRows } from "./rows.ts";
+import { release } from "./portions.ts";
+import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
+import { keptByRule, placesOf, type RingPlan, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
@@ -62,15 +62,17 @@ export function ringAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
+  const planFor = keptByRule((options) => ringPlan(pieces, communicator.rank, options));
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
-    const plan = ringPlan(pieces, communicator.rank, options);
-    const { out, logSumExp } = keep(() => forward(communicator, plan, q, k, v, options));
+    const plan = planFor(options);
+    const { out, logSumExp } = keep(() => forward(communicator, plan, [q, k, v], options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
-        const gradients = backward(communicator, plan, saved as Saved, dout, given);
+        const areSummed = plan.steps.length > 1;
+        const gradients = backward(communicator, plan, saved as Saved, dout, given, isWide || areSummed);
         return isWide ? gradients : rounded(gradients, q.dtype);
       },
     };
@@ -79,29 +81,39 @@ export function ringAttention(
 
 type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
 
+const isSeen = ({ distance, queries }: RingStep) => distance === 0 || queries.length > 0;
+
 function forward(
   communicator: Communicator,
-  plan: RingPlan,
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
+  { steps }: RingPlan,
+  [q, k, v]: readonly [Tensor, Tensor, Tensor],
   options: ShardedAttentionOptions,
 ): AttentionResult {
-  let held = packed(k, v);
+  let held: KeyValues = [k, v];
   let result: AttentionResult | undefined;
-  const isSplit = plan.steps.filter(({ isSeen }) => isSeen).length > 1;
-  for (const step of plan.steps) {
-    const next = passOn(communicator, plan, step, held);
-    if (step.isSeen) {
-      const part = attentionForward(q, held.select(0, 0), held.select(0, 1), {
-        ...options,
-        ...placesOf(plan.queries, step.held, options.mask),
-        ...(isSplit && { outDtype: "float32" as const }),
-      });
-      result = result === undefined ? part : merged(result, part);
+  const isSplit = steps.filter(isSeen).length > 1;
+  for (const [i, step] of steps.entries()) {
+    const { queries, keys } = step;
+    const exchange = new RingExchange(communicator);
+    const next = i === steps.length - 1 ? undefined : exchange.passOn(held, step.onward, step.incoming);
+    const arriving = next && exchange.start();
+    if (isSeen(step)) {
+      const part = withKeys(held, keys, (k, v) =>
+        attentionForward(rowsOf(q, queries), k, v, {
+          ...options,
+          ...placesOf(queries.pieces, keys.pieces, options.mask),
+          ...(isSplit && { outDtype: "float32" as const }),
+        }),
+      );
+      if (result === undefined) result = part;
+      else {
+        const { out, logSumExp } = result;
+        mergeInto({ out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) }, part);
+      }
     }
-    held.dispose();
-    if (next !== undefined) held = next.wait();
+    if (i > 0) release(held);
+    arriving?.wait();
+    if (next) held = next;
   }
   const { out, logSumExp } = result as AttentionResult;
   return { out: inDtype(out, q.dtype), logSumExp };
@@ -109,106 +121,74 @@ function forward(
 
 /**
  * dq stays, dk and dv follow their keys around the ring in float32: a rank adds its part to what has come, and hands it
- * on, or back to the keys' owner where nobody further on sees them.
+ * on, with the keys of its next step, or back to the keys' owner where nobody further on sees them. Where no keys go
+ * anywhere, attention's gradients are all there is.
  */
 function backward(
   communicator: Communicator,
-  plan: RingPlan,
+  { steps }: RingPlan,
   [q, k, v, out, logSumExp]: Saved,
   dout: Tensor,
   options: ShardedAttentionOptions,
+  isWide: boolean,
 ): Gradients {
-  let held = packed(k, v);
+  const partOf = ({ queries, keys }: RingStep, held: KeyValues): Gradients => {
+    const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
+    const { dq, dk, dv } = withKeys(held, keys, (k, v) =>
+      attentionBackward(
+        { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
+        {
+          ...options,
+          ...placesOf(queries.pieces, keys.pieces, options.mask),
+          ...(isWide && { gradientDtype: "float32" as const }),
+        },
+      ),
+    );
+    return [dq, dk, dv];
+  };
+  const [first] = steps as readonly [RingStep];
+  if (steps.length === 1) return partOf(first, [k, v]);
+
+  const own = [k, v].map(({ shape, device }) => Tensor.empty(shape, { device })) as [Tensor, Tensor];
+  let held: KeyValues = [k, v];
   let dq: Tensor | undefined;
-  let arriving: Pending<Tensor> | undefined;
-  const own = Tensor.empty(held.shape, { device: q.device });
-  for (const step of plan.steps) {
-    const next = passOn(communicator, plan, step, held);
-    let part: Tensor | undefined;
-    if (step.isSeen) {
-      const made = attentionBackward(
-        { q, k: held.select(0, 0), v: held.select(0, 1), out, logSumExp, dout },
-        { ...options, ...placesOf(plan.queries, step.held, options.mask), gradientDtype: "float32" },
-      );
-      dq = dq === undefined ? made.dq : added(dq, made.dq);
-      part = packed(made.dk, made.dv);
-      made.dk.dispose();
-      made.dv.dispose();
-    }
-    const before = arriving?.wait();
-    const total = before === undefined ? part : part === undefined ? before : added(before, part);
-    arriving = handBack(communicator, plan, step, total as Tensor, own);
-    held.dispose();
-    if (next !== undefined) held = next.wait();
+  let sums: { of: RingStep; dkv: KeyValues } | undefined;
+  for (const [i, step] of steps.entries()) {
+    const exchange = new RingExchange(communicator);
+    const next = i === steps.length - 1 ? undefined : exchange.passOn(held, step.onward, step.incoming);
+    const coming = sums && exchange.passOn(sums.dkv, sums.of.onward, sums.of.incoming);
+    if (sums) exchange.giveBack(sums.dkv, sums.of, own);
+    const arriving = exchange.start();
+    if (sums) release(sums.dkv);
+    const part = isSeen(step) ? partOf(step, held) : undefined;
+    if (i > 0) release(held);
+    if (part && dq) addRows(dq, part[0], step.queries);
+    dq ??= part?.[0];
+    arriving.wait();
+    const made = part && ([part[1], part[2]] as const);
+    if (made && coming) for (const [j, sum] of coming.entries()) addRows(sum, made[j] as Tensor, step.keys);
+    sums = { of: step, dkv: (coming ?? made) as KeyValues };
+    if (next) held = next;
   }
-  arriving?.wait();
-  return [dq as Tensor, own.select(0, 0), own.select(0, 1)];
+  const exchange = new RingExchange(communicator);
+  const { of, dkv } = sums as NonNullable<typeof sums>;
+  exchange.giveBack(dkv, of, own);
+  exchange.start().wait();
+  release(dkv);
+  return [dq as Tensor, ...own];
 }
 
-function added(sum: Tensor, term: Tensor): Tensor {
-  addInto(sum, term);
-  term.dispose();
-  return sum;
+/** `work` with some rows of keys and values. Views of them end with it: they would hold what is let go. */
+function withKeys<T>(held: KeyValues, run: Run, work: (k: Tensor, v: Tensor) => T): T {
+  const [k, v] = held.map((x) => rowsOf(x, run)) as [Tensor, Tensor];
+  const made = work(k, v);
+  release([k, v].filter((x) => !held.includes(x)));
+  return made;
 }
 
-const ahead = ({ rank, size }: RingPlan, distance: number) => (rank + distance) % size;
-const behind = ({ rank, size }: RingPlan, distance: number) => (rank + size - distance) % size;
-
-/** Sends what the next rank or one after it needs of the held keys, and receives the same from the rank before. */
-function passOn(
-  communicator: Communicator,
-  plan: RingPlan,
-  step: RingStep,
-  held: Tensor,
-): Pending<Tensor> | undefined {
-  if (step.distance === plan.steps.length - 1) return undefined;
-  const sent = rowsOfPieces(held, step.onward, step.held);
-  const received = Tensor.empty(held.shape.with(2, rowsIn(step.incoming)), {
-    dtype: held.dtype,
-    device: held.device,
-  });
-  const moved = communicator.exchange(
-    parcels(ahead(plan, 1), sent, step.onward),
-    parcels(behind(plan, 1), received, step.incoming),
-  );
-  if (sent !== held) sent.dispose();
-  return moved.map(() => received);
-}
-
-function parcels(peer: number, tensor: Tensor, pieces: readonly Piece[]) {
-  return pieces.length === 0 ? [] : [{ peer, tensor }];
-}
-
-/** Sends gradients of the held keys on, or to their owner; gives what comes from the rank before. */
-function handBack(
-  communicator: Communicator,
-  plan: RingPlan,
-  step: RingStep,
-  total: Tensor,
-  own: Tensor,
-): Pending<Tensor> {
-  const { distance, held, onward, returning, incoming, returned } = step;
-  const like = { device: total.device };
-  const [moving, back] = [onward, returning].map((some) => rowsOfPieces(total, some, held)) as [
-    Tensor,
-    Tensor,
-  ];
-  const coming = Tensor.empty(own.shape.with(2, rowsIn(incoming)), like);
-  const home = distance === 0 ? back : Tensor.empty(own.shape.with(2, rowsIn(returned)), like);
-  const isAway = distance > 0;
-  const moved = communicator.exchange(
-    [
-      ...parcels(ahead(plan, 1), moving, onward),
-      ...(isAway ? parcels(behind(plan, distance), back, returning) : []),
-    ],
-    [
-      ...parcels(behind(plan, 1), coming, incoming),
-      ...(isAway ? parcels(ahead(plan, distance), home, returned) : []),
-    ],
-  );
-  return moved.map(() => {
-    copyRows("toWhole", own, home, spansOf(returned, plan.steps[0]?.held ?? []), 2);
-    for (const tensor of [moving, back, home, total]) if (tensor !== coming) tensor.dispose();
-    return coming;
-  });
+/** Adds a term that has some of the rows, and lets it go. */
+function addRows(sum: Tensor, term: Tensor, run: Run): void {
+  const rows = rowsOf(sum, run);
+  addInto(rows, term);
+  release(rows === sum ? [term] : [rows, term]);
 }

@@ -1,5 +1,4 @@
 // Heads that travel in chunks: what comes out, and when, and how much memory it takes.
-import { createRequire } from "node:module";
 import fc from "fast-check";
 import {
   AttentionMask,
@@ -13,10 +12,9 @@ import {
   ulysses,
 } from "longseq";
 import t from "tap";
-import type { Native } from "../../lib/native.ts";
 import { differing } from "../support/bits.ts";
+import { callsOf } from "../support/calls.ts";
 import { bounds, relativeError } from "../support/compare.ts";
-import { root } from "../support/devices.ts";
 import { localRanks } from "../support/ranks.ts";
 import { refuses } from "../support/refusals.ts";
 
@@ -105,28 +103,6 @@ t.test("chunks give what all heads at once give, bit for bit, and what one rank 
     { numRuns: 60 },
   );
 });
-
-/** The calls of the addon that `work` makes, of those that are named, in order. */
-function callsOf(watched: readonly (keyof Native)[], work: () => void): string[] {
-  const addon = (createRequire(import.meta.url)("node-gyp-build") as (folder: string) => Native)(root);
-  const real = { ...addon };
-  const calls: string[] = [];
-  for (const name of watched) {
-    const call = real[name] as (...given: unknown[]) => unknown;
-    Object.assign(addon, {
-      [name]: (...given: unknown[]) => {
-        calls.push(name);
-        return call(...given);
-      },
-    });
-  }
-  try {
-    work();
-  } finally {
-    Object.assign(addon, real);
-  }
-  return calls;
-}
 
 /** What each rank calls, forward and back. */
 function passes(size: number, options: UlyssesOptions) {
