@@ -2,6 +2,7 @@
 // chunks: at 1, 2, 4 and 8, contiguous and zigzag. Every chunk of keys goes from its owner to whoever sees it, in
 // ascending order; a chunk of queries takes in what each gives, and each chunk of keys the gradients of all queries,
 // in ascending order too. That costs calls of a chunk each, and parts of gradients that travel one by one.
+import type { AttentionMask } from "../mask.ts";
 import { native } from "../native.ts";
 import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
@@ -11,7 +12,7 @@ import { type Attended, type AttentionCore, type Gradients, rounded } from "./co
 import { addInto, copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
-import { isNeeded, keptByRule, placesOf } from "./ring-plan.ts";
+import { isNeeded, keptByRule, partOfMask } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** Zigzag shards of 8 ranks are two of these each. */
@@ -55,6 +56,14 @@ function turnsOf(chunks: readonly Chunk[], options: ShardedAttentionOptions): Tu
     keys,
     seeing: chunks.filter((queries) => isNeeded([queries], keys, options)),
   }));
+}
+
+function placesOf(queries: Chunk, keys: Chunk, mask: AttentionMask | undefined) {
+  return {
+    queryPositions: [queries],
+    keyPositions: [keys],
+    ...(mask && { mask: partOfMask(mask, [queries], [keys]) }),
+  };
 }
 
 const rowsOf = (x: Tensor, { row, length }: Chunk, axis: number) => x.slice(axis, row, row + length);
@@ -127,7 +136,7 @@ function forward(
       const [key, value] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
       const part = attentionForward(rowsOf(q, queries, 1), key, value, {
         ...options,
-        ...placesOf([queries], [keys], options.mask),
+        ...placesOf(queries, keys, options.mask),
         outDtype: "float32",
       });
       const before = results.get(queries);
@@ -178,7 +187,7 @@ function backward(
           logSumExp: rowsOf(logSumExp, queries, 2),
           dout: gradients,
         },
-        { ...options, ...placesOf([queries], [keys], options.mask), gradientDtype: "float32" },
+        { ...options, ...placesOf(queries, keys, options.mask), gradientDtype: "float32" },
       );
       addInto(rowsOf(dq, queries, 1), made.dq);
       parts.set(queries, packed(made.dk, made.dv));

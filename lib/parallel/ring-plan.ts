@@ -1,8 +1,8 @@
 // Who needs whose keys: what travels how far around the ring.
 import type { AttentionMask } from "../mask.ts";
-import type { Piece } from "../ops/attention-options.ts";
+import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
-import { sees, type VisibilityOptions } from "./visibility.ts";
+import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
 
 /** Neighbouring ones of a shard's pieces, and where their rows are among all rows of the shard, or of what came of it. */
 export interface Run {
@@ -28,6 +28,10 @@ export interface RingStep {
   /** What of this rank's queries sees any of the keys, and what of `held` is seen; at distance 0 that is all of it. */
   queries: Run;
   keys: Run;
+  /** Where these stand. */
+  places: { queryPositions: readonly Piece[]; keyPositions: readonly Piece[] };
+  /** Each of the queries sees all of the keys. */
+  isWhole: boolean;
 }
 
 export interface RingPlan {
@@ -65,14 +69,17 @@ export function ringPlan(
     const held = at(owner).filter((piece) => reach(piece) >= distance);
     const isOwn = distance === 0;
     const keys = runOf(held, (piece) => isOwn || isNeeded(at(rank), piece, options));
+    const queries = runOf(at(rank), (piece) => isOwn || sees([piece], keys.pieces, ruleOf(options)));
     return {
       distance,
       onward: runOf(held, (piece) => reach(piece) > distance),
       returning: singlesOf(held, (piece) => reach(piece) === distance),
       incoming: rowsIn(at(owner - 1).filter((piece) => reachBefore(piece) > distance)),
       returned: singlesOf(at(rank), (piece) => ownReach(piece) === distance),
-      queries: runOf(at(rank), (piece) => isOwn || sees([piece], keys.pieces, ruleOf(options))),
+      queries,
       keys,
+      places: placesOf(queries.pieces, keys.pieces, options),
+      isWhole: isWhole(queries, keys, options),
     };
   });
   return { rank, size, steps };
@@ -129,7 +136,11 @@ function ruleOf({ causal, window, cuSeqlens }: ShardedAttentionOptions): Visibil
 const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();
 
 /** A mask's rows and columns; made once, since all layers and both passes ask for the same. */
-function partOfMask(mask: AttentionMask, queries: readonly Piece[], keys: readonly Piece[]): AttentionMask {
+export function partOfMask(
+  mask: AttentionMask,
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+): AttentionMask {
   const known = parts.get(mask) ?? new Map<string, AttentionMask>();
   parts.set(mask, known);
   const key = [queries, keys].map((side) => side.map(({ start, length }) => `${start}+${length}`)).join(";");
@@ -138,11 +149,42 @@ function partOfMask(mask: AttentionMask, queries: readonly Piece[], keys: readon
   return part;
 }
 
-/** Where the rows of queries and keys stand, and what of the mask is theirs. */
-export function placesOf(queries: readonly Piece[], keys: readonly Piece[], mask: AttentionMask | undefined) {
-  return {
-    queryPositions: queries,
-    keyPositions: keys,
-    ...(mask && { mask: partOfMask(mask, queries, keys) }),
+function isWhole(queries: Run, keys: Run, options: ShardedAttentionOptions): boolean {
+  const [{ pieces: queryPieces }, { pieces: keyPieces }] = [queries, keys];
+  const pairs = queries.length * keys.length;
+  if (visiblePairs(queryPieces, keyPieces, ruleOf(options)) !== pairs) return false;
+  return options.mask === undefined || partOfMask(options.mask, queryPieces, keyPieces).visible === pairs;
+}
+
+/**
+ * Neighbouring pieces as one, and counted from the first row where no boundaries of documents count: for one piece of
+ * queries and one of keys from 0 on, a GPU needs no list of what each row sees.
+ */
+function placesOf(
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+  { cuSeqlens }: ShardedAttentionOptions,
+): RingStep["places"] {
+  const first = cuSeqlens ? 0 : Math.min(...[...queries, ...keys].map(({ start }) => start));
+  const joined = (pieces: readonly Piece[]) => {
+    const all: Piece[] = [];
+    for (const { start, length } of pieces) {
+      const before = all.at(-1);
+      if (before && before.start + before.length === start - first) before.length += length;
+      else all.push({ start: start - first, length });
+    }
+    return all;
   };
+  return { queryPositions: joined(queries), keyPositions: joined(keys) };
+}
+
+/** Attention's options for what a step sees of what. */
+export function optionsAt(
+  { queries, keys, places, isWhole }: Pick<RingStep, "queries" | "keys" | "places" | "isWhole">,
+  options: ShardedAttentionOptions,
+): AttentionOptions {
+  const { causal, window, cuSeqlens, mask, ...others } = options;
+  // Slopes count distances.
+  if (isWhole && others.alibiSlopes === undefined) return others;
+  return { ...options, ...places, ...(mask && { mask: partOfMask(mask, queries.pieces, keys.pieces) }) };
 }

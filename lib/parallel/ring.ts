@@ -11,7 +11,7 @@ import { addInto, mergeInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import { release } from "./portions.ts";
 import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
-import { keptByRule, placesOf, type RingPlan, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
+import { keptByRule, optionsAt, type RingPlan, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
@@ -100,8 +100,7 @@ function forward(
     if (isSeen(step)) {
       const part = withKeys(held, keys, (k, v) =>
         attentionForward(rowsOf(q, queries), k, v, {
-          ...options,
-          ...placesOf(queries.pieces, keys.pieces, options.mask),
+          ...optionsAt(step, options),
           ...(isSplit && { outDtype: "float32" as const }),
         }),
       );
@@ -132,14 +131,14 @@ function backward(
   options: ShardedAttentionOptions,
   isWide: boolean,
 ): Gradients {
-  const partOf = ({ queries, keys }: RingStep, held: KeyValues): Gradients => {
+  const partOf = (step: RingStep, held: KeyValues): Gradients => {
+    const { queries, keys } = step;
     const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
     const { dq, dk, dv } = withKeys(held, keys, (k, v) =>
       attentionBackward(
         { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
         {
-          ...options,
-          ...placesOf(queries.pieces, keys.pieces, options.mask),
+          ...optionsAt(step, options),
           ...(isWide && { gradientDtype: "float32" as const }),
         },
       ),
