@@ -1,8 +1,9 @@
 // What a rank of a ring sends and receives in one step of the ranks.
 import { Tensor } from "../tensor.ts";
+import type { DType } from "../values.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
-import { filled, type Landing, land, landing } from "./parcels.ts";
+import { filled } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
 import type { RingStep, Run } from "./ring-plan.ts";
@@ -20,7 +21,6 @@ export class RingExchange {
   readonly #communicator: Communicator;
   readonly #sent: Parcel[] = [];
   readonly #received: Parcel[] = [];
-  readonly #landings: Landing[] = [];
   /** Views and copies to send. */
   readonly #made: Tensor[] = [];
 
@@ -28,45 +28,35 @@ export class RingExchange {
     this.#communicator = communicator;
   }
 
-  /** A run of rows to the next rank. Gives where those of the rank before come. */
-  passOn(held: KeyValues, run: Run, incoming: number): KeyValues {
-    this.#send(1, held, run);
-    const coming = held.map(({ shape, dtype, device }) =>
-      Tensor.empty(shape.with(1, incoming), { dtype, device }),
-    );
-    this.#received.push(...coming.map((tensor) => ({ peer: this.#peer(-1), tensor })));
-    return coming as readonly Tensor[] as KeyValues;
+  /** This rank's keys to the rank that sees them at a step. Gives where those come that this one sees. */
+  keys(own: KeyValues, { distance, sent, keys }: RingStep): KeyValues {
+    const rows = own.map((x) => rowsOf(x, sent));
+    this.#made.push(...rows.filter((x) => !own.includes(x)));
+    return this.#swap(distance, rows, keys.length, own[0].dtype);
   }
 
-  /** Gradients of what a step held: to the keys' owner where they are whole, and from those who had this rank's. */
-  giveBack(sums: KeyValues, { distance, returning, returned }: RingStep, own: KeyValues): void {
-    for (const run of returning) this.#send(-distance, sums, run);
-    for (const { start, length } of returned) {
-      for (const x of own)
-        this.#landings.push(landing(this.#peer(distance), x.slice(1, start, start + length)));
-    }
+  /** Gradients of the keys that came for a step, back to their owner. Gives where those of this rank's keys come. */
+  gradients(made: KeyValues, { distance, sent }: RingStep): KeyValues {
+    return this.#swap(-distance, made, sent.length, "float32");
   }
 
   start(): Pending<void> {
-    const moved = this.#communicator.exchange(
-      filled(this.#sent),
-      filled([...this.#received, ...this.#landings]),
-    );
+    const moved = this.#communicator.exchange(filled(this.#sent), filled(this.#received));
     release(this.#made);
-    return moved.map(() => this.#landings.forEach(land));
+    return moved;
   }
 
-  #send(ahead: number, held: KeyValues, run: Run): void {
-    for (const x of held) {
-      const rows = rowsOf(x, run);
-      const tensor = rows.isContiguous ? rows : rows.contiguous();
-      this.#sent.push({ peer: this.#peer(ahead), tensor });
-      this.#made.push(...[rows, tensor].filter((made) => made !== x));
-    }
-  }
-
-  #peer(ahead: number): number {
-    const { rank, size } = this.#communicator;
-    return (rank + ahead + size) % size;
+  /** To the rank so far ahead, and so many rows from the one so far behind. */
+  #swap(ahead: number, tensors: readonly Tensor[], rows: number, dtype: DType): KeyValues {
+    const { rank, size, device } = this.#communicator;
+    const [to, from] = [(rank + ahead + size) % size, (rank - ahead + size) % size];
+    return tensors.map((x) => {
+      const tensor = x.isContiguous ? x : x.contiguous();
+      if (tensor !== x) this.#made.push(tensor);
+      this.#sent.push({ peer: to, tensor });
+      const coming = Tensor.empty(x.shape.with(1, rows), { dtype, device });
+      this.#received.push({ peer: from, tensor: coming });
+      return coming;
+    }) as readonly Tensor[] as KeyValues;
   }
 }

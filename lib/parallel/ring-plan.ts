@@ -1,106 +1,145 @@
-// Who needs whose keys: what travels how far around the ring.
+// Who needs whose keys, and which queries they meet: the steps of a ring.
 import type { AttentionMask } from "../mask.ts";
 import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
+import { documentAt } from "./documents.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
 
-/** Neighbouring ones of a shard's pieces, and where their rows are among all rows of the shard, or of what came of it. */
+/** Neighbouring rows of a shard. */
 export interface Run {
+  /** Where they stand. */
   pieces: readonly Piece[];
-  /** The first row. */
+  /** The first, among the shard's. */
   start: number;
   /** Rows. */
   length: number;
 }
 
-/** What a rank has at a step, and what becomes of it. */
-export interface RingStep {
-  /** How far the keys that are here have come: `held` are those of the owner's pieces that are needed so far away. */
-  distance: number;
-  /** Of `held`, what the next rank or one after it needs. */
-  onward: Run;
-  /** Of `held`, the pieces that nobody further on needs: their gradients go back to the owner. */
-  returning: readonly Run[];
-  /** Rows that come from the rank before: `onward` of its step. */
-  incoming: number;
-  /** Of this rank's own pieces, those whose gradients come back from the rank that is `distance` ahead. */
-  returned: readonly Run[];
-  /** What of this rank's queries sees any of the keys, and what of `held` is seen; at distance 0 that is all of it. */
+/** Which queries meet which keys. */
+export interface Meeting {
+  /** Of this rank's queries, those that see any of the keys. */
   queries: Run;
+  /** Of the owner's keys, those that are seen. */
   keys: Run;
-  /** Where these stand. */
+  /** Where these stand, for attention. */
   places: { queryPositions: readonly Piece[]; keyPositions: readonly Piece[] };
   /** Each of the queries sees all of the keys. */
   isWhole: boolean;
 }
 
-export interface RingPlan {
-  rank: number;
-  size: number;
-  steps: readonly RingStep[];
+/** What a rank computes with the keys of the rank so far behind, all of its own at distance 0. */
+export interface RingStep extends Meeting {
+  distance: number;
+  /** Of this rank's keys, those that the rank so far ahead sees. */
+  sent: Run;
 }
 
-/** `pieces` are those of each rank. The same on every rank, but for whose steps they are. */
+/**
+ * `pieces` are those of each rank. Every rank has the same steps: those at which any rank sees anything. Keys go from
+ * their owner to whoever sees them: handed on from neighbour to neighbour, what is seen far away would burden all between.
+ */
 export function ringPlan(
   pieces: readonly (readonly Piece[])[],
   rank: number,
   options: ShardedAttentionOptions,
-): RingPlan {
+): RingStep[] {
   const size = pieces.length;
-  const indexOf = (place: number) => ((place % size) + size) % size;
-  const at = (place: number) => pieces[indexOf(place)] ?? [];
-  /** How far each piece is needed, or goes with one before it and one behind it: what goes on is one run. */
-  const reaches = pieces.map((own, owner) => {
-    const needed = own.map((piece) => {
-      let distance = size - 1;
-      while (distance > 0 && !isNeeded(at(owner + distance), piece, options)) distance--;
-      return distance;
-    });
-    return needed.map((_, i) => Math.min(Math.max(...needed.slice(0, i + 1)), Math.max(...needed.slice(i))));
-  });
-  const reachOf = (owner: number) => {
-    const of = new Map(at(owner).map((piece, i) => [piece, reaches[indexOf(owner)]?.[i] ?? 0]));
-    return (piece: Piece) => of.get(piece) ?? 0;
-  };
-  const last = Math.max(0, ...reaches.flat());
-  const steps = Array.from({ length: last + 1 }, (_, distance): RingStep => {
-    const owner = rank - distance;
-    const [reach, ownReach, reachBefore] = [reachOf(owner), reachOf(rank), reachOf(owner - 1)];
-    const held = at(owner).filter((piece) => reach(piece) >= distance);
-    const isOwn = distance === 0;
-    const keys = runOf(held, (piece) => isOwn || isNeeded(at(rank), piece, options));
-    const queries = runOf(at(rank), (piece) => isOwn || sees([piece], keys.pieces, ruleOf(options)));
+  const at = (place: number) => pieces[((place % size) + size) % size] ?? [];
+  const seen = (owner: number, by: number) =>
+    owner === by ? runOf(at(owner), at(owner)) : keysSeen(at(by), at(owner), options);
+  const distances = pieces
+    .map((_, distance) => distance)
+    .filter(
+      (distance) => distance === 0 || pieces.some((_, owner) => seen(owner, owner + distance).length > 0),
+    );
+  return distances.map((distance) => {
+    const keys = seen(rank - distance, rank);
+    const queries = distance === 0 ? keys : runOf(at(rank), queriesSeeing(at(rank), keys.pieces, options));
     return {
       distance,
-      onward: runOf(held, (piece) => reach(piece) > distance),
-      returning: singlesOf(held, (piece) => reach(piece) === distance),
-      incoming: rowsIn(at(owner - 1).filter((piece) => reachBefore(piece) > distance)),
-      returned: singlesOf(at(rank), (piece) => ownReach(piece) === distance),
+      sent: seen(rank, rank + distance),
       queries,
       keys,
       places: placesOf(queries.pieces, keys.pieces, options),
       isWhole: isWhole(queries, keys, options),
     };
   });
-  return { rank, size, steps };
 }
 
-/** From the first that passes the test to the last. */
-function runOf(all: readonly Piece[], test: (piece: Piece) => boolean): Run {
-  const begin = all.findIndex(test);
-  const end = all.findLastIndex(test) + 1;
-  const pieces = begin < 0 ? [] : all.slice(begin, end);
-  return { pieces, start: rowsIn(all.slice(0, Math.max(0, begin))), length: rowsIn(pieces) };
+/** From the first row of the parts, which are of some of the pieces and ascending, to the last. */
+function runOf(all: readonly Piece[], parts: readonly Piece[]): Run {
+  const [first, last] = [parts[0], parts.at(-1)];
+  if (first === undefined || last === undefined) return { pieces: [], start: 0, length: 0 };
+  const end = last.start + last.length;
+  const pieces = all.flatMap((piece) => overlap(piece, first.start, end));
+  const before = all.flatMap((piece) => overlap(piece, 0, first.start));
+  return { pieces, start: rowsIn(before), length: rowsIn(pieces) };
 }
 
-/** Each that passes the test and has rows. */
-function singlesOf(all: readonly Piece[], test: (piece: Piece) => boolean): Run[] {
-  return all
-    .filter((piece) => piece.length > 0 && test(piece))
-    .map((one) => runOf(all, (piece) => piece === one));
+function rowsIn(pieces: readonly Piece[]): number {
+  return pieces.reduce((rows, { length }) => rows + length, 0);
 }
 
-const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
+/** What of a piece lies in [begin, end), if anything does. */
+function overlap(piece: Piece, begin: number, end: number): Piece[] {
+  const start = Math.max(piece.start, begin);
+  const length = Math.min(piece.start + piece.length, end) - start;
+  return length > 0 ? [{ start, length }] : [];
+}
+
+function keysSeen(queries: readonly Piece[], keys: readonly Piece[], options: ShardedAttentionOptions): Run {
+  const needed = keys.filter((piece) => isNeeded(queries, piece, options));
+  const { before, after } = reachOf(options);
+  return runOf(keys, within(needed, queries, before, after, options));
+}
+
+function queriesSeeing(
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+  options: ShardedAttentionOptions,
+): Piece[] {
+  const { before, after } = reachOf(options);
+  return within(queries, keys, after, before, options);
+}
+
+/** How far before and behind its own position a query sees keys at most. */
+function reachOf({ causal = false, window = [-1, -1] }: ShardedAttentionOptions) {
+  const [before, after] = window.map((side) => (side < 0 ? Number.POSITIVE_INFINITY : side)) as [
+    number,
+    number,
+  ];
+  return { before, after: causal ? 0 : after };
+}
+
+/** Of each piece, the rows from the first to the last that rows of others reach, within their documents. */
+function within(
+  pieces: readonly Piece[],
+  others: readonly Piece[],
+  before: number,
+  after: number,
+  { cuSeqlens }: ShardedAttentionOptions,
+): Piece[] {
+  const document = (position: number) => {
+    if (cuSeqlens === undefined) return [0, Number.POSITIVE_INFINITY] as const;
+    const index = documentAt(cuSeqlens, position);
+    return [cuSeqlens[index] ?? 0, cuSeqlens[index + 1] ?? 0] as const;
+  };
+  const reached = others
+    .filter(({ length }) => length > 0)
+    .map(({ start, length }) => {
+      const last = start + length - 1;
+      return [
+        Math.max(start - before, document(start)[0]),
+        Math.min(last + after + 1, document(last)[1]),
+      ] as const;
+    });
+  return pieces.flatMap((piece) => {
+    const parts = reached.flatMap(([begin, end]) => overlap(piece, begin, end));
+    const begin = Math.min(...parts.map(({ start }) => start));
+    const end = Math.max(...parts.map(({ start, length }) => start + length));
+    return overlap(piece, begin, end);
+  });
+}
 
 /** What `make` gives, kept for as long as the rule stays the same: a plan takes longer than to queue what it says, and
  * all layers ask for the same. */
@@ -164,7 +203,7 @@ function placesOf(
   queries: readonly Piece[],
   keys: readonly Piece[],
   { cuSeqlens }: ShardedAttentionOptions,
-): RingStep["places"] {
+): Meeting["places"] {
   const first = cuSeqlens ? 0 : Math.min(...[...queries, ...keys].map(({ start }) => start));
   const joined = (pieces: readonly Piece[]) => {
     const all: Piece[] = [];
@@ -180,7 +219,7 @@ function placesOf(
 
 /** Attention's options for what a step sees of what. */
 export function optionsAt(
-  { queries, keys, places, isWhole }: Pick<RingStep, "queries" | "keys" | "places" | "isWhole">,
+  { queries, keys, places, isWhole }: Meeting,
   options: ShardedAttentionOptions,
 ): AttentionOptions {
   const { causal, window, cuSeqlens, mask, ...others } = options;

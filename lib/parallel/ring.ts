@@ -1,23 +1,23 @@
-// Ring attention (Liu et al., 2023): queries stay, keys and values travel from rank to rank, and what each block of keys
-// gives is merged by its log-sum-exp. With zigzag shards (Llama 3; Grattafiori et al., 2024, 3.3.2) causal order leaves
-// every rank the same work.
+// Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
+// another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
+// Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
 import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
-import { Tensor } from "../tensor.ts";
+import type { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients, rounded } from "./core.ts";
 import { addInto, mergeInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import { release } from "./portions.ts";
 import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
-import { keptByRule, optionsAt, type RingPlan, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
+import { keptByRule, optionsAt, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
 /**
- * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys that
- * no rank further on sees, by order, window, documents or mask, are not sent there. With `deterministic`, results have the
+ * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys
+ * are sent to the ranks that see them, by order, window, documents or mask, and to no others. With `deterministic`, results have the
  * same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
  *
  * @param length tokens of the whole sequence; any number.
@@ -62,17 +62,17 @@ export function ringAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
-  const planFor = keptByRule((options) => ringPlan(pieces, communicator.rank, options));
+  const stepsFor = keptByRule((options) => ringPlan(pieces, communicator.rank, options));
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
-    const plan = planFor(options);
-    const { out, logSumExp } = keep(() => forward(communicator, plan, [q, k, v], options));
+    const steps = stepsFor(options);
+    const { out, logSumExp } = keep(() => forward(communicator, steps, [q, k, v], options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
-        const areSummed = plan.steps.length > 1;
-        const gradients = backward(communicator, plan, saved as Saved, dout, given, isWide || areSummed);
+        const areSummed = steps.length > 1;
+        const gradients = backward(communicator, steps, saved as Saved, dout, given, isWide || areSummed);
         return isWide ? gradients : rounded(gradients, q.dtype);
       },
     };
@@ -85,109 +85,104 @@ const isSeen = ({ distance, queries }: RingStep) => distance === 0 || queries.le
 
 function forward(
   communicator: Communicator,
-  { steps }: RingPlan,
+  steps: readonly RingStep[],
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
   options: ShardedAttentionOptions,
 ): AttentionResult {
-  let held: KeyValues = [k, v];
+  const own: KeyValues = [k, v];
+  let held = own;
   let result: AttentionResult | undefined;
   const isSplit = steps.filter(isSeen).length > 1;
   for (const [i, step] of steps.entries()) {
-    const { queries, keys } = step;
+    const { queries } = step;
+    const following = steps[i + 1];
     const exchange = new RingExchange(communicator);
-    const next = i === steps.length - 1 ? undefined : exchange.passOn(held, step.onward, step.incoming);
+    const next = following && exchange.keys(own, following);
     const arriving = next && exchange.start();
     if (isSeen(step)) {
-      const part = withKeys(held, keys, (k, v) =>
-        attentionForward(rowsOf(q, queries), k, v, {
-          ...optionsAt(step, options),
-          ...(isSplit && { outDtype: "float32" as const }),
-        }),
-      );
+      const part = attentionForward(rowsOf(q, queries), ...held, {
+        ...optionsAt(step, options),
+        ...(isSplit && { outDtype: "float32" as const }),
+      });
       if (result === undefined) result = part;
       else {
         const { out, logSumExp } = result;
         mergeInto({ out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) }, part);
       }
     }
-    if (i > 0) release(held);
+    if (held !== own) release(held);
     arriving?.wait();
-    if (next) held = next;
+    held = next ?? own;
   }
   const { out, logSumExp } = result as AttentionResult;
   return { out: inDtype(out, q.dtype), logSumExp };
 }
 
 /**
- * dq stays, dk and dv follow their keys around the ring in float32: a rank adds its part to what has come, and hands it
- * on, with the keys of its next step, or back to the keys' owner where nobody further on sees them. Where no keys go
- * anywhere, attention's gradients are all there is.
+ * dq stays. dk and dv go to the keys' owner in float32, while the next step is computed, and are summed there in the order
+ * of the steps. Where no keys go anywhere, attention's gradients are all there is.
  */
 function backward(
   communicator: Communicator,
-  { steps }: RingPlan,
+  steps: readonly RingStep[],
   [q, k, v, out, logSumExp]: Saved,
   dout: Tensor,
   options: ShardedAttentionOptions,
   isWide: boolean,
 ): Gradients {
-  const partOf = (step: RingStep, held: KeyValues): Gradients => {
-    const { queries, keys } = step;
+  const partOf = (step: RingStep, [k, v]: KeyValues): Gradients => {
+    const { queries } = step;
     const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
-    const { dq, dk, dv } = withKeys(held, keys, (k, v) =>
-      attentionBackward(
-        { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
-        {
-          ...optionsAt(step, options),
-          ...(isWide && { gradientDtype: "float32" as const }),
-        },
-      ),
+    const { dq, dk, dv } = attentionBackward(
+      { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
+      { ...optionsAt(step, options), ...(isWide && { gradientDtype: "float32" as const }) },
     );
     return [dq, dk, dv];
   };
-  const [first] = steps as readonly [RingStep];
-  if (steps.length === 1) return partOf(first, [k, v]);
-
-  const own = [k, v].map(({ shape, device }) => Tensor.empty(shape, { device })) as [Tensor, Tensor];
-  let held: KeyValues = [k, v];
-  let dq: Tensor | undefined;
-  let sums: { of: RingStep; dkv: KeyValues } | undefined;
+  const own: KeyValues = [k, v];
+  let held = own;
+  let sums: Gradients | undefined;
+  /** Gradients of the keys that came for the step before. */
+  let made: { by: RingStep; dkv: KeyValues } | undefined;
   for (const [i, step] of steps.entries()) {
+    const following = steps[i + 1];
     const exchange = new RingExchange(communicator);
-    const next = i === steps.length - 1 ? undefined : exchange.passOn(held, step.onward, step.incoming);
-    const coming = sums && exchange.passOn(sums.dkv, sums.of.onward, sums.of.incoming);
-    if (sums) exchange.giveBack(sums.dkv, sums.of, own);
-    const arriving = exchange.start();
-    if (sums) release(sums.dkv);
+    const next = following && exchange.keys(own, following);
+    const terms = made && exchange.gradients(made.dkv, made.by);
+    const arriving = (next ?? terms) && exchange.start();
+    if (made) release(made.dkv);
     const part = isSeen(step) ? partOf(step, held) : undefined;
-    if (i > 0) release(held);
-    if (part && dq) addRows(dq, part[0], step.queries);
-    dq ??= part?.[0];
-    arriving.wait();
-    const made = part && ([part[1], part[2]] as const);
-    if (made && coming) for (const [j, sum] of coming.entries()) addRows(sum, made[j] as Tensor, step.keys);
-    sums = { of: step, dkv: (coming ?? made) as KeyValues };
-    if (next) held = next;
+    if (held !== own) release(held);
+    if (part && sums) addRows(sums[0], part[0], step.queries);
+    sums ??= part as Gradients;
+    arriving?.wait();
+    if (made && terms) addKeys(sums, terms, made.by);
+    // Where nothing was seen, nothing came: keys of no rows stand for their gradients.
+    made = i === 0 ? undefined : { by: step, dkv: part ? [part[1], part[2]] : held };
+    held = next ?? own;
   }
-  const exchange = new RingExchange(communicator);
-  const { of, dkv } = sums as NonNullable<typeof sums>;
-  exchange.giveBack(dkv, of, own);
-  exchange.start().wait();
-  release(dkv);
-  return [dq as Tensor, ...own];
+  if (made) {
+    const exchange = new RingExchange(communicator);
+    const terms = exchange.gradients(made.dkv, made.by);
+    exchange.start().wait();
+    release(made.dkv);
+    addKeys(sums as Gradients, terms, made.by);
+  }
+  return sums as Gradients;
 }
 
-/** `work` with some rows of keys and values. Views of them end with it: they would hold what is let go. */
-function withKeys<T>(held: KeyValues, run: Run, work: (k: Tensor, v: Tensor) => T): T {
-  const [k, v] = held.map((x) => rowsOf(x, run)) as [Tensor, Tensor];
-  const made = work(k, v);
-  release([k, v].filter((x) => !held.includes(x)));
-  return made;
+/** Adds what came back for the keys that were sent for a step. */
+function addKeys([, dk, dv]: Gradients, terms: KeyValues, { sent }: RingStep): void {
+  addRows(dk, terms[0], sent);
+  addRows(dv, terms[1], sent);
 }
 
 /** Adds a term that has some of the rows, and lets it go. */
 function addRows(sum: Tensor, term: Tensor, run: Run): void {
-  const rows = rowsOf(sum, run);
-  addInto(rows, term);
-  release(rows === sum ? [term] : [rows, term]);
+  if (run.length > 0) {
+    const rows = rowsOf(sum, run);
+    addInto(rows, term);
+    if (rows !== sum) rows.dispose();
+  }
+  term.dispose();
 }
