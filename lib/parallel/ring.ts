@@ -17,8 +17,8 @@ import { replicated, type ShardedAttentionOptions, type Strategy } from "./strat
 
 /**
  * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys
- * are sent to the ranks that see them, by order, window, documents or mask, and to no others. With `deterministic`, results have the
- * same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
+ * are sent to the ranks that see them, by order, window, documents or mask, and to no others. With `deterministic`,
+ * results have the same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
  *
  * @param length tokens of the whole sequence; any number.
  * @example
