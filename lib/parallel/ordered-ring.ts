@@ -8,7 +8,7 @@ import { type AttentionResult, attentionBackward, attentionForward } from "../op
 import type { Piece } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type Attended, type AttentionCore, type Gradients, rounded } from "./core.ts";
+import { type Attended, type AttentionCore, allRounded, type Gradients } from "./core.ts";
 import { addInto, copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
@@ -82,7 +82,7 @@ export function orderedRingAttention(
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
         const gradients = backward(communicator, turns, saved, dout, given);
-        return isWide ? gradients : rounded(gradients, q.dtype);
+        return isWide ? gradients : allRounded(gradients, q.dtype);
       },
     };
   };

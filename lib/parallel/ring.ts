@@ -3,10 +3,9 @@
 // Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
 import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { inDtype } from "../ops/matmul.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type AttentionCore, attend, type Gradients, rounded } from "./core.ts";
+import { type AttentionCore, allRounded, attend, type Gradients, rounded } from "./core.ts";
 import { addInto, mergeInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import { release } from "./portions.ts";
@@ -73,7 +72,7 @@ export function ringAttention(
       backward: (saved, dout, given, isWide) => {
         const areSummed = steps.length > 1;
         const gradients = backward(communicator, steps, saved as Saved, dout, given, isWide || areSummed);
-        return isWide ? gradients : rounded(gradients, q.dtype);
+        return isWide ? gradients : allRounded(gradients, q.dtype);
       },
     };
   };
@@ -115,7 +114,7 @@ function forward(
     held = next ?? own;
   }
   const { out, logSumExp } = result as AttentionResult;
-  return { out: inDtype(out, q.dtype), logSumExp };
+  return { out: rounded(out, q.dtype), logSumExp };
 }
 
 /**

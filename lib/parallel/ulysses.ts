@@ -7,9 +7,9 @@ import type { Communicator } from "./communicator.ts";
 import {
   type Attended,
   type AttentionCore,
+  allRounded,
   attend,
   type Gradients,
-  rounded,
   wholeAttention,
 } from "./core.ts";
 import { toHeads, toRows } from "./head-moves.ts";
@@ -133,7 +133,7 @@ export function ulyssesAttention(
             return moved;
           },
         );
-        return isWide ? places : rounded(places, dtype);
+        return isWide ? places : allRounded(places, dtype);
       },
     };
   };

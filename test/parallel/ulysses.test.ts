@@ -4,6 +4,7 @@ import {
   AttentionMask,
   type Communicator,
   type Device,
+  Scope,
   type Strategy,
   serial,
   Tape,
@@ -138,6 +139,26 @@ t.test("the next chunk is on its way while attention is computed for one, and th
   }
   for (const { forward } of passes(2, {})) t.equal(steps(forward), "exchange attention exchange");
   t.end();
+});
+
+t.test("what each chunk keeps is given back to it", async (t) => {
+  const ranks = localRanks(2, { timeoutMs: 20_000 });
+  const outs = ranks.map((communicator) => {
+    const { attend, shard } = ulysses(communicator, 9, { chunks: 3 });
+    const x = Tensor.normal([1, shard.size, 6, headDim], { device: communicator.device });
+    const kept: { out: Tensor; logSumExp: Tensor }[] = [];
+    const first = attend(x, x, x, {}, (forward) => {
+      const made = forward();
+      const copies = { out: made.out.contiguous(), logSumExp: made.logSumExp.contiguous() };
+      for (const copy of Object.values(copies)) Scope.current?.disown(copy);
+      kept.push(copies);
+      return made;
+    });
+    t.equal(kept.length, 3);
+    const again = attend(x, x, x, {}, () => kept.shift() as (typeof kept)[0]);
+    return { first, again };
+  });
+  for (const { first, again } of outs) t.strictSame(await differing({ out: again }, { out: first }), []);
 });
 
 t.test("one rank copies and sends nothing", (t) => {
