@@ -110,7 +110,7 @@ export {
   serial,
 } from "./parallel/strategy.ts";
 export type { LabelOptions } from "./parallel/tokens.ts";
-export { ulysses } from "./parallel/ulysses.ts";
+export { type UlyssesOptions, ulysses } from "./parallel/ulysses.ts";
 export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";

@@ -50,7 +50,7 @@ struct AttentionBackward {
 };
 
 /** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'
- * logSumExp. */
+ * logSumExp. What it gives may replace one of the parts. */
 struct AttentionMerge {
   std::vector<Tensor> outs /*[B Sq Hq D]*/, log_sum_exps /*[B Hq Sq]*/;
   Tensor out, log_sum_exp;

@@ -34,7 +34,7 @@ __device__ void store_element(void* data, DType dtype, int64_t at, float value) 
   }
 }
 
-/** A warp a row. */
+/** A warp a row. The whole may be one of the parts: a row is written when all of the warp have read it. */
 __global__ void merge_kernel(const GpuPart* parts, int count, GpuRows out, DType dtype,
                              GpuStatistics log_sum_exp, int queries, int heads, int head_dim, int64_t rows) {
   const int64_t index = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
@@ -61,6 +61,7 @@ __global__ void merge_kernel(const GpuPart* parts, int count, GpuRows out, DType
         values[i] += weight * load_element(part.out.data, part.dtype, at + lane + 32 * i);
     }
   }
+  __syncwarp();
   const float inverse = most == -INFINITY ? 0 : 1 / sum;
   const int64_t at = batch * out.batch + query * out.row + head * out.head;
 #pragma unroll

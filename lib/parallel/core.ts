@@ -25,8 +25,15 @@ export interface Attended {
 }
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
 
-export function rounded(gradients: Gradients, dtype: DType): Gradients {
-  return gradients.map((wide) => inDtype(wide, dtype)) as Gradients;
+/** `x` itself where it has the dtype, else it is let go. */
+export function rounded(x: Tensor, dtype: DType): Tensor {
+  const made = inDtype(x, dtype);
+  if (made !== x) x.dispose();
+  return made;
+}
+
+export function allRounded(gradients: Gradients, dtype: DType): Gradients {
+  return gradients.map((wide) => rounded(wide, dtype)) as Gradients;
 }
 
 /** On every rank the same calls in the same order. Nothing of it is noted on a tape. */

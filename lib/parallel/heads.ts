@@ -34,3 +34,22 @@ export function divideHeads(queryHeads: number, keyValueHeads: number, ranks: nu
     };
   });
 }
+
+/**
+ * Each rank's heads in so many chunks of whole groups, by chunk and rank. Each rank has as many key heads as there are
+ * chunks, or more; one chunk is all of them.
+ */
+export function chunksOf(divided: readonly HeadRange[], chunks: number): HeadRange[][] {
+  if (chunks === 1) return [[...divided]];
+  return Array.from({ length: chunks }, (_, chunk) =>
+    divided.map(({ query, keyValue }) => {
+      const heads = keyValue.end - keyValue.begin;
+      const group = (query.end - query.begin) / heads;
+      const { begin, end } = portionOf(heads, chunks, chunk);
+      return {
+        query: { begin: query.begin + begin * group, end: query.begin + end * group },
+        keyValue: { begin: keyValue.begin + begin, end: keyValue.begin + end },
+      };
+    }),
+  );
+}

@@ -38,10 +38,15 @@ export function hybrid(communicator: Communicator, length: number, options: Hybr
   const neighbours = Array.from({ length: width }, (_, i) => group * width + i);
   const across = Array.from({ length: size / width }, (_, i) => i * width + place);
   const rings = across.map((_, i) => SequenceShard.zigzag(length, size / width, i).pieces);
+  // One chunk of heads: with several, the all-to-all of one would run beside the ring of another. Every rank calls both
+  // in the same order, so our queues would not wait in a circle; but those of two communicators reach the GPU in any
+  // order, and NCCL may hang where it is not the same on all ranks. Nor is there much to gain: neighbours are near, and
+  // each chunk would go around the ring, between nodes, on its own.
   const core = ulyssesAttention(
     communicator.group(neighbours),
     neighbours.map((peer) => shard.of(peer).size),
     ringAttention(communicator.group(across), rings),
+    1,
   );
   return {
     name: "hybrid",

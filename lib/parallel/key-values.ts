@@ -1,9 +1,8 @@
-// Keys and values on their way.
+// Keys and values on their way, and what becomes of results and gradients that are made of a part of them.
 import { native } from "../native.ts";
-import { type AttentionResult, mergeAttention } from "../ops/attention.ts";
-import type { Piece } from "../ops/attention-options.ts";
+import type { AttentionResult } from "../ops/attention.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { copyRows } from "./rows.ts";
+import { release } from "./portions.ts";
 
 /** Keys and values in one tensor, [2, B, n, H, D], so that a piece is one parcel. */
 export function packed(k: Tensor, v: Tensor): Tensor {
@@ -19,36 +18,17 @@ export function copyInto(place: Tensor, values: Tensor): void {
   native.copy(handleOf(values, "values"), handleOf(place, "place"));
 }
 
-export const rowsIn = (pieces: readonly Piece[]) => pieces.reduce((rows, { length }) => rows + length, 0);
-
-/** Where some of the pieces lie among the rows of all of them. */
-export function spansOf(some: readonly Piece[], all: readonly Piece[]): Piece[] {
-  const spans = new Map<Piece, Piece>();
-  let start = 0;
-  for (const piece of all) {
-    spans.set(piece, { start, length: piece.length });
-    start += piece.length;
-  }
-  return some.map((piece) => spans.get(piece) as Piece);
-}
-
-/** The rows of some of the pieces, in one tensor: `x` itself where it has no others. */
-export function rowsOfPieces(x: Tensor, some: readonly Piece[], all: readonly Piece[]): Tensor {
-  if (some.length === all.length) return x;
-  const taken = Tensor.empty(x.shape.with(2, rowsIn(some)), { dtype: x.dtype, device: x.device });
-  copyRows("fromWhole", x, taken, spansOf(some, all), 2);
-  return taken;
-}
-
 /** In place. */
 export function addInto(sum: Tensor, term: Tensor): void {
   const into = handleOf(sum, "sum");
   native.add(into, handleOf(term, "term"), into);
 }
 
-/** Both are let go. */
-export function merged(a: AttentionResult, b: AttentionResult): AttentionResult {
-  const both = mergeAttention([a, b]);
-  for (const { out, logSumExp } of [a, b]) for (const tensor of [out, logSumExp]) tensor.dispose();
-  return both;
+/** Makes of `whole` what attention gives over its keys and the part's. The part is let go. */
+export function mergeInto(whole: AttentionResult, part: AttentionResult): void {
+  const [out, logSumExp] = [handleOf(whole.out, "out"), handleOf(whole.logSumExp, "logSumExp")];
+  const outs = [out, handleOf(part.out, "a part's out")];
+  const statistics = [logSumExp, handleOf(part.logSumExp, "a part's logSumExp")];
+  native.attentionMerge(outs, statistics, out, logSumExp);
+  release([part.out, part.logSumExp]);
 }

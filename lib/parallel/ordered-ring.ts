@@ -2,16 +2,17 @@
 // chunks: at 1, 2, 4 and 8, contiguous and zigzag. Every chunk of keys goes from its owner to whoever sees it, in
 // ascending order; a chunk of queries takes in what each gives, and each chunk of keys the gradients of all queries,
 // in ascending order too. That costs calls of a chunk each, and parts of gradients that travel one by one.
+import type { AttentionMask } from "../mask.ts";
 import { native } from "../native.ts";
 import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type Attended, type AttentionCore, type Gradients, rounded } from "./core.ts";
-import { addInto, copyInto, merged, packed } from "./key-values.ts";
+import { type Attended, type AttentionCore, allRounded, type Gradients } from "./core.ts";
+import { addInto, copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
-import { isNeeded, placesOf } from "./ring-plan.ts";
+import { isNeeded, keptByRule, partOfMask } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** Zigzag shards of 8 ranks are two of these each. */
@@ -57,6 +58,14 @@ function turnsOf(chunks: readonly Chunk[], options: ShardedAttentionOptions): Tu
   }));
 }
 
+function placesOf(queries: Chunk, keys: Chunk, mask: AttentionMask | undefined) {
+  return {
+    queryPositions: [queries],
+    keyPositions: [keys],
+    ...(mask && { mask: partOfMask(mask, [queries], [keys]) }),
+  };
+}
+
 const rowsOf = (x: Tensor, { row, length }: Chunk, axis: number) => x.slice(axis, row, row + length);
 
 export function orderedRingAttention(
@@ -64,15 +73,16 @@ export function orderedRingAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const chunks = chunksOf(pieces);
+  const turnsFor = keptByRule((options) => turnsOf(chunks, options));
   return (q, k, v, options, keep): Attended => {
-    const turns = turnsOf(chunks, options);
+    const turns = turnsFor(options);
     const { out, logSumExp } = keep(() => forward(communicator, turns, q, k, v, options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
         const gradients = backward(communicator, turns, saved, dout, given);
-        return isWide ? gradients : rounded(gradients, q.dtype);
+        return isWide ? gradients : allRounded(gradients, q.dtype);
       },
     };
   };
@@ -126,11 +136,12 @@ function forward(
       const [key, value] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
       const part = attentionForward(rowsOf(q, queries, 1), key, value, {
         ...options,
-        ...placesOf([queries], [keys], options.mask),
+        ...placesOf(queries, keys, options.mask),
         outDtype: "float32",
       });
       const before = results.get(queries);
-      results.set(queries, before === undefined ? part : merged(before, part));
+      if (before === undefined) results.set(queries, part);
+      else mergeInto(before, part);
     }
   });
   const [batch = 1, rows = 0, heads = 0] = q.shape;
@@ -173,10 +184,10 @@ function backward(
           k,
           v,
           out: results,
-          logSumExp: rowsOf(logSumExp, queries, 2).contiguous(),
+          logSumExp: rowsOf(logSumExp, queries, 2),
           dout: gradients,
         },
-        { ...options, ...placesOf([queries], [keys], options.mask), gradientDtype: "float32" },
+        { ...options, ...placesOf(queries, keys, options.mask), gradientDtype: "float32" },
       );
       addInto(rowsOf(dq, queries, 1), made.dq);
       parts.set(queries, packed(made.dk, made.dv));

@@ -22,6 +22,14 @@ export function untracked(x: Tensor): Tensor {
   return copy;
 }
 
+/** `x` itself where it is in row-major order, else a copy, and x is let go. */
+export function inRowMajor(x: Tensor): Tensor {
+  if (x.isContiguous) return x;
+  const copy = x.contiguous();
+  x.dispose();
+  return copy;
+}
+
 export function sum(counts: readonly number[]): number {
   return counts.reduce((a, b) => a + b, 0);
 }

@@ -1,92 +1,185 @@
-// Who needs whose keys: what travels how far around the ring.
+// Who needs whose keys, and which queries they meet: the steps of a ring.
 import type { AttentionMask } from "../mask.ts";
-import type { Piece } from "../ops/attention-options.ts";
+import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
+import { documentAt } from "./documents.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
-import { sees } from "./visibility.ts";
+import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
 
-/** What a rank has at a step, and what becomes of it. */
-export interface RingStep {
-  /** How far the keys that are here have come. */
+/** Neighbouring rows of a shard. */
+export interface Run {
+  /** Where they stand. */
+  pieces: readonly Piece[];
+  /** The first, among the shard's. */
+  start: number;
+  /** Rows. */
+  length: number;
+}
+
+/** Which queries meet which keys. */
+export interface Meeting {
+  /** Of this rank's queries, those that see any of the keys. */
+  queries: Run;
+  /** Of the owner's keys, those that are seen. */
+  keys: Run;
+  /** Where these stand, for attention. */
+  places: { queryPositions: readonly Piece[]; keyPositions: readonly Piece[] };
+  /** Each of the queries sees all of the keys. */
+  isWhole: boolean;
+}
+
+/** What a rank computes with the keys of the rank so far behind, all of its own at distance 0. */
+export interface RingStep extends Meeting {
   distance: number;
-  /** Of whom they are. */
-  owner: number;
-  /** Those of the owner's pieces that have come so far. */
-  held: readonly Piece[];
-  /** Of `held`, what the next rank or one after it needs. */
-  onward: readonly Piece[];
-  /** Of `held`, what nobody further on needs: its gradient goes back to the owner. */
-  returning: readonly Piece[];
-  /** What comes from the rank before: `onward` of its step. */
-  incoming: readonly Piece[];
-  /** Of this rank's own pieces, those whose gradient comes back from the rank that is `distance` ahead. */
-  returned: readonly Piece[];
-  /** Whether this rank's queries see any of it; its own keys count as seen. */
-  isSeen: boolean;
+  /** Of this rank's keys, those that the rank so far ahead sees. */
+  sent: Run;
 }
 
-export interface RingPlan {
-  rank: number;
-  size: number;
-  /** This rank's. */
-  queries: readonly Piece[];
-  steps: readonly RingStep[];
-}
-
-/** `pieces` are those of each rank. The same on every rank, but for whose steps they are. */
+/**
+ * `pieces` are those of each rank. Every rank has the same steps: those at which any rank sees anything. Keys go from
+ * their owner to whoever sees them: handed on from neighbour to neighbour, what is seen far away would burden all between.
+ */
 export function ringPlan(
   pieces: readonly (readonly Piece[])[],
   rank: number,
   options: ShardedAttentionOptions,
-): RingPlan {
+): RingStep[] {
   const size = pieces.length;
-  const at = (index: number) => pieces[((index % size) + size) % size] ?? [];
-  /** How far each piece is needed. */
-  const reaches = pieces.map((own, owner) =>
-    own.map((piece) => {
-      let distance = size - 1;
-      while (distance > 0 && !isNeeded(at(owner + distance), piece, options)) distance--;
-      return distance;
-    }),
-  );
-  const reaching = (owner: number, test: (reach: number) => boolean) => {
-    const index = ((owner % size) + size) % size;
-    return at(index).filter((_, i) => test(reaches[index]?.[i] ?? 0));
-  };
-  const last = Math.max(0, ...reaches.flat());
-  const steps = Array.from({ length: last + 1 }, (_, distance): RingStep => {
-    const owner = (rank - distance + size) % size;
-    const held = reaching(owner, (reach) => reach >= distance);
+  const at = (place: number) => pieces[((place % size) + size) % size] ?? [];
+  const seen = (owner: number, by: number) =>
+    owner === by ? runOf(at(owner), at(owner)) : keysSeen(at(by), at(owner), options);
+  const distances = pieces
+    .map((_, distance) => distance)
+    .filter(
+      (distance) => distance === 0 || pieces.some((_, owner) => seen(owner, owner + distance).length > 0),
+    );
+  return distances.map((distance) => {
+    const keys = seen(rank - distance, rank);
+    const queries = distance === 0 ? keys : runOf(at(rank), queriesSeeing(at(rank), keys.pieces, options));
     return {
       distance,
-      owner,
-      held,
-      onward: reaching(owner, (reach) => reach > distance),
-      returning: reaching(owner, (reach) => reach === distance),
-      incoming: reaching(rank - 1 - distance, (reach) => reach > distance),
-      returned: reaching(rank, (reach) => reach === distance),
-      isSeen: distance === 0 || held.some((piece) => isNeeded(at(rank), piece, options)),
+      sent: seen(rank, rank + distance),
+      queries,
+      keys,
+      places: placesOf(queries.pieces, keys.pieces, options),
+      isWhole: isWhole(queries, keys, options),
     };
   });
-  return { rank, size, queries: at(rank), steps };
+}
+
+/** From the first row of the parts, which are of some of the pieces and ascending, to the last. */
+function runOf(all: readonly Piece[], parts: readonly Piece[]): Run {
+  const [first, last] = [parts[0], parts.at(-1)];
+  if (first === undefined || last === undefined) return { pieces: [], start: 0, length: 0 };
+  const end = last.start + last.length;
+  const pieces = all.flatMap((piece) => overlap(piece, first.start, end));
+  const before = all.flatMap((piece) => overlap(piece, 0, first.start));
+  return { pieces, start: rowsIn(before), length: rowsIn(pieces) };
+}
+
+function rowsIn(pieces: readonly Piece[]): number {
+  return pieces.reduce((rows, { length }) => rows + length, 0);
+}
+
+/** What of a piece lies in [begin, end), if anything does. */
+function overlap(piece: Piece, begin: number, end: number): Piece[] {
+  const start = Math.max(piece.start, begin);
+  const length = Math.min(piece.start + piece.length, end) - start;
+  return length > 0 ? [{ start, length }] : [];
+}
+
+function keysSeen(queries: readonly Piece[], keys: readonly Piece[], options: ShardedAttentionOptions): Run {
+  const needed = keys.filter((piece) => isNeeded(queries, piece, options));
+  const { before, after } = reachOf(options);
+  return runOf(keys, within(needed, queries, before, after, options));
+}
+
+function queriesSeeing(
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+  options: ShardedAttentionOptions,
+): Piece[] {
+  const { before, after } = reachOf(options);
+  return within(queries, keys, after, before, options);
+}
+
+/** How far before and behind its own position a query sees keys at most. */
+function reachOf({ causal = false, window = [-1, -1] }: ShardedAttentionOptions) {
+  const [before, after] = window.map((side) => (side < 0 ? Number.POSITIVE_INFINITY : side)) as [
+    number,
+    number,
+  ];
+  return { before, after: causal ? 0 : after };
+}
+
+/** Of each piece, the rows from the first to the last that rows of others reach, within their documents. */
+function within(
+  pieces: readonly Piece[],
+  others: readonly Piece[],
+  before: number,
+  after: number,
+  { cuSeqlens }: ShardedAttentionOptions,
+): Piece[] {
+  const document = (position: number) => {
+    if (cuSeqlens === undefined) return [0, Number.POSITIVE_INFINITY] as const;
+    const index = documentAt(cuSeqlens, position);
+    return [cuSeqlens[index] ?? 0, cuSeqlens[index + 1] ?? 0] as const;
+  };
+  const reached = others
+    .filter(({ length }) => length > 0)
+    .map(({ start, length }) => {
+      const last = start + length - 1;
+      return [
+        Math.max(start - before, document(start)[0]),
+        Math.min(last + after + 1, document(last)[1]),
+      ] as const;
+    });
+  return pieces.flatMap((piece) => {
+    const parts = reached.flatMap(([begin, end]) => overlap(piece, begin, end));
+    const begin = Math.min(...parts.map(({ start }) => start));
+    const end = Math.max(...parts.map(({ start, length }) => start + length));
+    return overlap(piece, begin, end);
+  });
+}
+
+/** What `make` gives, kept for as long as the rule stays the same: a plan takes longer than to queue what it says, and
+ * all layers ask for the same. */
+export function keptByRule<T>(
+  make: (options: ShardedAttentionOptions) => T,
+): (options: ShardedAttentionOptions) => T {
+  let kept: { rule: string; mask: WeakRef<AttentionMask> | undefined; made: T } | undefined;
+  return (options) => {
+    const { causal = false, window = [], cuSeqlens = [], mask } = options;
+    const rule = `${causal};${window};${cuSeqlens}`;
+    if (kept?.rule !== rule || kept.mask?.deref() !== mask)
+      kept = { rule, mask: mask && new WeakRef(mask), made: make(options) };
+    return kept.made;
+  };
 }
 
 /** Whether any of the queries sees any key of the piece. */
 export function isNeeded(queries: readonly Piece[], piece: Piece, options: ShardedAttentionOptions): boolean {
-  const { causal, window, cuSeqlens, mask } = options;
+  const { mask } = options;
   if (queries.length === 0) return false;
-  const rule = {
+  if (!sees(queries, [piece], ruleOf(options))) return false;
+  return mask === undefined || partOfMask(mask, queries, [piece]).visible > 0;
+}
+
+function ruleOf({ causal, window, cuSeqlens }: ShardedAttentionOptions): VisibilityOptions {
+  return {
     ...(causal !== undefined && { causal }),
     ...(window && { window }),
     ...(cuSeqlens && { cuSeqlens }),
   };
-  if (!sees(queries, [piece], rule)) return false;
-  return mask === undefined || partOfMask(mask, queries, [piece]).visible > 0;
 }
 
 const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();
 
 /** A mask's rows and columns; made once, since all layers and both passes ask for the same. */
-function partOfMask(mask: AttentionMask, queries: readonly Piece[], keys: readonly Piece[]): AttentionMask {
+export function partOfMask(
+  mask: AttentionMask,
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+): AttentionMask {
   const known = parts.get(mask) ?? new Map<string, AttentionMask>();
   parts.set(mask, known);
   const key = [queries, keys].map((side) => side.map(({ start, length }) => `${start}+${length}`)).join(";");
@@ -95,11 +188,42 @@ function partOfMask(mask: AttentionMask, queries: readonly Piece[], keys: readon
   return part;
 }
 
-/** Where the rows of queries and keys stand, and what of the mask is theirs. */
-export function placesOf(queries: readonly Piece[], keys: readonly Piece[], mask: AttentionMask | undefined) {
-  return {
-    queryPositions: queries,
-    keyPositions: keys,
-    ...(mask && { mask: partOfMask(mask, queries, keys) }),
+function isWhole(queries: Run, keys: Run, options: ShardedAttentionOptions): boolean {
+  const [{ pieces: queryPieces }, { pieces: keyPieces }] = [queries, keys];
+  const pairs = queries.length * keys.length;
+  if (visiblePairs(queryPieces, keyPieces, ruleOf(options)) !== pairs) return false;
+  return options.mask === undefined || partOfMask(options.mask, queryPieces, keyPieces).visible === pairs;
+}
+
+/**
+ * Neighbouring pieces as one, and counted from the first row where no boundaries of documents count: for one piece of
+ * queries and one of keys from 0 on, a GPU needs no list of what each row sees.
+ */
+function placesOf(
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+  { cuSeqlens }: ShardedAttentionOptions,
+): Meeting["places"] {
+  const first = cuSeqlens ? 0 : Math.min(...[...queries, ...keys].map(({ start }) => start));
+  const joined = (pieces: readonly Piece[]) => {
+    const all: Piece[] = [];
+    for (const { start, length } of pieces) {
+      const before = all.at(-1);
+      if (before && before.start + before.length === start - first) before.length += length;
+      else all.push({ start: start - first, length });
+    }
+    return all;
   };
+  return { queryPositions: joined(queries), keyPositions: joined(keys) };
+}
+
+/** Attention's options for what a step sees of what. */
+export function optionsAt(
+  { queries, keys, places, isWhole }: Meeting,
+  options: ShardedAttentionOptions,
+): AttentionOptions {
+  const { causal, window, cuSeqlens, mask, ...others } = options;
+  // Slopes count distances.
+  if (isWhole && others.alibiSlopes === undefined) return others;
+  return { ...options, ...places, ...(mask && { mask: partOfMask(mask, queries.pieces, keys.pieces) }) };
 }

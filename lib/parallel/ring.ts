@@ -1,24 +1,23 @@
-// Ring attention (Liu et al., 2023): queries stay, keys and values travel from rank to rank, and what each block of keys
-// gives is merged by its log-sum-exp. With zigzag shards (Llama 3; Grattafiori et al., 2024, 3.3.2) causal order leaves
-// every rank the same work.
+// Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
+// another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
+// Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
 import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { inDtype } from "../ops/matmul.ts";
-import { Tensor } from "../tensor.ts";
+import type { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type AttentionCore, attend, type Gradients, rounded } from "./core.ts";
-import { addInto, merged, packed, rowsIn, rowsOfPieces, spansOf } from "./key-values.ts";
+import { type AttentionCore, allRounded, attend, type Gradients, rounded } from "./core.ts";
+import { addInto, mergeInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
-import type { Pending } from "./pending.ts";
-import { placesOf, type RingPlan, type RingStep, ringPlan } from "./ring-plan.ts";
-import { copyRows } from "./rows.ts";
+import { release } from "./portions.ts";
+import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
+import { keptByRule, optionsAt, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
 /**
- * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys that
- * no rank further on sees, by order, window, documents or mask, are not sent there. With `deterministic`, results have the
- * same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
+ * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys
+ * are sent to the ranks that see them, by order, window, documents or mask, and to no others. With `deterministic`,
+ * results have the same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
  *
  * @param length tokens of the whole sequence; any number.
  * @example
@@ -62,16 +61,18 @@ export function ringAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
+  const stepsFor = keptByRule((options) => ringPlan(pieces, communicator.rank, options));
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
-    const plan = ringPlan(pieces, communicator.rank, options);
-    const { out, logSumExp } = keep(() => forward(communicator, plan, q, k, v, options));
+    const steps = stepsFor(options);
+    const { out, logSumExp } = keep(() => forward(communicator, steps, [q, k, v], options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) => {
-        const gradients = backward(communicator, plan, saved as Saved, dout, given);
-        return isWide ? gradients : rounded(gradients, q.dtype);
+        const areSummed = steps.length > 1;
+        const gradients = backward(communicator, steps, saved as Saved, dout, given, isWide || areSummed);
+        return isWide ? gradients : allRounded(gradients, q.dtype);
       },
     };
   };
@@ -79,136 +80,108 @@ export function ringAttention(
 
 type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
 
+const isSeen = ({ distance, queries }: RingStep) => distance === 0 || queries.length > 0;
+
 function forward(
   communicator: Communicator,
-  plan: RingPlan,
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
+  steps: readonly RingStep[],
+  [q, k, v]: readonly [Tensor, Tensor, Tensor],
   options: ShardedAttentionOptions,
 ): AttentionResult {
-  let held = packed(k, v);
+  const own: KeyValues = [k, v];
+  let held = own;
   let result: AttentionResult | undefined;
-  const isSplit = plan.steps.filter(({ isSeen }) => isSeen).length > 1;
-  for (const step of plan.steps) {
-    const next = passOn(communicator, plan, step, held);
-    if (step.isSeen) {
-      const part = attentionForward(q, held.select(0, 0), held.select(0, 1), {
-        ...options,
-        ...placesOf(plan.queries, step.held, options.mask),
+  const isSplit = steps.filter(isSeen).length > 1;
+  for (const [i, step] of steps.entries()) {
+    const { queries } = step;
+    const following = steps[i + 1];
+    const exchange = new RingExchange(communicator);
+    const next = following && exchange.keys(own, following);
+    const arriving = next && exchange.start();
+    if (isSeen(step)) {
+      const part = attentionForward(rowsOf(q, queries), ...held, {
+        ...optionsAt(step, options),
         ...(isSplit && { outDtype: "float32" as const }),
       });
-      result = result === undefined ? part : merged(result, part);
+      if (result === undefined) result = part;
+      else {
+        const { out, logSumExp } = result;
+        mergeInto({ out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) }, part);
+      }
     }
-    held.dispose();
-    if (next !== undefined) held = next.wait();
+    if (held !== own) release(held);
+    arriving?.wait();
+    held = next ?? own;
   }
   const { out, logSumExp } = result as AttentionResult;
-  return { out: inDtype(out, q.dtype), logSumExp };
+  return { out: rounded(out, q.dtype), logSumExp };
 }
 
 /**
- * dq stays, dk and dv follow their keys around the ring in float32: a rank adds its part to what has come, and hands it
- * on, or back to the keys' owner where nobody further on sees them.
+ * dq stays. dk and dv go to the keys' owner in float32, while the next step is computed, and are summed there in the order
+ * of the steps. Where no keys go anywhere, attention's gradients are all there is.
  */
 function backward(
   communicator: Communicator,
-  plan: RingPlan,
+  steps: readonly RingStep[],
   [q, k, v, out, logSumExp]: Saved,
   dout: Tensor,
   options: ShardedAttentionOptions,
+  isWide: boolean,
 ): Gradients {
-  let held = packed(k, v);
-  let dq: Tensor | undefined;
-  let arriving: Pending<Tensor> | undefined;
-  const own = Tensor.empty(held.shape, { device: q.device });
-  for (const step of plan.steps) {
-    const next = passOn(communicator, plan, step, held);
-    let part: Tensor | undefined;
-    if (step.isSeen) {
-      const made = attentionBackward(
-        { q, k: held.select(0, 0), v: held.select(0, 1), out, logSumExp, dout },
-        { ...options, ...placesOf(plan.queries, step.held, options.mask), gradientDtype: "float32" },
-      );
-      dq = dq === undefined ? made.dq : added(dq, made.dq);
-      part = packed(made.dk, made.dv);
-      made.dk.dispose();
-      made.dv.dispose();
-    }
-    const before = arriving?.wait();
-    const total = before === undefined ? part : part === undefined ? before : added(before, part);
-    arriving = handBack(communicator, plan, step, total as Tensor, own);
-    held.dispose();
-    if (next !== undefined) held = next.wait();
+  const partOf = (step: RingStep, [k, v]: KeyValues): Gradients => {
+    const { queries } = step;
+    const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
+    const { dq, dk, dv } = attentionBackward(
+      { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
+      { ...optionsAt(step, options), ...(isWide && { gradientDtype: "float32" as const }) },
+    );
+    return [dq, dk, dv];
+  };
+  const own: KeyValues = [k, v];
+  let held = own;
+  let sums: Gradients | undefined;
+  /** Gradients of the keys that came for the step before. */
+  let made: { by: RingStep; dkv: KeyValues } | undefined;
+  for (const [i, step] of steps.entries()) {
+    const following = steps[i + 1];
+    const exchange = new RingExchange(communicator);
+    const next = following && exchange.keys(own, following);
+    const terms = made && exchange.gradients(made.dkv, made.by);
+    const arriving = (next ?? terms) && exchange.start();
+    if (made) release(made.dkv);
+    const part = isSeen(step) ? partOf(step, held) : undefined;
+    if (held !== own) release(held);
+    if (part && sums) addRows(sums[0], part[0], step.queries);
+    sums ??= part as Gradients;
+    arriving?.wait();
+    if (made && terms) addKeys(sums, terms, made.by);
+    // Where nothing was seen, nothing came: keys of no rows stand for their gradients.
+    made = i === 0 ? undefined : { by: step, dkv: part ? [part[1], part[2]] : held };
+    held = next ?? own;
   }
-  arriving?.wait();
-  return [dq as Tensor, own.select(0, 0), own.select(0, 1)];
+  if (made) {
+    const exchange = new RingExchange(communicator);
+    const terms = exchange.gradients(made.dkv, made.by);
+    exchange.start().wait();
+    release(made.dkv);
+    addKeys(sums as Gradients, terms, made.by);
+  }
+  return sums as Gradients;
 }
 
-function added(sum: Tensor, term: Tensor): Tensor {
-  addInto(sum, term);
+/** Adds what came back for the keys that were sent for a step. */
+function addKeys([, dk, dv]: Gradients, terms: KeyValues, { sent }: RingStep): void {
+  addRows(dk, terms[0], sent);
+  addRows(dv, terms[1], sent);
+}
+
+/** Adds a term that has some of the rows, and lets it go. */
+function addRows(sum: Tensor, term: Tensor, run: Run): void {
+  if (run.length > 0) {
+    const rows = rowsOf(sum, run);
+    addInto(rows, term);
+    if (rows !== sum) rows.dispose();
+  }
   term.dispose();
-  return sum;
-}
-
-const ahead = ({ rank, size }: RingPlan, distance: number) => (rank + distance) % size;
-const behind = ({ rank, size }: RingPlan, distance: number) => (rank + size - distance) % size;
-
-/** Sends what the next rank or one after it needs of the held keys, and receives the same from the rank before. */
-function passOn(
-  communicator: Communicator,
-  plan: RingPlan,
-  step: RingStep,
-  held: Tensor,
-): Pending<Tensor> | undefined {
-  if (step.distance === plan.steps.length - 1) return undefined;
-  const sent = rowsOfPieces(held, step.onward, step.held);
-  const received = Tensor.empty(held.shape.with(2, rowsIn(step.incoming)), {
-    dtype: held.dtype,
-    device: held.device,
-  });
-  const moved = communicator.exchange(
-    parcels(ahead(plan, 1), sent, step.onward),
-    parcels(behind(plan, 1), received, step.incoming),
-  );
-  if (sent !== held) sent.dispose();
-  return moved.map(() => received);
-}
-
-function parcels(peer: number, tensor: Tensor, pieces: readonly Piece[]) {
-  return pieces.length === 0 ? [] : [{ peer, tensor }];
-}
-
-/** Sends gradients of the held keys on, or to their owner; gives what comes from the rank before. */
-function handBack(
-  communicator: Communicator,
-  plan: RingPlan,
-  step: RingStep,
-  total: Tensor,
-  own: Tensor,
-): Pending<Tensor> {
-  const { distance, held, onward, returning, incoming, returned } = step;
-  const like = { device: total.device };
-  const [moving, back] = [onward, returning].map((some) => rowsOfPieces(total, some, held)) as [
-    Tensor,
-    Tensor,
-  ];
-  const coming = Tensor.empty(own.shape.with(2, rowsIn(incoming)), like);
-  const home = distance === 0 ? back : Tensor.empty(own.shape.with(2, rowsIn(returned)), like);
-  const isAway = distance > 0;
-  const moved = communicator.exchange(
-    [
-      ...parcels(ahead(plan, 1), moving, onward),
-      ...(isAway ? parcels(behind(plan, distance), back, returning) : []),
-    ],
-    [
-      ...parcels(behind(plan, 1), coming, incoming),
-      ...(isAway ? parcels(ahead(plan, distance), home, returned) : []),
-    ],
-  );
-  return moved.map(() => {
-    copyRows("toWhole", own, home, spansOf(returned, plan.steps[0]?.held ?? []), 2);
-    for (const tensor of [moving, back, home, total]) if (tensor !== coming) tensor.dispose();
-    return coming;
-  });
 }

@@ -2,8 +2,9 @@
 import { native } from "../native.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
+import { land, landing } from "./parcels.ts";
 import { Pending } from "./pending.ts";
-import { release, splitRows, sum, untracked } from "./portions.ts";
+import { inRowMajor, release, splitRows, sum, untracked } from "./portions.ts";
 
 /** A peer's rows [B, n, ..]; they are views of `gathering`'s result, or copied there. */
 export interface Arrival {
@@ -29,21 +30,15 @@ export function gathering(
   const places = splitRows(whole, counts, 1);
   const moves = Array.from({ length: size - 1 }, (_, i) => {
     const [to, from] = [(rank + i + 1) % size, (rank + size - i - 1) % size];
-    const place = places[from] as Tensor;
-    const rows = place.isContiguous ? place : Tensor.empty(place.shape, { dtype: x.dtype, device });
-    const moved = communicator.exchange([{ peer: to, tensor: own }], [{ peer: from, tensor: rows }]);
-    return moved.map(() => ({ peer: from, rows }));
+    const arriving = landing(from, places[from] as Tensor);
+    return communicator.exchange([{ peer: to, tensor: own }], [arriving]).map(() => arriving);
   });
-  for (const move of [new Pending(() => ({ peer: rank, rows: own })), ...moves]) {
-    const arrival = move.wait();
-    const place = places[arrival.peer] as Tensor;
-    take(arrival);
-    if (arrival.rows !== place) {
-      native.copy(handleOf(arrival.rows, "rows"), handleOf(place, "place"));
-      arrival.rows.dispose();
-    }
+  const here = { peer: rank, tensor: own, place: places[rank] as Tensor };
+  for (const move of [new Pending(() => here), ...moves]) {
+    const arrived = move.wait();
+    take({ peer: arrived.peer, rows: arrived.tensor });
+    land(arrived);
   }
-  release(places);
   return whole;
 }
 
@@ -61,13 +56,12 @@ export function scattering(
   const terms: Tensor[] = [];
   for (let step = 1; step < size; step++) {
     const [to, from] = [(rank + step) % size, (rank + size - step) % size];
-    const made = make(to);
-    const part = made.isContiguous ? made : made.contiguous();
+    const part = inRowMajor(make(to));
     const [batch = 1, , ...rest] = part.shape;
     const term = Tensor.empty([batch, counts[rank] ?? 0, ...rest], { dtype: part.dtype, device });
     moves.push(communicator.exchange([{ peer: to, tensor: part }], [{ peer: from, tensor: term }]));
     terms[from] = term;
-    release([made, part]);
+    part.dispose();
   }
   const own = make(rank);
   terms[rank] = own;

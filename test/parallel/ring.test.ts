@@ -1,0 +1,110 @@
+// What a ring does not do: copy, send, merge or keep what it need not.
+import { type AttentionOptions, ring, Tape, Tensor, zigzag } from "longseq";
+import t from "tap";
+import { callsOf } from "../support/calls.ts";
+import { localRanks } from "../support/ranks.ts";
+
+const strategies = { ring, zigzag };
+const watched = [
+  "communicatorExchange",
+  "attentionForward",
+  "attentionBackward",
+  "attentionMerge",
+  "add",
+  "copy",
+] as const;
+
+/** How often each rank calls what, forward and back. */
+function passes(make: typeof ring, size: number, options: AttentionOptions) {
+  return localRanks(size, { timeoutMs: 20_000 }).map((communicator) => {
+    const { attend, shard } = make(communicator, 8 * size);
+    const { device } = communicator;
+    const like = { dtype: "bfloat16" as const, device };
+    const [q, k, v] = [1, 2, 3].map((seed) => Tensor.normal([1, shard.size, 2, 8], { seed, ...like })) as [
+      Tensor,
+      Tensor,
+      Tensor,
+    ];
+    using tape = new Tape();
+    tape.watch(q, k, v);
+    let out = q;
+    const forward = callsOf(watched, () => {
+      out = attend(q, k, v, options);
+    });
+    const backward = callsOf(watched, () => void tape.backward(out, q, [q, k, v]));
+    return { forward, backward };
+  });
+}
+
+t.test("where no keys travel, attention is all there is", (t) => {
+  for (const make of Object.values(strategies)) {
+    for (const given of [
+      passes(make, 1, {}),
+      passes(make, 4, { cuSeqlens: [0, 4, 8, 12, 16, 20, 24, 28, 32] }),
+    ]) {
+      for (const { forward, backward } of given) {
+        t.strictSame(forward, ["attentionForward"]);
+        t.strictSame(backward, ["attentionBackward"]);
+      }
+    }
+  }
+  t.end();
+});
+
+t.test("a step is one exchange, one call and one merge; on the way back three sums", (t) => {
+  const count = (calls: readonly string[]) =>
+    Object.fromEntries(
+      watched.map((name) => [name, calls.filter((other) => other === name).length] as const),
+    ) as Record<(typeof watched)[number], number>;
+  const size = 4;
+  for (const { forward, backward } of passes(zigzag, size, { causal: true })) {
+    t.strictSame(count(forward), {
+      communicatorExchange: size - 1,
+      attentionForward: size,
+      attentionBackward: 0,
+      attentionMerge: size - 1,
+      add: 0,
+      copy: 1, // the sum, rounded
+    });
+    t.strictSame(count(backward), {
+      communicatorExchange: size + 1,
+      attentionForward: 0,
+      attentionBackward: size,
+      attentionMerge: 0,
+      add: 3 * (size - 1),
+      copy: 3, // the sums, rounded
+    });
+  }
+  t.end();
+});
+
+// On the CPU the queue takes the memory, when JavaScript has let it go already: it is on a GPU that this can fail.
+t.test("keys that have gone on are let go: more ranks take no more memory each", async (t) => {
+  for (const make of Object.values(strategies)) {
+    const peaks = [];
+    const rows = 64;
+    for (const size of [5, 10]) {
+      const ranks = localRanks(size);
+      const inputs = ranks.map(({ device }) => Tensor.normal([2, rows, 4, 32], { device }));
+      const settled = () => Promise.all(ranks.map(({ device }) => device.synchronize()));
+      await settled();
+      const before = ranks.map(({ device }) => {
+        device.resetPeak();
+        return device.memory().liveBytes;
+      });
+      for (const [rank, communicator] of ranks.entries()) {
+        const { attend } = make(communicator, rows * size);
+        const x = inputs[rank] as Tensor;
+        attend(x, x, x).dispose();
+      }
+      await settled();
+      peaks.push(
+        Math.max(...ranks.map(({ device }, rank) => device.memory().peakBytes - (before[rank] ?? 0))),
+      );
+      for (const communicator of ranks) communicator.dispose();
+    }
+    const [few = 0, many = 0] = peaks;
+    const keys = 2 * (2 * rows * 4 * 32 * 4);
+    t.ok(many < few + 3 * keys, `${many} bytes at 10 ranks, ${few} at 5`);
+  }
+});
