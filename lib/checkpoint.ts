@@ -1,8 +1,8 @@
 import { failure, wrongKind } from "./errors.ts";
-import { referenceTo } from "./reference.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record, Tape } from "./tape.ts";
 import { handleOf, Tensor } from "./tensor.ts";
+import { referenceTo } from "./view.ts";
 
 /** What is run once more on the backward pass. */
 export type Recomputed<Inputs extends readonly Tensor[]> = (...inputs: Inputs) => Tensor;

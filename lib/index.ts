@@ -23,7 +23,6 @@ export { GPT, type GptLossOptions } from "./model/gpt.ts";
 export {
   type LayerForwardOptions,
   type ModuleOptions,
-  type RecomputeOptions,
   TransformerLayer,
 } from "./model/layer.ts";
 export {
@@ -34,6 +33,7 @@ export {
   parameterCount,
 } from "./model/parameters.ts";
 export { presets } from "./model/presets.ts";
+export { type Recompute, type RecomputeOptions, recomputes } from "./model/recompute.ts";
 export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export {

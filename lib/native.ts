@@ -1,6 +1,7 @@
 // Finds the addon, and says in types what cuda/addon exports (test/mirror.test.ts holds the two together).
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
+import { isMainThread } from "node:worker_threads";
 import { failure } from "./errors.ts";
 import type { Gpu, NcclLibrary } from "./info.ts";
 
@@ -51,6 +52,8 @@ export type NativeAttentionOptions = readonly [
 
 export interface Native {
   info(): NativeInfo;
+  /** The process is about to end: threads of this module stop when it does. */
+  endProcess(): void;
 
   defaultDevice(): string;
   deviceOpen(name: string): DeviceHandle;
@@ -69,6 +72,8 @@ export interface Native {
     shape: readonly number[],
     strides: readonly number[],
   ): TensorHandle;
+  /** Whether it begins so many elements behind the first, in the same memory. */
+  tensorIsBehind(first: TensorHandle, tensor: TensorHandle, elements: number): boolean;
   tensorDispose(tensor: TensorHandle): void;
   tensorWrite(tensor: TensorHandle, values: ArrayBufferView): void;
   tensorRead<T extends ArrayBufferView>(tensor: TensorHandle, out: T): Promise<T>;
@@ -181,12 +186,13 @@ export interface Native {
     accumulate: boolean,
   ): void;
   linear(x: TensorHandle, weight: TensorHandle, bias: TensorHandle | null, y: TensorHandle): void;
+  /** Each of the results where it is given; x is needed for dweight. */
   linearBackward(
     dy: TensorHandle,
-    x: TensorHandle,
+    x: TensorHandle | null,
     weight: TensorHandle,
-    dx: TensorHandle,
-    dweight: TensorHandle,
+    dx: TensorHandle | null,
+    dweight: TensorHandle | null,
     dbias: TensorHandle | null,
     addsToDweight: boolean,
     addsToDbias: boolean,
@@ -310,3 +316,6 @@ function load(): Native {
 
 /** The addon: what was built here first, else the prebuilt binary for this platform. */
 export const native: Native = load();
+
+// A worker's end is not the process's.
+if (isMainThread) process.once("exit", () => native.endProcess());

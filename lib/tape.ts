@@ -1,10 +1,14 @@
 import { failure, wrongKind } from "./errors.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
-import { alias, handleOf, Tensor } from "./tensor.ts";
+import { handleOf, refill, Tensor } from "./tensor.ts";
+import { alias } from "./view.ts";
 
-/** From the gradients of an operation's outputs to those of its inputs; null where an input has none. */
-export type VectorJacobianProduct = (gradients: Tensor[]) => (Tensor | null)[];
+/**
+ * From the gradients of an operation's outputs to those of its inputs; null where an input has none. What is spare of the
+ * gradients, nobody needs later: a result may take its place.
+ */
+export type VectorJacobianProduct = (gradients: Tensor[], isSpare: readonly boolean[]) => (Tensor | null)[];
 
 /** @internal */
 interface Step {
@@ -12,7 +16,32 @@ interface Step {
   inputs: readonly Tensor[];
   outputs: readonly Tensor[];
   saved: readonly Tensor[];
+  /** What is made again before the product. */
+  remade: readonly Remade[];
   product: VectorJacobianProduct;
+}
+
+/** How a tensor is made of others. */
+interface Recipe {
+  sources: readonly Tensor[];
+  make: (...sources: Tensor[]) => Tensor;
+}
+
+/** A tensor that was saved as its recipe: disposed until it is needed. */
+interface Remade extends Recipe {
+  kept: Tensor;
+}
+
+const recipes = new WeakMap<Tensor, Recipe>();
+
+/** Where a tape would save the tensor it saves the sources, and has `make` make it again, with the same bits. */
+export function savedAs<Sources extends Tensor[]>(
+  tensor: Tensor,
+  sources: Sources,
+  make: (...sources: Sources) => Tensor,
+): Tensor {
+  recipes.set(tensor, { sources, make: make as Recipe["make"] });
+  return tensor;
 }
 
 /** Which tape follows a tensor. Tensors carry their tape with them: nothing is global, so many tapes can be open. */
@@ -117,16 +146,20 @@ export class Tape implements Disposable {
     gradient: Tensor,
     wrt: readonly Tensor[],
   ): (Tensor | null)[] {
-    const gradients = new Map<Tensor, Tensor>([[output, gradient]]);
+    const wanted = new Set(wrt);
+    const gradients = new GradientSums(output, gradient);
     for (const step of steps.toReversed()) {
-      if (step.outputs.some((made) => gradients.has(made))) {
+      if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
+        for (const { kept, sources, make } of step.remade) refill(kept, make(...sources));
         const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
-        for (const [i, part] of step.product(given).entries()) {
+        const isSpare = step.outputs.map((made) => !wanted.has(made) && gradients.isAlone(made));
+        for (const [i, part] of step.product(given, isSpare).entries()) {
           const input = step.inputs[i];
           if (part === null || input === undefined || tapes.get(input) !== this) continue;
-          const before = gradients.get(input);
-          gradients.set(input, before === undefined ? part : sum(before, part));
+          gradients.add(input, part);
         }
+        // Nobody asks for these any more: those of a whole layer would take more memory than what it saved.
+        for (const made of step.outputs) if (!wanted.has(made)) gradients.release(made);
       }
       for (const tensor of step.saved) tensor.dispose();
     }
@@ -193,19 +226,76 @@ export function record(
   inputs: readonly Tensor[],
   differentiate: (
     save: (tensor: Tensor) => Tensor,
-  ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
+  ) => (gradients: [Tensor, ...Tensor[]], isSpare: readonly boolean[]) => (Tensor | null)[],
 ): Tensor {
   const tape = inputs.map(Tape.of).find((found) => found !== undefined);
   if (tape !== undefined) {
     const saved: Tensor[] = [];
-    const product = differentiate((tensor) => {
+    const remade: Remade[] = [];
+    const keep = (tensor: Tensor): Tensor => {
       const kept = alias(tensor);
       saved.push(kept);
+      const recipe = recipes.get(tensor);
+      if (recipe) {
+        kept.dispose();
+        remade.push({ kept, sources: recipe.sources.map(keep), make: recipe.make });
+      }
       return kept;
-    });
-    tape.note({ operation, inputs, outputs, saved, product: product as VectorJacobianProduct });
+    };
+    const product = differentiate(keep);
+    tape.note({ operation, inputs, outputs, saved, remade, product: product as VectorJacobianProduct });
   }
   return outputs[0];
+}
+
+/** The gradients so far, each disposed as soon as no tensor has it any more. */
+class GradientSums {
+  readonly #of = new Map<Tensor, Tensor>();
+  /** How many tensors have a gradient: those of a sum are one and the same. */
+  readonly #holders = new Map<Tensor, number>();
+
+  /** `gradient` is the caller's, and stays. */
+  constructor(output: Tensor, gradient: Tensor) {
+    this.#hold(output, gradient);
+    this.#holders.set(gradient, Number.POSITIVE_INFINITY);
+  }
+
+  get(tensor: Tensor): Tensor | undefined {
+    return this.#of.get(tensor);
+  }
+
+  /** Whether no other tensor has this gradient. */
+  isAlone(tensor: Tensor): boolean {
+    const gradient = this.#of.get(tensor);
+    return gradient === undefined || this.#holders.get(gradient) === 1;
+  }
+
+  add(tensor: Tensor, part: Tensor): void {
+    const before = this.#of.get(tensor);
+    this.#hold(tensor, before === undefined ? part : sum(before, part));
+    if (before === undefined) return;
+    this.#drop(before);
+    if (!this.#holders.has(part)) part.dispose();
+  }
+
+  release(tensor: Tensor): void {
+    const gradient = this.#of.get(tensor);
+    this.#of.delete(tensor);
+    if (gradient) this.#drop(gradient);
+  }
+
+  #hold(tensor: Tensor, gradient: Tensor): void {
+    this.#of.set(tensor, gradient);
+    this.#holders.set(gradient, (this.#holders.get(gradient) ?? 0) + 1);
+  }
+
+  #drop(gradient: Tensor): void {
+    const left = (this.#holders.get(gradient) ?? 0) - 1;
+    this.#holders.set(gradient, left);
+    if (left > 0) return;
+    this.#holders.delete(gradient);
+    gradient.dispose();
+  }
 }
 
 function zerosLike(tensor: Tensor): Tensor {

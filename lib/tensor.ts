@@ -20,6 +20,8 @@ interface Description extends layout.Layout {
 }
 
 let wrap: (handle: TensorHandle, description: Description) => Tensor;
+/** Gives a disposed tensor the memory of another, which is disposed then. */
+let refill: (disposed: Tensor, other: Tensor) => void;
 let handleOf: (tensor: Tensor, what: string) => TensorHandle;
 
 /**
@@ -45,6 +47,10 @@ export class Tensor implements Disposable {
 
   static {
     wrap = (handle, description) => new Tensor(handle, description);
+    refill = (disposed, other) => {
+      disposed.#handle = handleOf(other, "the tensor");
+      other.#handle = undefined;
+    };
     handleOf = (tensor, what) => {
       if (!(#handle in Object(tensor))) throw wrongKind(what, "a Tensor", tensor);
       if (tensor.#handle === undefined) throw failure("ERR_DISPOSED", `${what} was disposed`);
@@ -201,7 +207,9 @@ export class Tensor implements Disposable {
   reshape(shape: readonly number[]): Tensor {
     const view = this.#view(layout.reshaped(this, shape));
     const { shape: whole } = this;
-    return record("reshape", [view], [this], () => ([gradient]) => [gradient.contiguous().reshape(whole)]);
+    return record("reshape", [view], [this], () => ([gradient]) => [
+      (gradient.isContiguous ? gradient : gradient.contiguous()).reshape(whole),
+    ]);
   }
 
   /**
@@ -313,13 +321,4 @@ export class Tensor implements Disposable {
   }
 }
 
-/** A second tensor of the same memory, which lives on when the first one is disposed. No scope owns it. */
-export function alias(tensor: Tensor): Tensor {
-  const { shape, strides, dtype, device } = tensor;
-  const handle = native.tensorView(handleOf(tensor, "the tensor"), 0, shape, strides);
-  const made = wrap(handle, { shape, strides, dtype, device });
-  Scope.current?.disown(made);
-  return made;
-}
-
-export { handleOf };
+export { handleOf, refill, wrap };

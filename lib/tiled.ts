@@ -1,10 +1,10 @@
 import { type Recomputed, run, runAgain } from "./checkpoint.ts";
 import { failure, shown, wrongKind } from "./errors.ts";
 import { native } from "./native.ts";
-import { referenceTo } from "./reference.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record } from "./tape.ts";
 import { handleOf, Tensor } from "./tensor.ts";
+import { referenceTo } from "./view.ts";
 
 /**
  * Runs `work` on tiles of x's rows, one after the other, each as a `checkpoint`, and joins the results: an MLP's

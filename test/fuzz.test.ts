@@ -13,6 +13,7 @@ t.test("garbage in every argument and option", async (t) => {
     environment: { LONGSEQ_MEMORY_LIMIT: "64m" },
   });
   t.strictSame(uncoded.slice(0, 5), [], "what is refused is refused with a code");
-  t.equal(result, "1,2,3,4,5,6,7,8", "it still works");
+  t.equal(result.length, 8);
+  for (const [i, value] of result.entries()) t.ok(Math.abs(value - i - 1) < 1e-5, "it still works");
   t.ok(refused > 0.5 * calls && refused < 0.97 * calls, `${refused} of ${calls} calls were refused`);
 });

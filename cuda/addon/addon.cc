@@ -44,12 +44,19 @@ Napi::Value info(Napi::Env env) {
   return out;
 }
 
+void end_process() {
+#ifdef LONGSEQ_HAVE_CUDA
+  stop_threads_at_exit();
+#endif
+}
+
 }  // namespace
 }  // namespace longseq
 
 static Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   longseq::Completions::install(env);
   longseq::bind<longseq::info>(exports, "info");
+  longseq::bind<longseq::end_process>(exports, "endProcess");
   longseq::bind_tensors(exports);
   longseq::bind_masks(exports);
   longseq::bind_communicators(exports);

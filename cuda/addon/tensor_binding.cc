@@ -82,6 +82,12 @@ Tensor tensor_view(Tensor tensor, int64_t offset, std::vector<int64_t> shape, st
   return tensor;
 }
 
+/** Whether it is so many elements behind the first one's first element, in the same memory. */
+bool tensor_is_behind(Tensor first, Tensor tensor, int64_t elements) {
+  return first.storage == tensor.storage && first.dtype == tensor.dtype &&
+         first.offset + elements == tensor.offset;
+}
+
 void tensor_dispose(Napi::Env env, Napi::Value value) {
   if (auto* const handle = handle_of<Tensor>(value)) dispose(env, *handle);
 }
@@ -151,6 +157,7 @@ void bind_tensors(Napi::Object exports) {
   bind<tensor_empty>(exports, "tensorEmpty");
   bind<tensor_transfer>(exports, "tensorTransfer");
   bind<tensor_view>(exports, "tensorView");
+  bind<tensor_is_behind>(exports, "tensorIsBehind");
   bind<tensor_dispose>(exports, "tensorDispose");
   bind<tensor_write>(exports, "tensorWrite");
   bind<tensor_read>(exports, "tensorRead");

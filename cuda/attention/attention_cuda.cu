@@ -116,31 +116,47 @@ void backward_sm80(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, 
                         op.dq);
 }
 
-}  // namespace
-
-void run(const Cuda& cuda, const AttentionForward& op) {
-  if (is_empty(op)) return;
-  GpuCall call(cuda, op);
-  ForwardSm80& kernel = call.kernel;
-  // The heads of a group share keys and values: where there are few queries they fill a tile together.
-  if (kernel.group > 1 && kernel.queries < kGpuTileRows) kernel.packed = kernel.group;
-  kernel.splits = splits_of(cuda, kernel);
-  if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
-  const GpuResult out(cuda, op.out);
-  kernel.out = rows_of(out.written());
-  kernel.out_float32 = op.out.dtype == DType::Float32;
-  kernel.log_sum_exp = statistics_of(op.log_sum_exp);
-  launch_forward(cuda, call, op.q.dtype);
-  out.finish();
+/** Some of a tensor's heads; none of no tensor. */
+Tensor heads_of(const Tensor& x, int axis, int64_t begin, int64_t count) {
+  if (!x) return x;
+  Tensor part = x;
+  part.offset += begin * x.stride(axis);
+  part.shape[static_cast<size_t>(axis)] = count;
+  return part;
 }
 
-void run(const Cuda& cuda, const AttentionBackward& op) {
-  const AttentionForward& forward = op.forward;
-  if (forward.k.size(0) * forward.k.size(2) == 0) return;
-  if (is_empty(forward) || forward.k.size(1) == 0) {
-    for (const Tensor& gradient : {op.dq, op.dk, op.dv}) run(cuda, Fill{gradient, 0});
-    return;
+/** The same for some of the key heads and the query heads that go with them. */
+AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t count) {
+  AttentionBackward part = op;
+  AttentionForward& forward = part.forward;
+  const int64_t group = forward.q.size(2) / forward.k.size(2);
+  for (Tensor* const x : {&forward.k, &forward.v, &part.dk, &part.dv}) *x = heads_of(*x, 2, begin, count);
+  for (Tensor* const x : {&forward.q, &forward.out, &part.dout, &part.dq}) {
+    *x = heads_of(*x, 2, begin * group, count * group);
   }
+  for (Tensor* const x : {&forward.log_sum_exp, &part.dlog_sum_exp}) {
+    *x = heads_of(*x, 1, begin * group, count * group);
+  }
+  forward.score.alibi_slopes = heads_of(forward.score.alibi_slopes, 0, begin * group, count * group);
+  return part;
+}
+
+/** Key heads whose sums of dq, in float32, are there at once: all, unless those are large and fewer fill the
+ * GPU. */
+int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op) {
+  constexpr int64_t kSumBytes = int64_t{1} << 30, kBlocksEach = 32;
+  const int64_t heads = op.k.size(2);
+  if (op.q.dtype == DType::Float32) return heads;
+  const int64_t head_bytes =
+      op.q.elements() / heads / op.q.size(3) * backward_columns_sm80(static_cast<int>(op.q.size(3))) * 4;
+  const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
+  const int64_t filling = ceil_div(kBlocksEach * cuda.gpu->multiprocessors, head_blocks);
+  const int64_t parts = ceil_div(heads, std::max(filling, kSumBytes / std::max<int64_t>(head_bytes, 1)));
+  return ceil_div(heads, parts);
+}
+
+void run_heads(const Cuda& cuda, const AttentionBackward& op) {
+  const AttentionForward& forward = op.forward;
   const GpuCall call(cuda, forward);
   BackwardSm80 kernel{};
   kernel.forward = call.kernel;
@@ -166,6 +182,38 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   }
   dk.finish();
   dv.finish();
+}
+
+}  // namespace
+
+void run(const Cuda& cuda, const AttentionForward& op) {
+  if (is_empty(op)) return;
+  GpuCall call(cuda, op);
+  ForwardSm80& kernel = call.kernel;
+  // The heads of a group share keys and values: where there are few queries they fill a tile together.
+  if (kernel.group > 1 && kernel.queries < kGpuTileRows) kernel.packed = kernel.group;
+  kernel.splits = splits_of(cuda, kernel);
+  if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
+  const GpuResult out(cuda, op.out);
+  kernel.out = rows_of(out.written());
+  kernel.out_float32 = op.out.dtype == DType::Float32;
+  kernel.log_sum_exp = statistics_of(op.log_sum_exp);
+  launch_forward(cuda, call, op.q.dtype);
+  out.finish();
+}
+
+void run(const Cuda& cuda, const AttentionBackward& op) {
+  const AttentionForward& forward = op.forward;
+  const int64_t heads = forward.k.size(2);
+  if (forward.k.size(0) * heads == 0) return;
+  if (is_empty(forward) || forward.k.size(1) == 0) {
+    for (const Tensor& gradient : {op.dq, op.dk, op.dv}) run(cuda, Fill{gradient, 0});
+    return;
+  }
+  const int64_t count = heads_at_once(cuda, forward);
+  for (int64_t begin = 0; begin < heads; begin += count) {
+    run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
+  }
 }
 
 }  // namespace longseq

@@ -47,15 +47,21 @@ struct Shape {
   static constexpr int kPitch = 2 * kHeadDim, kScorePitch = 2 * kRows;  // in bytes
   static constexpr int kKeyBytes = kKeys * kPitch, kRowBytes = kRows * kPitch,
                        kScoreBytes = kKeys * kScorePitch, kStatisticBytes = kRows * 8;
-  // k, v, then twice: q, dout, P^T or dS^T, statistics, and where the tile is among all queries of all heads.
+  // k, v, then twice: q, dout, P^T or dS^T, statistics, the keys that each query sees, and where the tile is
+  // among all queries of all heads.
   static constexpr int kQueriesAt = 2 * kKeyBytes, kGradientsAt = kQueriesAt + 2 * kRowBytes,
                        kScoresAt = kGradientsAt + 2 * kRowBytes, kStatisticsAt = kScoresAt + 2 * kScoreBytes,
-                       kFirstRowAt = kStatisticsAt + 2 * kStatisticBytes;
+                       kIntervalsAt = kStatisticsAt + 2 * kStatisticBytes,
+                       kFirstRowAt = kIntervalsAt + 2 * kStatisticBytes;
   static constexpr int kSharedBytes = kFirstRowAt + 16;
   /** Keys stay in registers where there are enough. */
   static constexpr bool kOwnKept = kHeadDim <= 64;
   static_assert(kQueryColumns % 16 == 0 && kWarpKeys % 16 == 0 && kRows % 16 == 0);
 };
+
+/** What becomes of a tile's scores: nothing, -inf where a query does not see a key, or softcap and ALiBi too.
+ */
+enum class Scoring { Plain, Masked, Adjusted };
 
 template <class S, bool kHasMask>
 class BackwardTile {
@@ -110,15 +116,11 @@ class BackwardTile {
     return static_cast<const T*>(rows.data) + batch_ * rows.batch + head * rows.head;
   }
 
-  __device__ int2 interval(int query) const {
-    return visible_keys(op_.forward.visible, query, op_.forward.keys);
-  }
-
   /** The queries outside of this see none of the block's keys. */
   __device__ int2 seeing_queries() const {
     const int last_key = min(first_key_ + S::kKeys, op_.forward.keys) - 1;
-    return make_int2(first_query(op_.forward, [&](int2 keys) { return keys.y > first_key_; }),
-                     first_query(op_.forward, [&](int2 keys) { return keys.x > last_key; }));
+    return make_int2(first_query_by_warp(op_.forward, [&](int2 keys) { return keys.y > first_key_; }),
+                     first_query_by_warp(op_.forward, [&](int2 keys) { return keys.x > last_key; }));
   }
 
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
@@ -158,8 +160,19 @@ class BackwardTile {
         copy_async(tiles_ + S::kStatisticsAt + stage * S::kStatisticBytes + 16 * thread,
                    op_.statistics + head_row(rows) + 2 * thread);
       }
+      if (thread < S::kRows) load_interval(min(rows.first + thread, forward.queries - 1), stage, thread);
     }
     commit_copies();
+  }
+  __device__ void load_interval(int query, int stage, int row) const {
+    const GpuIntervals& visible = op_.forward.visible;
+    if (visible.begin == nullptr) {
+      intervals(stage)[row] = visible_keys(visible, query, op_.forward.keys);
+      return;
+    }
+    const uint32_t to = tiles_ + S::kIntervalsAt + stage * S::kStatisticBytes + 8 * row;
+    copy_word_async(to, visible.begin + query);
+    copy_word_async(to + 4, visible.end + query);
   }
 
   /** Of [B Hq padded_queries]: fewer than 2^31, or dq_sum would fill any memory. */
@@ -228,6 +241,10 @@ class BackwardTile {
     return reinterpret_cast<const float4*>(shared_ + S::kStatisticsAt + stage * S::kStatisticBytes) +
            lane_ % 4;
   }
+  /** Of the tile's queries; behind the last, as the last. */
+  __device__ int2* intervals(int stage) const {
+    return reinterpret_cast<int2*>(shared_ + S::kIntervalsAt + stage * S::kStatisticBytes);
+  }
   /** Where a pair's P^T passes, and its dS^T is left. */
   __device__ char* scores(int stage) const {
     return shared_ + S::kScoresAt + stage * S::kScoreBytes + group_ * S::kWarpKeys * S::kScorePitch;
@@ -242,14 +259,16 @@ class BackwardTile {
     const OwnRows keys = own_rows(tiles_);
     for (int stage = 0; rows.first >= 0; stage = 1 - stage) {
       const RowTile next = tiles.next();
-      const bool plain = is_plain(rows);
+      const bool plain = is_plain(rows, stage);
       load_tile(next, 1 - stage);
       Scores s = {};
       keys.multiply_by(tiles_ + S::kQueriesAt + stage * S::kRowBytes + right_lane(), s);
       if (plain) {
-        add_values<true>(s, rows, stage);
+        add_values<Scoring::Plain>(s, rows, stage);
+      } else if (!is_adjusted()) {
+        add_values<Scoring::Masked>(s, rows, stage);
       } else {
-        add_values<false>(s, rows, stage);
+        add_values<Scoring::Adjusted>(s, rows, stage);
       }
       rows = next;
       wait_copies<0>();
@@ -287,11 +306,13 @@ class BackwardTile {
     write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32);
   }
 
-  __device__ bool is_plain(const RowTile& rows) const {
-    const GpuScore& score = op_.forward.score;
-    if (rows.tile >= 0 || score.has_softcap || score.slopes != nullptr) return false;
-    const int last = min(rows.first + S::kRows, op_.forward.queries) - 1;
-    return interval(last).x <= first_key_ && interval(rows.first).y >= first_key_ + S::kKeys;
+  __device__ bool is_adjusted() const {
+    return op_.forward.score.has_softcap || op_.forward.score.slopes != nullptr;
+  }
+  __device__ bool is_plain(const RowTile& rows, int stage) const {
+    if (rows.tile >= 0 || is_adjusted()) return false;
+    const int2* const seen = intervals(stage);
+    return seen[S::kRows - 1].x <= first_key_ && seen[0].y >= first_key_ + S::kKeys;
   }
 
   /** What a warp's keys are to a query. */
@@ -301,27 +322,29 @@ class BackwardTile {
     int position;
     float slope;
   };
-  __device__ Seen seen_by(int query, const RowTile& rows, int lane_key) const {
+  template <Scoring kScoring>
+  __device__ Seen seen_by(const RowTile& rows, int stage, int row, int lane_key) const {
     const ForwardSm80& forward = op_.forward;
-    query = min(query, forward.queries - 1);
-    const int2 keys = interval(query);
+    const int query = min(rows.first + row, forward.queries - 1);
+    const int2 keys = intervals(stage)[row];
     Seen seen{keys.x - lane_key, keys.y - lane_key, ~0u, 0, 0};
     if (kHasMask) seen.bits = mask_bits(forward.mask, rows.tile, query, lane_key);
-    if (forward.score.slopes != nullptr) {
+    if (kScoring == Scoring::Adjusted && forward.score.slopes != nullptr) {
       seen.position = query_position(forward.score, forward.visible, query);
       seen.slope = forward.score.slopes[rows.head] * forward.score.slope_unit;
     }
     return seen;
   }
   /** Softcap, ALiBi, and -inf where the query does not see the key; returns the softcap's derivative. */
+  template <Scoring kScoring>
   __device__ float adjust(float& score, const Seen& seen, int key, int lane_key) const {
     const ForwardSm80& forward = op_.forward;
     float derivative = 1;
-    if (forward.score.has_softcap) {
+    if (kScoring == Scoring::Adjusted && forward.score.has_softcap) {
       score = tanh_accurate(score * forward.score.before_cap);
       derivative = 1 - score * score;
     }
-    if (forward.score.slopes != nullptr) {
+    if (kScoring == Scoring::Adjusted && forward.score.slopes != nullptr) {
       const int position = key_position(forward.score, min(lane_key + key, forward.keys - 1));
       score -= seen.slope * static_cast<float>(abs(seen.position - position));
     }
@@ -335,7 +358,7 @@ class BackwardTile {
    * dv += P^T dout, a step of 16 queries after the other while the next one's weights are made; the key warp
    * gets P^T, times the softcap's derivative.
    */
-  template <bool kPlain>
+  template <Scoring kScoring>
   __device__ void add_values(const Scores& s, const RowTile& rows, int stage) {
     auto* const to = reinterpret_cast<uint4*>(scores(stage)) + lane_;
     const float exponent = op_.forward.score.exponent;
@@ -350,18 +373,20 @@ class BackwardTile {
         const float4 row_statistics = statistics(stage)[4 * tile];
         base[0] = kWeightBits - row_statistics.x;
         base[1] = kWeightBits - row_statistics.z;
-        if constexpr (!kPlain) {
+        if constexpr (kScoring != Scoring::Plain) {
           keep_order();  // else all columns' operands are at hand at once, and the registers spill
-          const int query = rows.first + 8 * tile + lane_ % 4 * 2;
-          seen[0] = seen_by(query, rows, lane_key);
-          seen[1] = seen_by(query + 1, rows, lane_key);
+          const int row = 8 * tile + lane_ % 4 * 2;
+          seen[0] = seen_by<kScoring>(rows, stage, row, lane_key);
+          seen[1] = seen_by<kScoring>(rows, stage, row + 1, lane_key);
         }
       }
       float p[2], derivative[2] = {1, 1};
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         float score = s[i][tile][2 * half + e];
-        if constexpr (!kPlain) derivative[e] = adjust(score, seen[e], 16 * i + 8 * half, lane_key);
+        if constexpr (kScoring != Scoring::Plain) {
+          derivative[e] = adjust<kScoring>(score, seen[e], 16 * i + 8 * half, lane_key);
+        }
         p[e] = exp2_approximate(fmaf(score, exponent, base[e]));
       }
       weights[step % 2][i][2 * n + half] = pack<T>(p[0], p[1]);
@@ -425,7 +450,8 @@ class BackwardTile {
 
   /** Of the blocks that add to dq of these queries, how many come before this one. */
   __device__ int blocks_before(int query) const {
-    const int first = interval(query).x / S::kKeys, block = first_key_ / S::kKeys;
+    const int first = visible_keys(op_.forward.visible, query, op_.forward.keys).x / S::kKeys,
+              block = first_key_ / S::kKeys;
     if (!kHasMask) return block - first;
     constexpr int kBlocks = 128 / S::kKeys;  // of keys, in a block of the mask
     const GpuMask& mask = op_.forward.mask;

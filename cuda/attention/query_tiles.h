@@ -1,8 +1,24 @@
 #pragma once
 // Which queries a block of keys streams, tile after tile.
 #include "attention/attention_sm80.h"
+#include "attention/key_blocks.h"
 
 namespace longseq {
+
+/** As `first_query`, by a whole warp, which looks at 32 queries at a time. */
+template <class Holds>
+__device__ int first_query_by_warp(const ForwardSm80& op, const Holds& holds) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  int low = 0, length = op.queries;  // it is one of [low, low + length]
+  while (length > 0) {
+    const int step = (length + 31) / 32, last = min((lane + 1) * step, length) - 1;
+    const bool here = lane * step >= length || holds(visible_keys(op.visible, low + last, op.keys));
+    const int before = min(__popc(~__ballot_sync(~0u, here)) * step, length);
+    low += before;
+    length = max(min(step, length - before) - 1, 0);
+  }
+  return low;
+}
 
 /** A tile of queries that see something of a block of keys. */
 struct RowTile {

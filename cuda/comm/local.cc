@@ -10,10 +10,12 @@
 #include <utility>
 
 #include "comm/communicator.h"
+#include "core/task_queue.h"
 
 namespace longseq {
 
 std::shared_ptr<LocalGroup::Step> LocalGroup::meet(int rank, Place place) {
+  const TaskQueue::Held held;
   std::unique_lock lock(mutex_);
   const auto step = current_;
   if (failure_.empty()) {

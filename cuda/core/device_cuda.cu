@@ -1,9 +1,14 @@
 // The CUDA engine: queues as streams, memory in their order, waiting on threads of our own.
+#include <unistd.h>
+
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
 #include <chrono>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -165,6 +170,10 @@ class Reached {
     reached_.wait(lock, [&] { return done_; });
     return error_;
   }
+  bool wait_for(std::chrono::milliseconds time) {
+    std::unique_lock lock(mutex_);
+    return reached_.wait_for(lock, time, [&] { return done_; });
+  }
 
  private:
   std::mutex mutex_;
@@ -194,6 +203,18 @@ std::pair<int64_t, int64_t> memory_left(const Gpu& gpu) {
                    (cuda.gpu->use->live - cuda.use->live) / kMebibyte, " MiB by its other queues"));
 }
 
+/** Returns whether all that is queued has been launched, for the queue may be held by a rank that is yet to
+ * be called. */
+bool launched(TaskQueue& queue) {
+  constexpr int kPatience = 50;
+  const auto here = std::make_shared<Reached>();
+  queue.push_watcher([here](std::exception_ptr) { here->set(nullptr); });
+  for (int held = 0; held < kPatience; held = queue.is_held() ? held + 1 : 0) {
+    if (here->wait_for(std::chrono::milliseconds(10))) return true;
+  }
+  return false;
+}
+
 /** Takes memory by `take_some`; once more when all that is about to be freed, on whichever queue, has been.
  */
 template <class Take>
@@ -210,11 +231,7 @@ void take_memory(const Cuda& cuda, size_t bytes, Take take_some) {
   cudaError_t status = take();
   if (status == cudaErrorMemoryAllocation) {
     cudaGetLastError();
-    if (!cuda.queue->is_current_thread()) {
-      Reached here;
-      cuda.queue->push_watcher([&here](std::exception_ptr) { here.set(nullptr); });
-      here.wait();
-    }
+    if (!cuda.queue->is_current_thread()) launched(*cuda.queue);
     gpu.small_blocks->drop_all();
     cudaDeviceSynchronize();
     cudaMemPoolTrimTo(gpu.pool, 0);
@@ -260,6 +277,17 @@ class CudaMark : public Mark {
 };
 
 }  // namespace
+
+void stop_threads_at_exit() {
+  const auto stop = [](int status, void*) {
+    if (exit_gate().close()) return;
+    // A library that loads a kernel waits for the GPU; it must not be taken down until it returns.
+    std::fflush(nullptr);
+    _exit(status);
+  };
+  static const int registered = on_exit(stop, nullptr);
+  static_cast<void>(registered);
+}
 
 ExitGate& exit_gate() {
   static auto* const gate = new ExitGate;  // never destroyed: threads stand in it

@@ -19,4 +19,9 @@ inline constexpr int kOldestGpu = 80;
 /** None where there is no driver. */
 std::vector<GpuInfo> gpu_infos();
 
+/** Of what the process does at its end, this then comes first: libraries that were opened later than the
+ * first GPU would be taken down under the threads that call them. To be called when the process is about to
+ * end. */
+void stop_threads_at_exit();
+
 }  // namespace longseq

@@ -9,7 +9,7 @@
 
 namespace longseq {
 namespace {
-thread_local const TaskQueue* current = nullptr;
+thread_local TaskQueue* current = nullptr;
 }
 
 void ExitGate::enter() {
@@ -19,11 +19,12 @@ void ExitGate::enter() {
   for (;;) pause();
 }
 
-void ExitGate::close() {
+bool ExitGate::close() {
   closed_ = true;
   for (int tries = 0; tries < 300 && inside_ > 0; tries++) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
+  return inside_ == 0;
 }
 
 std::shared_ptr<TaskQueue> TaskQueue::start(const char* name, ExitGate* gate) {
@@ -34,6 +35,13 @@ std::shared_ptr<TaskQueue> TaskQueue::start(const char* name, ExitGate* gate) {
     queue->work();
   }).detach();
   return queue;
+}
+
+TaskQueue::Held::Held() {
+  if (current) current->held_ = true;
+}
+TaskQueue::Held::~Held() {
+  if (current) current->held_ = false;
 }
 
 void TaskQueue::push(std::function<void()> task) {

@@ -15,8 +15,9 @@ class ExitGate {
  public:
   void enter();
   void leave() { inside_--; }
-  /** Nobody comes in from here on; waits for those who are inside, though not for ever. */
-  void close();
+  /** Nobody comes in from here on. Waits for those who are inside, though not for ever: returns whether all
+   * left. */
+  bool close();
 
  private:
   std::atomic<bool> closed_{false};
@@ -40,6 +41,14 @@ class TaskQueue {
   /** Whether the caller is the queue's thread, which must not wait for itself. */
   bool is_current_thread() const;
 
+  /** While a task waits for what other queues do: for what JavaScript may not have called yet. */
+  class Held {
+   public:
+    Held();
+    ~Held();
+  };
+  bool is_held() const { return held_; }
+
  private:
   struct Entry {
     std::function<void()> task;
@@ -56,6 +65,7 @@ class TaskQueue {
   std::atomic<int64_t> pushed_{0};  // what the thread watches while it spins
   bool sleeping_ = false;
   bool closed_ = false;
+  std::atomic<bool> held_{false};
 };
 
 }  // namespace longseq

@@ -208,26 +208,35 @@ void linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor y) {
   multiply_rows(x, weight, bias, y, true, kLinear);
 }
 
-void linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor dx, Tensor dweight,
-                     std::optional<Tensor> dbias, bool adds_to_dweight, bool adds_to_dbias) {
+void linear_backward(Tensor dy, std::optional<Tensor> x, Tensor weight, std::optional<Tensor> dx,
+                     std::optional<Tensor> dweight, std::optional<Tensor> dbias, bool adds_to_dweight,
+                     bool adds_to_dbias) {
   check(dy.rank >= 1, Code::Shape, "linear: dy has no axis, expected [.., O]");
-  check_tensors(dy, weight, std::nullopt, dx, kLinearInput);
-  check_tensors(dy, x, std::nullopt, dweight, kLinearWeight);
-  check(same_leading_axes(dy, x), Code::Shape, "linear: dy has the shape ", shape_text(dy),
-        ", expected that of x, ", shape_text(x), ", but for its last axis");
-  check(weight.rank == 2 && weight.size(0) == dy.size(-1) && weight.size(1) == x.size(-1), Code::Shape,
-        "linear: weight has the shape ", shape_text(weight), ", expected [", dy.size(-1), ", ", x.size(-1),
-        "] (the last axes of dy and x)");
-  check(dweight.rank == 2 && dweight.shape == weight.shape, Code::Shape, "linear: dweight has the shape ",
-        shape_text(dweight), ", expected ", shape_text(weight), " (that of weight)");
+  check(weight.rank == 2 && weight.size(0) == dy.size(-1), Code::Shape, "linear: weight has the shape ",
+        shape_text(weight), ", expected [", dy.size(-1), ", I] (the last axis of dy)");
+  if (dx) check_tensors(dy, weight, std::nullopt, *dx, kLinearInput);
+  if (x) {
+    check(same_leading_axes(dy, *x), Code::Shape, "linear: dy has the shape ", shape_text(dy),
+          ", expected that of x, ", shape_text(*x), ", but for its last axis");
+    check(weight.size(1) == x->size(-1), Code::Shape, "linear: weight has the shape ", shape_text(weight),
+          ", expected [", dy.size(-1), ", ", x->size(-1), "] (the last axes of dy and x)");
+  }
+  if (dweight) {
+    check(x.has_value(), Code::Option, "linear: dweight needs x");
+    check_tensors(dy, *x, std::nullopt, *dweight, kLinearWeight);
+    check(dweight->rank == 2 && dweight->shape == weight.shape, Code::Shape, "linear: dweight has the shape ",
+          shape_text(*dweight), ", expected ", shape_text(weight), " (that of weight)");
+  }
   if (dbias) {
     check_bias(*dbias, {"linear: ", "", "", "", "dy"}, "dbias", dy.size(-1));
     check_result(*dbias, kLinearInput, "dbias", dy);
     check(dbias->contiguous(), Code::Shape, "linear: dbias is not contiguous");
   }
   const Tensor dy_rows = rows_of(dy);
-  multiply_rows(dy, weight, std::nullopt, dx, false, kLinearInput);
-  multiply(dy_rows, rows_of(x), std::nullopt, dweight, true, false, adds_to_dweight, kLinearWeight);
+  if (dx) multiply_rows(dy, weight, std::nullopt, *dx, false, kLinearInput);
+  if (dweight) {
+    multiply(dy_rows, rows_of(*x), std::nullopt, *dweight, true, false, adds_to_dweight, kLinearWeight);
+  }
   if (dbias) sum_columns(dy_rows, *dbias, adds_to_dbias);
 }
 

@@ -49,8 +49,9 @@ void matmul(Tensor a, Tensor b, std::optional<Tensor> bias, Tensor out, bool tra
 /** y = x weight^T + bias: x [.., I], weight [O, I], bias [O], y [.., O]. */
 void linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor y);
 /** dx = dy weight, dweight (+)= dy^T x, dbias (+)= the sum of dy's rows. */
-void linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor dx, Tensor dweight,
-                     std::optional<Tensor> dbias, bool adds_to_dweight, bool adds_to_dbias);
+void linear_backward(Tensor dy, std::optional<Tensor> x, Tensor weight, std::optional<Tensor> dx,
+                     std::optional<Tensor> dweight, std::optional<Tensor> dbias, bool adds_to_dweight,
+                     bool adds_to_dbias);
 /** y = the sum of x [.., C] over all but its last axis. */
 void column_sum(Tensor x, Tensor y);
 

@@ -15,6 +15,7 @@ void Fence::signal(Word word) {
 }
 
 std::shared_ptr<void> Fence::wait() {
+  const TaskQueue::Held held;
   std::unique_lock lock(mutex_);
   signalled_.wait(lock, [&] { return done_; });
   if (word_.error) std::rethrow_exception(word_.error);

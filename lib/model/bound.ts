@@ -59,6 +59,19 @@ export class BoundParameters {
       : addRmsNorm(x, residual, weight, { eps });
   }
 
+  /** `norm` as a function of x and its parameters, and these. */
+  normOf(
+    name: string,
+    x: Tensor,
+  ): [norm: (x: Tensor, ...parameters: Tensor[]) => Tensor, x: Tensor, ...Tensor[]] {
+    const { norm, eps } = this.#configuration;
+    const of = (x: Tensor, weight?: Tensor, bias?: Tensor) =>
+      norm === "layernorm"
+        ? layerNorm(x, weight as Tensor, bias ?? null, { eps })
+        : rmsNorm(x, weight as Tensor, { eps });
+    return [of, x, ...["weight", "bias"].flatMap((key) => this.#parameters[`${name}.${key}`] ?? [])];
+  }
+
   #ofNorm(name: string, x: Tensor): { weight: Tensor; bias: Tensor | null } {
     const parameter = (key: string) => {
       const [tensor, sum] = [this.#parameters[key], this.#gradients[key]];

@@ -6,10 +6,10 @@ import { linear } from "../ops/linear.ts";
 import { linearCrossEntropy } from "../ops/linear-cross-entropy.ts";
 import { crossEntropyForward } from "../ops/loss.ts";
 import type { Strategy } from "../parallel/strategy.ts";
-import { referenceTo } from "../reference.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
 import { type LayerForwardOptions, type ModuleOptions, TransformerLayer } from "./layer.ts";
@@ -62,7 +62,7 @@ export class GPT {
   constructor(options: GptOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);
     checkOptions("gpt: module", module);
-    const { parameters, recompute = "none", mlpTiles = 1, ...initial } = module;
+    const { parameters, recompute = "pointwise", mlpTiles = 1, ...initial } = module;
     checkPlacement("gpt: strategy", strategy);
     this.strategy = strategy;
     const table = gptParameters(options);

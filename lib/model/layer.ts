@@ -8,29 +8,15 @@ import { rotaryEmbedding } from "../ops/position.ts";
 import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
+import { savedAs } from "../tape.ts";
 import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
 import { checkPlacement, layerParameters } from "./parameters.ts";
 import { rowPositions } from "./position.ts";
-import { checkpointAroundAttention } from "./recompute.ts";
+import { checkpointAroundAttention, type Recompute, type RecomputeOptions, recomputes } from "./recompute.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
-
-/** What becomes of a layer's intermediate results. */
-export interface RecomputeOptions {
-  /**
-   * What is computed again on the backward pass, so that it need not be kept: nothing; everything but attention, whose
-   * result is kept with x (as in DISTFLASHATTN; Li et al., 2024); or everything, from x (Chen et al., 2016). The results
-   * are the same bits. Default: "none".
-   */
-  recompute?: "none" | "attention" | "full";
-  /**
-   * Tiles of rows that the MLP works on one after the other, each of them computed again on the backward pass, so that its
-   * F columns exist for one tile at a time. Not for a strategy that divides the MLP's columns. Default: 1.
-   */
-  mlpTiles?: number;
-}
 
 /** Where a layer's or model's parameters come from. */
 export interface ModuleOptions extends RecomputeOptions, TensorOptions {
@@ -77,7 +63,7 @@ export class TransformerLayer {
   readonly strategy: Strategy;
   /** This rank's share of each, by the names of `layerParameters`. Where it made them itself, they are the caller's too. */
   readonly parameters: Tensors;
-  readonly #recompute: "none" | "attention" | "full";
+  readonly #recompute: Recompute;
   readonly #mlpTiles: number;
 
   /**
@@ -89,8 +75,8 @@ export class TransformerLayer {
   constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = layerConfiguration("transformerLayer", options);
     checkOptions("transformerLayer: module", module);
-    const { recompute = "none", mlpTiles = 1, parameters, ...initial } = module;
-    this.#recompute = oneOf("transformerLayer", "recompute", recompute, ["none", "attention", "full"]);
+    const { recompute = "pointwise", mlpTiles = 1, parameters, ...initial } = module;
+    this.#recompute = oneOf("transformerLayer", "recompute", recompute, recomputes);
     checkPlacement("transformerLayer: strategy", strategy);
     this.strategy = strategy;
     this.#mlpTiles = checkedTiles(mlpTiles, strategy);
@@ -132,6 +118,7 @@ export class TransformerLayer {
       case "attention":
         return checkpointAroundAttention((keep, ...given) => work(keep, given), ...inputs);
       case "none":
+      case "pointwise":
         return Scope.run(() => work(undefined, inputs));
     }
   }
@@ -141,13 +128,23 @@ export class TransformerLayer {
     const { strategy } = this;
     const bound = new BoundParameters(this.configuration, parameters, options.gradients);
 
-    const packed = strategy.enter(bound.norm("input_norm", x), ...bound.product("qkv"));
+    const entering = this.#light(bound.norm("input_norm", x), ...bound.normOf("input_norm", x));
+    const packed = strategy.enter(entering, ...bound.product("qkv"));
     const [q, k, v] = this.#heads(packed, options);
     const attended = strategy.attend(q, k, v, this.#attentionOptions(options), keep);
     const projected = strategy.leave(columnsOf(attended), ...bound.product("proj"));
 
     const { out: normed, sum } = bound.addNorm("mlp_norm", projected, x);
-    return add(sum, this.#mlp(normed, bound));
+    return add(sum, this.#mlp(this.#light(normed, ...bound.normOf("mlp_norm", sum)), bound));
+  }
+
+  /** Has the tape keep what y is made of in one pass, and not y. */
+  #light<Sources extends Tensor[]>(
+    y: Tensor,
+    make: (...sources: Sources) => Tensor,
+    ...sources: Sources
+  ): Tensor {
+    return this.#recompute === "pointwise" ? savedAs(y, sources, make) : y;
   }
 
   #mlp(x: Tensor, bound: BoundParameters): Tensor {
@@ -174,13 +171,15 @@ export class TransformerLayer {
   #activated(x: Tensor, bound: BoundParameters): Tensor {
     const { strategy } = this;
     if (this.configuration.activation === "gelu") {
-      return gelu(strategy.enter(x, ...bound.product("mlp_up")), { approximate: "tanh" });
+      const activate = (up: Tensor) => gelu(up, { approximate: "tanh" });
+      const up = strategy.enter(x, ...bound.product("mlp_up"));
+      return this.#light(activate(up), activate, up);
     }
     // One product, for which x is gathered once.
     const both = strategy.enter(x, ...bound.product("mlp_gate_up"));
     const columns = (both.shape.at(-1) ?? 0) / 2;
     const [gate, up] = split(both, 2, [columns, columns]) as [Tensor, Tensor];
-    return swiglu(gate, up);
+    return this.#light(swiglu(gate, up), swiglu, gate, up);
   }
 
   #held() {

@@ -2,9 +2,32 @@
 // (rematerialisation-aware checkpointing of DISTFLASHATTN; Li et al., 2024).
 import { run, runAgain } from "../checkpoint.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
-import { referenceTo } from "../reference.ts";
 import { isOnTape, record } from "../tape.ts";
-import { alias, type Tensor } from "../tensor.ts";
+import type { Tensor } from "../tensor.ts";
+import { alias, referenceTo } from "../view.ts";
+
+export const recomputes = ["none", "pointwise", "attention", "full"] as const;
+export type Recompute = (typeof recomputes)[number];
+
+/** Whether products are computed again. */
+export const isOfProducts = (recompute: Recompute): boolean =>
+  recompute === "attention" || recompute === "full";
+
+/** What becomes of a layer's intermediate results. */
+export interface RecomputeOptions {
+  /**
+   * What is computed again on the backward pass, so that it need not be kept: nothing; norms and activations, which is a
+   * hundredth of the time for a third of the memory; everything but attention, whose result is kept with x (as in
+   * DISTFLASHATTN; Li et al., 2024); or everything, from x (Chen et al., 2016). The results are the same bits. Default:
+   * "pointwise".
+   */
+  recompute?: Recompute;
+  /**
+   * Tiles of rows that the MLP works on one after the other, each of them computed again on the backward pass, so that its
+   * F columns exist for one tile at a time. Not for a strategy that divides the MLP's columns. Default: 1.
+   */
+  mlpTiles?: number;
+}
 
 /** A `checkpoint` whose work is told to keep its attention. What it keeps is the tape's, as the inputs are. */
 export function checkpointAroundAttention(

@@ -3,6 +3,7 @@ import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { type AttentionOptions, type KeepAttention, nativeOptions } from "./attention-options.ts";
+import { joined } from "./joined.ts";
 import { queued } from "./queued.ts";
 
 /** Attention's output and what the backward pass and merging need of it. */
@@ -135,9 +136,7 @@ export function attentionBackward(
   if (gradientDtype !== undefined && gradientDtype !== "float32") {
     throw failure("ERR_OPTION", `attention: gradientDtype is ${shown(gradientDtype)}, expected "float32"`);
   }
-  const gradients = [q, k, v].map(({ shape, dtype, device }) =>
-    Tensor.empty(shape, { dtype: gradientDtype ?? dtype, device }),
-  ) as [Tensor, Tensor, Tensor];
+  const gradients = gradientsLike([q, k, v], gradientDtype);
   return queued(gradients, () => {
     const [dq, dk, dv] = gradients;
     native.attentionBackward(
@@ -187,6 +186,24 @@ export function mergeAttention(parts: readonly AttentionResult[]): AttentionResu
 }
 
 type Handle = ReturnType<typeof handleOf>;
+
+/** Where q, k and v are parts of one tensor, as one product gives them, parts of one too: nothing puts them together later. */
+function gradientsLike(
+  inputs: [Tensor, Tensor, Tensor],
+  wide: "float32" | undefined,
+): [Tensor, Tensor, Tensor] {
+  const axis = inputs[0].shape.length - 2;
+  const [{ dtype, device }] = inputs;
+  const options = { dtype: wide ?? dtype, device };
+  using whole = joined(inputs, axis);
+  if (!whole) return inputs.map(({ shape }) => Tensor.empty(shape, options)) as [Tensor, Tensor, Tensor];
+  using packed = Tensor.empty(whole.shape, options);
+  let begin = 0;
+  return inputs.map(({ shape }) => {
+    begin += shape[axis] ?? 0;
+    return packed.slice(axis, begin - (shape[axis] ?? 0), begin);
+  }) as [Tensor, Tensor, Tensor];
+}
 
 function statisticsShape(q: Tensor): number[] {
   const [batch = 0, queries = 0, heads = 0] = q.shape.length === 3 ? [1, ...q.shape] : q.shape;

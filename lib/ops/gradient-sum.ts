@@ -1,9 +1,9 @@
 // The tensors that a backward pass adds a parameter's gradient to, as the options dweight, dbias and dtable name them.
 import { failure } from "../errors.ts";
 import { native } from "../native.ts";
-import { referenceTo } from "../reference.ts";
 import { record } from "../tape.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 
 /** Checked in the forward call, and not only on the backward pass: the mistake is there. */
 export function checkGradientSum(operation: string, name: string, sum: Tensor, parameter: Tensor): void {

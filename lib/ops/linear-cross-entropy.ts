@@ -2,10 +2,10 @@
 // 2024, and Arctic long sequence training, Bekman et al., 2025): the logits of a tile become its loss, their own
 // gradient, and what that gives to dx and dweight, before the next tile's logits take their place.
 import { native } from "../native.ts";
-import { referenceTo } from "../reference.ts";
 import { Scope } from "../scope.ts";
 import { isOnTape, record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import { checkedCall, type LinearCrossEntropyOptions } from "./linear-cross-entropy-options.ts";
 import { crossEntropyBackward, crossEntropyForward } from "./loss.ts";
 import { matmul } from "./matmul.ts";

@@ -68,7 +68,7 @@ export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: Linear
     const saved = { x: save(x), weight: save(weight) };
     const sums = { ...(dweight && { dweight: save(dweight) }), ...(dbias && { dbias: save(dbias) }) };
     return ([dy]) => {
-      const made = linearBackward({ ...saved, ...sums, dy }, { hasBias: bias !== undefined });
+      const made = gradientsOf({ ...saved, ...sums, dy }, bias !== undefined, () => saved.x.dispose());
       return [made.dx, dweight ? null : made.dweight, ...(bias ? [dbias ? null : made.dbias] : [])];
     };
   });
@@ -107,6 +107,15 @@ export function linearBackward(
 ): LinearGradients {
   checkOptions("linearBackward: tensors", tensors);
   checkOptions("linearBackward", options);
+  return gradientsOf(tensors, options.hasBias === true || tensors.dbias !== undefined);
+}
+
+/** `onRead` is called once nothing needs x any more: before there is dx, which may take as much memory. */
+function gradientsOf(
+  tensors: Parameters<typeof linearBackward>[0],
+  hasBias: boolean,
+  onRead = () => {},
+): LinearGradients {
   const { x, weight, dy: given } = tensors;
   const operands = [handleOf(x, "linear: x"), handleOf(weight, "linear: weight")] as const;
   handleOf(given, "linear: dy");
@@ -115,20 +124,19 @@ export function linearBackward(
   }
   const dy = inDtype(given, weight.dtype);
   const like = { dtype: weight.dtype, device: weight.device };
-  const dx = Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
   const dweight = tensors.dweight ?? Tensor.empty(weight.shape, like);
-  const hasBias = options.hasBias === true || tensors.dbias !== undefined;
   const dbias = tensors.dbias ?? (hasBias ? Tensor.empty([weight.shape[0] ?? 0], like) : null);
-  const made = [dx, ...(tensors.dweight ? [] : [dweight]), ...(dbias && !tensors.dbias ? [dbias] : [])];
+  const made = [...(tensors.dweight ? [] : [dweight]), ...(dbias && !tensors.dbias ? [dbias] : [])];
+  const [isSummed, isBiasSummed] = [tensors.dweight !== undefined, tensors.dbias !== undefined];
   return queued(made, () => {
-    native.linearBackward(
-      handleOf(dy, "dy"),
-      ...operands,
-      handleOf(dx, "dx"),
-      handleOf(dweight, "dweight"),
-      dbias && handleOf(dbias, "dbias"),
-      tensors.dweight !== undefined,
-      tensors.dbias !== undefined,
+    const dyHandle = handleOf(dy, "dy");
+    const results = [handleOf(dweight, "dweight"), dbias && handleOf(dbias, "dbias")] as const;
+    const { shape, dtype, device } = x;
+    native.linearBackward(dyHandle, ...operands, null, ...results, isSummed, isBiasSummed);
+    onRead();
+    const dx = Tensor.empty(shape, { dtype, device });
+    queued([dx], () =>
+      native.linearBackward(dyHandle, null, operands[1], handleOf(dx, "dx"), null, null, false, false),
     );
     return { dx, dweight, dbias };
   });

@@ -1,8 +1,8 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
-import { referenceTo } from "../reference.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import { queued } from "./queued.ts";
 import { emptyLike, emptyStatistic } from "./rows.ts";
 

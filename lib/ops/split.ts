@@ -1,7 +1,9 @@
 import { failure, shown, wrongKind } from "../errors.ts";
 import { record } from "../tape.ts";
-import { alias, handleOf, type Tensor } from "../tensor.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
+import { alias } from "../view.ts";
 import { concatenate } from "./concatenate.ts";
+import { joined } from "./joined.ts";
 
 /**
  * A tensor in parts along an axis, as the queries, keys and values of one product: views. Differentiable on a `Tape`: the
@@ -40,6 +42,9 @@ export function split(x: Tensor, axis: number, sizes: readonly number[]): Tensor
     begin += part;
     return untracked.slice(axis, begin - part, begin);
   });
-  record("split", parts as [Tensor, ...Tensor[]], [x], () => (gradients) => [concatenate(gradients, axis)]);
+  record("split", parts as [Tensor, ...Tensor[]], [x], () => (gradients) => [
+    // As attention's backward pass makes them.
+    joined(gradients, axis) ?? concatenate(gradients, axis),
+  ]);
   return parts;
 }

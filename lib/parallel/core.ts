@@ -5,8 +5,9 @@ import type { KeepAttention } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
-import { alias, type Tensor } from "../tensor.ts";
+import type { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
+import { alias } from "../view.ts";
 import { checkRows } from "./rows.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 

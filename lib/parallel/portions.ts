@@ -1,6 +1,7 @@
 // Rows in portions, one for each rank.
 import { failure } from "../errors.ts";
-import { alias, handleOf, type Tensor } from "../tensor.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
+import { alias } from "../view.ts";
 
 export function rowsOf(what: string, x: Tensor): number {
   handleOf(x, `${what}: x`);

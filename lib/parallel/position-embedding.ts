@@ -1,9 +1,9 @@
 // Learned positions whose rows are divided over the ranks that share a sequence.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
-import { referenceTo } from "../reference.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import { Communicator } from "./communicator.ts";
 import { portionOf } from "./heads.ts";
 import { type PositionRowsOptions, partitionedRows } from "./position-rows.ts";

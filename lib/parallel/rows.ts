@@ -2,7 +2,8 @@
 import { failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { alias, handleOf, type Tensor } from "../tensor.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
+import { alias } from "../view.ts";
 
 export function checkRows(what: string, x: Tensor, axis: number, rows: number, ofWhat: string): void {
   handleOf(x, what);

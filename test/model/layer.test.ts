@@ -6,6 +6,7 @@ import {
   type LayerOptions,
   layerParameters,
   type ModuleOptions,
+  type Recompute,
   SequenceShard,
   type Strategy,
   serial,
@@ -205,7 +206,7 @@ for (const [kind, shape] of Object.entries(kinds)) {
   });
 }
 
-const modes = ["attention", "full"] as const;
+const modes = ["pointwise", "attention", "full"] as const;
 
 for (const [name, [shape, forward]] of Object.entries(options)) {
   t.test(`what is computed again has the same bits: ${name}`, async (t) => {
@@ -269,7 +270,7 @@ t.test("what a layer keeps, and that it lets it go", async (t) => {
   const parameters = new TransformerLayer(shape, serial(length), { device }).parameters;
   const row = 4 * shape.hidden * length;
   /** Bytes between the passes, in x's. */
-  const kept = async (recompute: "none" | "attention" | "full", isRun: boolean) => {
+  const kept = async (recompute: Recompute, isRun: boolean) => {
     const layer = new TransformerLayer(shape, serial(length), { parameters, recompute });
     using x = Tensor.normal([1, length, shape.hidden], { device });
     const liveBytes = async () => {
@@ -292,8 +293,9 @@ t.test("what a layer keeps, and that it lets it go", async (t) => {
     return bytes / row;
   };
   for (const isRun of [true, false]) {
-    const { none, attention, full } = {
+    const { none, pointwise, attention, full } = {
       none: await kept("none", isRun),
+      pointwise: await kept("pointwise", isRun),
       attention: await kept("attention", isRun),
       full: await kept("full", isRun),
     };
@@ -301,6 +303,7 @@ t.test("what a layer keeps, and that it lets it go", async (t) => {
     t.ok(full < 0.1, `full keeps nothing more: ${full}`);
     t.ok(attention > 1 && attention < 1.2, `attention's result, and a number a row and head: ${attention}`);
     t.ok(none > 10, `${none}`);
+    t.ok(pointwise < none - 5.9, `without two norms' results and the activation's: ${pointwise}`);
   }
 });
 
@@ -347,7 +350,7 @@ t.test("what is refused", async (t) => {
     [
       () => new TransformerLayer(gpt, serial(4), { recompute: "all" as never }),
       "ERR_OPTION",
-      'transformerLayer: recompute is all, expected "none" or "attention" or "full"',
+      'transformerLayer: recompute is all, expected "none" or "pointwise" or "attention" or "full"',
     ],
     [() => new TransformerLayer(gpt, serial(4), { mlpTiles: 0 }), "ERR_OPTION", /mlpTiles is 0, expected/],
     [

@@ -1,5 +1,5 @@
 // What is asked of `longseq bench --what layer` and `--what gpt`: a shape, and how it is run.
-import { type GptOptions, presets, type RecomputeOptions } from "../../index.ts";
+import { type GptOptions, presets, type RecomputeOptions, recomputes } from "../../index.ts";
 import { gptConfiguration, layerConfiguration } from "../../model/configuration.ts";
 import { type Arguments, suggestion, UsageError } from "../arguments.ts";
 import { type Parallel, parallelOf, rankDevice } from "../ranks.ts";
@@ -48,7 +48,7 @@ export function modelSettings(given: Arguments, what: ModelName): ModelSettings 
     shape,
     parallel: parallelOf(given),
     pass: given.choice("pass", ["forward", "backward", "both"]) ?? "both",
-    recompute: given.choice("recompute", ["none", "attention", "full"]) ?? "none",
+    recompute: given.choice("recompute", recomputes) ?? "pointwise",
     mlpTiles: given.integer("mlp-tiles", 1) ?? 1,
     float32Gradients: given.has("float32-gradients"),
   };

@@ -1,5 +1,7 @@
 // `longseq bench --what layer` and `--what gpt`, length by length: from timings to the JSON lines and the table.
+
 import type { DType } from "../../index.ts";
+import { isOfProducts } from "../../model/recompute.ts";
 import type { RankGroup } from "../rank-group.ts";
 import type { ParallelType } from "../ranks.ts";
 import { type ModelPass, modelOperations, originalOperations } from "./flops.ts";
@@ -91,7 +93,9 @@ async function measureOne(
   });
   const { hidden, heads, keyValueHeads: kvHeads, headDim, feedForward } = shape;
   const problem = { hidden, heads, kvHeads, headDim, feedForward, bias: shape.bias, batch, seqLen };
-  const others = peer?.operationContenders({ what: "layer", pass, dtype, causal, recompute, ...problem });
+  // Of what PyTorch saves, nothing is made again by itself.
+  const again = { recompute: recompute === "full" ? recompute : "none" };
+  const others = peer?.operationContenders({ what: "layer", pass, dtype, causal, ...again, ...problem });
   const timings = await measure([own, ...(others ?? [])], effort, signal, (round) => {
     const what = round < 0 ? "warming up" : `round ${round + 1}`;
     options.onProgress(`${seqLen.toLocaleString("en-US")} tokens: ${what} (Ctrl-C to stop)`);
@@ -158,7 +162,7 @@ function measurementOf(
     ...measurement,
     ...figures,
     tflops: rate(modelOperations(shape, tokens, visibleShareOf(settings, seqLen), pass)),
-    tflopsOriginal: rate(originalOperations(shape, tokens, pass, recompute !== "none")),
+    tflopsOriginal: rate(originalOperations(shape, tokens, pass, isOfProducts(recompute))),
     tokensPerSecond: (batch * seqLen) / deviceSeconds,
     ...(peakBytes === undefined ? {} : { peakBytes }),
     ...(communicationShare === undefined ? {} : { communicationShare }),
@@ -178,7 +182,7 @@ export function modelTitle(settings: ModelSettings, dtype: DType): string {
     `batch ${batch}`,
     `${what === "gpt" ? `${layers} layers of ` : ""}width ${hidden}`,
     `${heads} heads of ${headDim}${keyValueHeads === heads ? "" : ` over ${keyValueHeads}`}`,
-    ...(recompute === "none" ? [] : [`recompute ${recompute}`]),
+    ...(recompute === "pointwise" ? [] : [`recompute ${recompute}`]),
     ...(settings.float32Gradients ? ["float32 gradients"] : []),
     ...(mlpTiles === 1 ? [] : [`${mlpTiles} MLP tiles`]),
     ...(parallel.type === "serial" ? [] : [`${parallel.type} over ${parallel.size} ranks`]),

@@ -1,4 +1,5 @@
 // The options of `longseq bench`, and which of them go with what is measured.
+import { recomputes } from "../../index.ts";
 import { presets } from "../../model/presets.ts";
 import { type Arguments, type OptionTable, UsageError } from "../arguments.ts";
 import { parallelOptions } from "../ranks.ts";
@@ -22,8 +23,8 @@ const modelOptions = {
   layers: { value: "N", help: "layers of gpt (default: the preset's, else 2)" },
   vocabulary: { value: "N", help: "tokens that gpt knows (default: the preset's, else 4,096)" },
   recompute: {
-    value: "none|attention|full",
-    help: "what of a layer is computed again backward: all but attention, or all of it (default: none)",
+    value: "NAME",
+    help: `what of a layer is computed again backward: ${recomputes.join(", ")}: nothing, norms and activations, all but attention, or all of it (default: pointwise)`,
   },
   "float32-gradients": {
     help: "the weights' gradients are summed in float32, whatever --dtype is (default: in --dtype)",

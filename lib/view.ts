@@ -1,0 +1,22 @@
+import { native } from "./native.ts";
+import { Scope } from "./scope.ts";
+import { handleOf, type Tensor, wrap } from "./tensor.ts";
+
+/** A tensor of another shape that begins where this one does, with the same strides. */
+export function viewAs(tensor: Tensor, shape: readonly number[]): Tensor {
+  const { strides, dtype, device } = tensor;
+  const handle = native.tensorView(handleOf(tensor, "the tensor"), 0, shape, strides);
+  return wrap(handle, { shape, strides, dtype, device });
+}
+
+/** A second tensor of the same memory, which lives on when the first one is disposed. No scope owns it. */
+export function alias(tensor: Tensor): Tensor {
+  const made = viewAs(tensor, tensor.shape);
+  Scope.current?.disown(made);
+  return made;
+}
+
+/** A tensor of the same memory that is on no tape, and belongs to the scope here. */
+export function referenceTo(tensor: Tensor): Tensor {
+  return viewAs(tensor, tensor.shape);
+}
