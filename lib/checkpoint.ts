@@ -79,6 +79,8 @@ export function runAgain<Inputs extends Tensor[]>(
         `${operation}: work gave ${result.dtype} [${result.shape.join(", ")}] when it ran again, expected ${gradient.dtype} [${gradient.shape.join(", ")}]`,
       );
     }
+    // Its values were there before.
+    result.dispose();
     const found = tape.gradients(result, gradient, watched);
     return references.map((reference, at) =>
       wanted[at] ? (found[watched.indexOf(reference)] ?? null) : null,

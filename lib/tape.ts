@@ -1,7 +1,8 @@
 import { failure, wrongKind } from "./errors.ts";
-import { native } from "./native.ts";
+import { type Remade, recipeOf, remake } from "./recipe.ts";
 import { Scope } from "./scope.ts";
-import { handleOf, refill, Tensor } from "./tensor.ts";
+import { TapeGradients } from "./tape-gradients.ts";
+import { handleOf, Tensor } from "./tensor.ts";
 import { alias } from "./view.ts";
 
 /**
@@ -19,29 +20,6 @@ interface Step {
   /** What is made again before the product. */
   remade: readonly Remade[];
   product: VectorJacobianProduct;
-}
-
-/** How a tensor is made of others. */
-interface Recipe {
-  sources: readonly Tensor[];
-  make: (...sources: Tensor[]) => Tensor;
-}
-
-/** A tensor that was saved as its recipe: disposed until it is needed. */
-interface Remade extends Recipe {
-  kept: Tensor;
-}
-
-const recipes = new WeakMap<Tensor, Recipe>();
-
-/** Where a tape would save the tensor it saves the sources, and has `make` make it again, with the same bits. */
-export function savedAs<Sources extends Tensor[]>(
-  tensor: Tensor,
-  sources: Sources,
-  make: (...sources: Sources) => Tensor,
-): Tensor {
-  recipes.set(tensor, { sources, make: make as Recipe["make"] });
-  return tensor;
 }
 
 /** Which tape follows a tensor. Tensors carry their tape with them: nothing is global, so many tapes can be open. */
@@ -147,10 +125,10 @@ export class Tape implements Disposable {
     wrt: readonly Tensor[],
   ): (Tensor | null)[] {
     const wanted = new Set(wrt);
-    const gradients = new GradientSums(output, gradient);
+    const gradients = new TapeGradients(output, gradient);
     for (const step of steps.toReversed()) {
       if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
-        for (const { kept, sources, make } of step.remade) refill(kept, make(...sources));
+        for (const remade of step.remade) remake(remade);
         const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
         const isSpare = step.outputs.map((made) => !wanted.has(made) && gradients.isAlone(made));
         for (const [i, part] of step.product(given, isSpare).entries()) {
@@ -235,7 +213,7 @@ export function record(
     const keep = (tensor: Tensor): Tensor => {
       const kept = alias(tensor);
       saved.push(kept);
-      const recipe = recipes.get(tensor);
+      const recipe = recipeOf(tensor);
       if (recipe) {
         kept.dispose();
         remade.push({ kept, sources: recipe.sources.map(keep), make: recipe.make });
@@ -248,62 +226,6 @@ export function record(
   return outputs[0];
 }
 
-/** The gradients so far, each disposed as soon as no tensor has it any more. */
-class GradientSums {
-  readonly #of = new Map<Tensor, Tensor>();
-  /** How many tensors have a gradient: those of a sum are one and the same. */
-  readonly #holders = new Map<Tensor, number>();
-
-  /** `gradient` is the caller's, and stays. */
-  constructor(output: Tensor, gradient: Tensor) {
-    this.#hold(output, gradient);
-    this.#holders.set(gradient, Number.POSITIVE_INFINITY);
-  }
-
-  get(tensor: Tensor): Tensor | undefined {
-    return this.#of.get(tensor);
-  }
-
-  /** Whether no other tensor has this gradient. */
-  isAlone(tensor: Tensor): boolean {
-    const gradient = this.#of.get(tensor);
-    return gradient === undefined || this.#holders.get(gradient) === 1;
-  }
-
-  add(tensor: Tensor, part: Tensor): void {
-    const before = this.#of.get(tensor);
-    this.#hold(tensor, before === undefined ? part : sum(before, part));
-    if (before === undefined) return;
-    this.#drop(before);
-    if (!this.#holders.has(part)) part.dispose();
-  }
-
-  release(tensor: Tensor): void {
-    const gradient = this.#of.get(tensor);
-    this.#of.delete(tensor);
-    if (gradient) this.#drop(gradient);
-  }
-
-  #hold(tensor: Tensor, gradient: Tensor): void {
-    this.#of.set(tensor, gradient);
-    this.#holders.set(gradient, (this.#holders.get(gradient) ?? 0) + 1);
-  }
-
-  #drop(gradient: Tensor): void {
-    const left = (this.#holders.get(gradient) ?? 0) - 1;
-    this.#holders.set(gradient, left);
-    if (left > 0) return;
-    this.#holders.delete(gradient);
-    gradient.dispose();
-  }
-}
-
 function zerosLike(tensor: Tensor): Tensor {
   return Tensor.zeros(tensor.shape, { dtype: tensor.dtype, device: tensor.device });
-}
-
-function sum(a: Tensor, b: Tensor): Tensor {
-  const total = Tensor.empty(a.shape, { dtype: a.dtype, device: a.device });
-  native.add(handleOf(a, "sum"), handleOf(b, "sum"), handleOf(total, "sum"));
-  return total;
 }

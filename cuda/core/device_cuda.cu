@@ -1,8 +1,6 @@
 // The CUDA engine: queues as streams, memory in their order, waiting on threads of our own.
 #include <unistd.h>
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>

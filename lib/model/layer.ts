@@ -7,8 +7,8 @@ import { add } from "../ops/elementwise.ts";
 import { rotaryEmbedding } from "../ops/position.ts";
 import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
+import { savedAs } from "../recipe.ts";
 import { Scope } from "../scope.ts";
-import { savedAs } from "../tape.ts";
 import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
@@ -128,14 +128,17 @@ export class TransformerLayer {
     const { strategy } = this;
     const bound = new BoundParameters(this.configuration, parameters, options.gradients);
 
-    const entering = this.#light(bound.norm("input_norm", x), ...bound.normOf("input_norm", x));
-    const packed = strategy.enter(entering, ...bound.product("qkv"));
-    const [q, k, v] = this.#heads(packed, options);
-    const attended = strategy.attend(q, k, v, this.#attentionOptions(options), keep);
-    const projected = strategy.leave(columnsOf(attended), ...bound.product("proj"));
-
-    const { out: normed, sum } = bound.addNorm("mlp_norm", projected, x);
-    return add(sum, this.#mlp(this.#light(normed, ...bound.normOf("mlp_norm", sum)), bound));
+    // Scopes of their own: what one branch leaves to nobody makes room for the other.
+    const { out: normed, sum } = Scope.run(() => {
+      const entering = this.#light(bound.norm("input_norm", x), ...bound.normOf("input_norm", x));
+      const packed = strategy.enter(entering, ...bound.product("qkv"));
+      const [q, k, v] = this.#heads(packed, options);
+      const attended = strategy.attend(q, k, v, this.#attentionOptions(options), keep);
+      const projected = strategy.leave(columnsOf(attended), ...bound.product("proj"));
+      return bound.addNorm("mlp_norm", projected, x);
+    });
+    const made = Scope.run(() => this.#mlp(this.#light(normed, ...bound.normOf("mlp_norm", sum)), bound));
+    return add(sum, made);
   }
 
   /** Has the tape keep what y is made of in one pass, and not y. */
