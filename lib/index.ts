@@ -33,7 +33,7 @@ export {
   parameterCount,
 } from "./model/parameters.ts";
 export { presets } from "./model/presets.ts";
-export { type Recompute, type RecomputeOptions, recomputes } from "./model/recompute.ts";
+export type { Recompute, RecomputeOptions } from "./model/recompute.ts";
 export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export {

@@ -157,6 +157,8 @@ export interface Native {
     logSumExp: TensorHandle,
     options: NativeAttentionOptions,
   ): void;
+  /** Merged with what out, of float32, and logSumExp hold. */
+  attentionForwardMerged: Native["attentionForward"];
   attentionBackward(
     q: TensorHandle,
     k: TensorHandle,

@@ -38,6 +38,7 @@ struct AttentionForward {
   ScoreRule score;
   std::shared_ptr<const VisibilityRule> visibility;
   Tensor out /*[B Sq Hq D]*/, log_sum_exp /*[B Hq Sq]*/;
+  bool merges = false;  // with what out and log_sum_exp hold: attention over other keys. A GPU's, of 16 bits
 };
 
 /** With P = exp(s - logSumExp), dP = dout v^T and delta = rowsum(dout * out) - dlogSumExp: dS = P * (dP -

@@ -67,6 +67,7 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
   launch_forward(cuda, call, op.q.dtype);
   std::vector<GpuPart> parts;
+  if (op.merges) parts.push_back({rows_of(op.out), statistics_of(op.log_sum_exp), DType::Float32});
   for (int64_t part = 0; part < kernel.splits; part++) {
     parts.push_back({kernel.out, kernel.log_sum_exp, DType::Float32});
     parts.back().out.data = outs + part * rows * head_dim;
@@ -197,6 +198,8 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   const GpuResult out(cuda, op.out);
   kernel.out = rows_of(out.written());
   kernel.out_float32 = op.out.dtype == DType::Float32;
+  kernel.merges = op.merges;
+  if (op.merges && out.written().storage != op.out.storage) run(cuda, Copy{op.out, out.written()});
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
   launch_forward(cuda, call, op.q.dtype);
   out.finish();

@@ -58,6 +58,7 @@ struct ForwardSm80 {
   int32_t packed;  // heads whose rows stand together: row r is query r / packed of head r % packed
   int32_t splits;  // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
+  bool merges;  // with what out, of float32, and log_sum_exp hold
 };
 
 struct BackwardSm80 {

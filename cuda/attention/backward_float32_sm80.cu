@@ -480,7 +480,7 @@ void launch_query_gradient(const Cuda& cuda, const BackwardSm80& op) {
 
 template <class S>
 void launch_key_gradient(const Cuda& cuda, const BackwardSm80& op) {
-  const BlockOrder order = order_key_tiles(cuda, op.forward, S::kRows, S::kBlocks);
+  const BlockOrder order = order_key_tiles(cuda, op, S::kRows, S::kBlocks);
   launch<key_gradient_float32_kernel<S>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
 }
 

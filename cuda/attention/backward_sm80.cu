@@ -555,7 +555,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  const BlockOrder order = order_key_tiles(cuda, op.forward, S::kKeys, 1);
+  const BlockOrder order = order_key_tiles(cuda, op, S::kKeys, 1);
   launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
 }
 

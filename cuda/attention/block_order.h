@@ -65,9 +65,17 @@ inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int
 
 /** Of tiles of `rows` keys, for which queries and gradients are streamed, 8 bytes for an element of a query:
  * of 16 bits, and sums of dq in float32, or both of float32. */
-inline BlockOrder order_key_tiles(const Cuda& cuda, const ForwardSm80& op, int rows, int blocks_each) {
-  return order_blocks(cuda, ceil_div(op.keys, rows), int64_t{op.heads} / op.group * op.batch,
-                      8 * int64_t{op.group} * op.queries * op.head_dim, blocks_each);
+inline BlockOrder order_key_tiles(const Cuda& cuda, const BackwardSm80& op, int rows, int blocks_each) {
+  const ForwardSm80& forward = op.forward;
+  const int64_t head_bytes = 8 * int64_t{forward.group} * forward.queries * forward.head_dim;
+  // Blocks of one head that take turns wait for each other: those of all heads side by side wait less, unless
+  // all have the same work and keep step.
+  const GpuIntervals& visible = forward.visible;
+  const bool is_even = visible.begin == nullptr && visible.left == INT32_MAX && visible.right == INT32_MAX;
+  const bool is_spread = op.dq_turns != nullptr && !is_even;
+  return order_blocks(cuda, ceil_div(forward.keys, rows),
+                      int64_t{forward.heads} / forward.group * forward.batch, is_spread ? 0 : head_bytes,
+                      blocks_each);
 }
 
 }  // namespace longseq

@@ -474,15 +474,26 @@ class ForwardTile {
   __device__ void write() {
     __syncthreads();  // the last stages are read: results may take their place
     const int64_t part = op_.splits > 1 ? blockIdx.y : 0;
+    float kept[2 * S::kRowTiles];  // of what is there already
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
       const int row = row_of(r / 2, r % 2);
-      const float inverse = sum_[r] == 0 ? 0 : 1 / sum_[r];
-      if (row < tile().rows && lane_ % 4 == 0) {
-        const float value = sum_[r] == 0 ? kMinusInfinity : (base_[r] + log2f(sum_[r])) * kLn2;
-        op_.log_sum_exp.data[(part * op_.batch + tile().batch) * op_.log_sum_exp.batch +
-                             head_of(row) * op_.log_sum_exp.head + query_of(row)] = value;
+      float inverse = sum_[r] == 0 ? 0 : 1 / sum_[r];
+      float value = sum_[r] == 0 ? kMinusInfinity : (base_[r] + log2f(sum_[r])) * kLn2;
+      float* const at = op_.log_sum_exp.data + (part * op_.batch + tile().batch) * op_.log_sum_exp.batch +
+                        head_of(row) * op_.log_sum_exp.head + query_of(row);
+      kept[r] = 0;
+      if (op_.merges) {
+        const float before = row < tile().rows ? *at : kMinusInfinity, most = fmaxf(before, value);
+        __syncwarp();  // all have read it
+        if (most != kMinusInfinity) {
+          const float total = most + logf(expf(before - most) + expf(value - most));
+          kept[r] = expf(before - total);
+          inverse *= expf(value - total);
+          value = total;
+        }
       }
+      if (row < tile().rows && lane_ % 4 == 0) *at = value;
 #pragma unroll
       for (int n = 0; n < S::kColumnTiles; n++) {
         out_[r / 2][n][r % 2 * 2] *= inverse;
@@ -490,13 +501,13 @@ class ForwardTile {
       }
     }
     if (op_.out_float32) {
-      write_float32(part);
+      write_float32(part, kept);
     } else {
       write_elements();
     }
   }
 
-  __device__ void write_float32(int64_t part) const {
+  __device__ void write_float32(int64_t part, const float (&kept)[2 * S::kRowTiles]) const {
     float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile().batch) * op_.out.batch;
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
@@ -506,10 +517,15 @@ class ForwardTile {
 #pragma unroll
       for (int n = 0; n < S::kColumnTiles; n++) {
         const int column = 8 * n + lane_ % 4 * 2;
-        if (column < op_.head_dim) {
-          *reinterpret_cast<float2*>(to + column) =
-              make_float2(out_[r / 2][n][r % 2 * 2], out_[r / 2][n][r % 2 * 2 + 1]);
+        if (column >= op_.head_dim) continue;
+        float2 result = make_float2(out_[r / 2][n][r % 2 * 2], out_[r / 2][n][r % 2 * 2 + 1]);
+        auto* const place = reinterpret_cast<float2*>(to + column);
+        if (op_.merges) {
+          const float2 before = *place;
+          result.x = fmaf(before.x, kept[r], result.x);
+          result.y = fmaf(before.y, kept[r], result.y);
         }
+        *place = result;
       }
     }
   }

@@ -6,7 +6,9 @@ import { isOnTape, record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
 import { alias, referenceTo } from "../view.ts";
 
+/** What of a layer can be computed again on the backward pass, from least to most. */
 export const recomputes = ["none", "pointwise", "attention", "full"] as const;
+/** One of `recomputes`. */
 export type Recompute = (typeof recomputes)[number];
 
 /** Whether products are computed again. */

@@ -1,6 +1,7 @@
 // Keys and values on their way, and what becomes of results and gradients that are made of a part of them.
 import { native } from "../native.ts";
 import type { AttentionResult } from "../ops/attention.ts";
+import { type AttentionOptions, nativeOptions } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { release } from "./portions.ts";
 
@@ -22,6 +23,23 @@ export function copyInto(place: Tensor, values: Tensor): void {
 export function addInto(sum: Tensor, term: Tensor): void {
   const into = handleOf(sum, "sum");
   native.add(into, handleOf(term, "term"), into);
+}
+
+/** Makes of `whole`, of float32, what attention gives over its keys and these too. */
+export function attendInto(
+  whole: AttentionResult,
+  q: Tensor,
+  [k, v]: readonly [Tensor, Tensor],
+  options: AttentionOptions,
+): void {
+  native.attentionForwardMerged(
+    handleOf(q, "q"),
+    handleOf(k, "k"),
+    handleOf(v, "v"),
+    handleOf(whole.out, "out"),
+    handleOf(whole.logSumExp, "logSumExp"),
+    nativeOptions(q, options),
+  );
 }
 
 /** Makes of `whole` what attention gives over its keys and the part's. The part is let go. */

@@ -6,7 +6,7 @@ import type { Piece } from "../ops/attention-options.ts";
 import type { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, allRounded, attend, type Gradients, rounded } from "./core.ts";
-import { addInto, mergeInto } from "./key-values.ts";
+import { addInto, attendInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import { release } from "./portions.ts";
 import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
@@ -99,14 +99,21 @@ function forward(
     const next = following && exchange.keys(own, following);
     const arriving = next && exchange.start();
     if (isSeen(step)) {
-      const part = attentionForward(rowsOf(q, queries), ...held, {
-        ...optionsAt(step, options),
-        ...(isSplit && { outDtype: "float32" as const }),
-      });
-      if (result === undefined) result = part;
-      else {
+      const seeing = rowsOf(q, queries);
+      const given = optionsAt(step, options);
+      if (result === undefined) {
+        result = attentionForward(seeing, ...held, {
+          ...given,
+          ...(isSplit && { outDtype: "float32" as const }),
+        });
+      } else {
         const { out, logSumExp } = result;
-        mergeInto({ out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) }, part);
+        attendInto(
+          { out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) },
+          seeing,
+          held,
+          given,
+        );
       }
     }
     if (held !== own) release(held);

@@ -290,7 +290,10 @@ t.test("what is asked wrongly is refused, exit code 2", async (t) => {
       ["--what", "layer", "--heads", "8", "--kv-heads", "3"],
       /--kv-heads is 3, expected a divisor of --heads \(8\)/,
     ],
-    [["--what", "layer", "--recompute", "all"], /--recompute is "all", expected none, attention, full/],
+    [
+      ["--what", "layer", "--recompute", "all"],
+      /--recompute is "all", expected none, pointwise, attention, full/,
+    ],
     [["--what", "layer", "--mlp-tiles", "0"], /--mlp-tiles is "0"/],
     [["--what", "layer", "--ranks", "0"], /--ranks is "0"/],
     [["--what", "layer", "--sequence-parallel", "zig"], /--sequence-parallel is "zig"/],

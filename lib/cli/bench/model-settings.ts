@@ -1,6 +1,7 @@
 // What is asked of `longseq bench --what layer` and `--what gpt`: a shape, and how it is run.
-import { type GptOptions, presets, type RecomputeOptions, recomputes } from "../../index.ts";
+import { type GptOptions, presets, type RecomputeOptions } from "../../index.ts";
 import { gptConfiguration, layerConfiguration } from "../../model/configuration.ts";
+import { recomputes } from "../../model/recompute.ts";
 import { type Arguments, suggestion, UsageError } from "../arguments.ts";
 import { type Parallel, parallelOf, rankDevice } from "../ranks.ts";
 import type { ModelPass, ModelShape } from "./flops.ts";

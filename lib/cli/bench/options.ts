@@ -1,6 +1,7 @@
 // The options of `longseq bench`, and which of them go with what is measured.
-import { recomputes } from "../../index.ts";
+
 import { presets } from "../../model/presets.ts";
+import { recomputes } from "../../model/recompute.ts";
 import { type Arguments, type OptionTable, UsageError } from "../arguments.ts";
 import { parallelOptions } from "../ranks.ts";
 import { type OperationName, operationNames } from "./operations.ts";
