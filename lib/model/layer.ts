@@ -147,7 +147,7 @@ export class TransformerLayer {
     make: (...sources: Sources) => Tensor,
     ...sources: Sources
   ): Tensor {
-    return this.#recompute === "pointwise" ? savedAs(y, sources, make) : y;
+    return this.#recompute === "none" ? y : savedAs(y, sources, make);
   }
 
   #mlp(x: Tensor, bound: BoundParameters): Tensor {

@@ -6,10 +6,10 @@ import { isOnTape, record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
 import { alias, referenceTo } from "../view.ts";
 
-/** What of a layer can be computed again on the backward pass, from least to most. */
-export const recomputes = ["none", "pointwise", "attention", "full"] as const;
-/** One of `recomputes`. */
-export type Recompute = (typeof recomputes)[number];
+/** From least to most. */
+export const recomputes: readonly Recompute[] = ["none", "pointwise", "attention", "full"];
+/** What of a layer is computed again on the backward pass. */
+export type Recompute = "none" | "pointwise" | "attention" | "full";
 
 /** Whether products are computed again. */
 export const isOfProducts = (recompute: Recompute): boolean =>
