@@ -1,8 +1,9 @@
 // Parts of a tensor along an axis: which elements, views, their gradient, what is refused.
 import fc from "fast-check";
-import { concatenate, split, Tape, Tensor } from "longseq";
+import { attention, concatenate, split, Tape, Tensor } from "longseq";
 import t from "tap";
 import { differing } from "../support/bits.ts";
+import { callsOf } from "../support/calls.ts";
 import { refuses } from "../support/refusals.ts";
 
 const cases = fc
@@ -87,4 +88,24 @@ t.test("what is refused", async (t) => {
     [() => split([] as never, 0, [1]), "ERR_OPTION", "split: x is an array, expected a Tensor"],
     [() => split(gone, 0, [2]), "ERR_DISPOSED", /disposed/],
   ]);
+});
+
+t.test("of q, k and v in one tensor attention makes one gradient: nothing puts it together", async (t) => {
+  const x = Tensor.normal([2, 9, 8, 16]);
+  const dout = Tensor.normal([2, 9, 4, 16], { seed: 1 });
+  const pass = (partsOf: (x: Tensor) => Tensor[]) => {
+    using tape = new Tape();
+    tape.watch(x);
+    const [q, k, v] = partsOf(x) as [Tensor, Tensor, Tensor];
+    const out = attention(q, k, v, { causal: true });
+    let gradients: Tensor[] = [];
+    const calls = callsOf(["copy"], () => {
+      gradients = tape.backward(out, dout, [x]);
+    });
+    return { dx: gradients[0] as Tensor, calls };
+  };
+  const packed = pass((x) => split(x, 2, [4, 2, 2]));
+  t.strictSame(packed.calls, []);
+  const apart = pass((x) => split(x, 2, [4, 2, 2]).map((part) => part.to("float32")));
+  t.strictSame(await differing({ dx: packed.dx }, { dx: apart.dx }), []);
 });
