@@ -1,6 +1,4 @@
 // `longseq bench --what layer` and `--what gpt`: the lines, the counts, and what becomes of what cannot be.
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { chmod, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
@@ -18,7 +16,7 @@ import { renderModelReport } from "../../lib/cli/report/model-report.ts";
 import { causalTeraflops, publishedTables } from "../../lib/cli/report/published.ts";
 import { alone } from "../../lib/cli/world.ts";
 import type { Device } from "../../lib/index.ts";
-import { entry, jsonLines, longseq } from "../support/command-line.ts";
+import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
 
 const [own] = implementations;
@@ -318,23 +316,10 @@ t.test("what is asked wrongly is refused, exit code 2", async (t) => {
 
 t.test("Ctrl-C stops with what was measured", async (t) => {
   const args = [...layer, "--seq-len", "64,1m", "--ranks", "2"];
-  const child = spawn(process.execPath, [entry, ...args], {
-    env: { ...process.env, NODE_OPTIONS: "" },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  let stdout = "";
-  let isInterrupted = false;
-  child.stdout.on("data", (chunk: Buffer) => {
-    stdout += chunk;
-    if (isInterrupted || !/64 +both/.test(stdout)) return;
-    isInterrupted = true; // once: a second one ends the process at once
-    setTimeout(() => child.kill("SIGINT"), 300);
-  });
-  const start = performance.now();
-  const [code, signal] = await once(child, "close");
+  const { code, signal, stdout, ms } = await interrupted(args, /64 +both/);
   t.strictSame([code, signal], [130, null]);
   t.match(stdout, /64 +both[\s\S]*Interrupted/);
-  t.ok(performance.now() - start < 30_000, "without waiting for the run of 1m");
+  t.ok(ms < 30_000, "without waiting for the run of 1m");
 });
 
 t.test("PyTorch's layer runs in turn with ours", async (t) => {

@@ -1,4 +1,3 @@
-import { spawn } from "node:child_process";
 import { chmod, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
@@ -17,7 +16,7 @@ import {
 import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { alone } from "../../lib/cli/world.ts";
-import { entry, jsonLines, longseq } from "../support/command-line.ts";
+import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
 
 const [own] = implementations;
@@ -278,24 +277,12 @@ t.test("what this machine lacks is an error, before anything is measured", async
 
 t.test("Ctrl-C stops with what was measured", async (t) => {
   const report = join(folder, "interrupted.md");
-  const child = spawn(process.execPath, [entry, "bench", ...tiny, "--seq-len", "64,4m", "--report", report], {
-    env: { ...process.env, NODE_OPTIONS: "" },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  let stdout = "";
-  let isInterrupted = false;
-  child.stdout.on("data", (chunk: Buffer) => {
-    stdout += chunk;
-    if (isInterrupted || !/64 +backward/.test(stdout)) return;
-    isInterrupted = true; // once: a second one ends the process at once
-    setTimeout(() => child.kill("SIGINT"), 300);
-  });
-  const start = performance.now();
-  const code = await new Promise((done) => child.once("close", done));
-  t.equal(code, 130);
+  const args = ["bench", ...tiny, "--seq-len", "64,4m", "--report", report];
+  const { code, signal, stdout, ms } = await interrupted(args, /64 +backward/);
+  t.strictSame([code, signal], [130, null]);
   t.match(stdout, /64 +backward[\s\S]*Interrupted/);
   t.match(await readFile(report, "utf8"), /\| 64 \| backward/);
-  t.ok(performance.now() - start < 30_000, "without waiting for the run of 4m");
+  t.ok(ms < 30_000, "without waiting for the run of 4m");
 });
 
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {

@@ -148,3 +148,27 @@ t.test("bad input", async (t) => {
     ]);
   }
 });
+
+t.test(
+  "in causal order zigzag's ranks have the same work, the ring's last has nearly twice the mean",
+  (t) => {
+    for (const length of [4096, 65_536, 100_003]) {
+      for (const size of [2, 8, 64]) {
+        const whole = [{ start: 0, length }];
+        const shares = (make: typeof SequenceShard.zigzag) =>
+          Array.from({ length: size }, (_, rank) =>
+            visiblePairs(make(length, size, rank).pieces, whole, { causal: true }),
+          );
+        const zigzag = shares(SequenceShard.zigzag);
+        t.ok(Math.max(...zigzag) < 1.05 * Math.min(...zigzag), `${length} tokens over ${size} ranks`);
+        const ring = shares(SequenceShard.contiguous);
+        const mean = ring.reduce((sum, pairs) => sum + pairs, 0) / size;
+        t.ok(
+          Math.abs(Math.max(...ring) / mean - (2 - 1 / size)) < 0.01,
+          `${length}, ${size}: the ring's last`,
+        );
+      }
+    }
+    t.end();
+  },
+);

@@ -1,5 +1,6 @@
 // Runs the built command line as a user would.
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { resolve } from "node:path";
 
 export interface Outcome {
@@ -23,6 +24,26 @@ export function longseq(args: readonly string[], environment: NodeJS.ProcessEnv 
     stderr += chunk;
   });
   return new Promise((done) => child.once("close", (code) => done({ code, stdout, stderr })));
+}
+
+/** Ctrl-C, a moment after it has printed this. */
+export async function interrupted(
+  args: readonly string[],
+  printed: RegExp,
+): Promise<{ code: number | null; signal: NodeJS.Signals | null; stdout: string; ms: number }> {
+  const env = { ...process.env, NODE_OPTIONS: "" };
+  const child = spawn(process.execPath, [entry, ...args], { env, stdio: ["ignore", "pipe", "inherit"] });
+  let stdout = "";
+  let isInterrupted = false;
+  child.stdout.on("data", (chunk: Buffer) => {
+    stdout += chunk;
+    if (isInterrupted || !printed.test(stdout)) return;
+    isInterrupted = true; // once: a second one ends the process at once
+    setTimeout(() => child.kill("SIGINT"), 300);
+  });
+  const start = performance.now();
+  const [code, signal] = (await once(child, "close")) as [number | null, NodeJS.Signals | null];
+  return { code, signal, stdout, ms: performance.now() - start };
 }
 
 export function jsonLines<T = Record<string, unknown>>(text: string): T[] {
