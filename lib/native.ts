@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { isMainThread } from "node:worker_threads";
 import { failure } from "./errors.ts";
 import type { Gpu, NcclLibrary } from "./info.ts";
+import type { NativeAttentionOptions } from "./ops/attention-options.ts";
 
 declare const brand: unique symbol;
 interface Handle<Name extends string> {
@@ -32,23 +33,6 @@ interface NativeMaskInfo {
   /** Pairs. */
   visible: number;
 }
-
-/** In the order in which cuda/addon/operation_binding.cc reads them. */
-export type NativeAttentionOptions = readonly [
-  scale: number,
-  softcap: number,
-  alibiSlopes: TensorHandle | null,
-  causal: boolean,
-  windowLeft: number,
-  windowRight: number,
-  cuSeqlens: Int32Array | readonly number[] | null,
-  cuSeqlensKeys: Int32Array | readonly number[] | null,
-  queryPositions: readonly number[] | null,
-  keyPositions: readonly number[] | null,
-  mask: MaskHandle | null,
-  implementation: string | null,
-  deterministic: boolean,
-];
 
 export interface Native {
   info(): NativeInfo;
@@ -158,7 +142,14 @@ export interface Native {
     options: NativeAttentionOptions,
   ): void;
   /** Merged with what out, of float32, and logSumExp hold. */
-  attentionForwardMerged: Native["attentionForward"];
+  attentionForwardMerged(
+    q: TensorHandle,
+    k: TensorHandle,
+    v: TensorHandle,
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+    options: NativeAttentionOptions,
+  ): void;
   attentionBackward(
     q: TensorHandle,
     k: TensorHandle,

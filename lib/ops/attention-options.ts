@@ -1,9 +1,26 @@
 // The options of attention: what they mean, and their way to the addon.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { type AttentionMask, handleOfMask } from "../mask.ts";
-import type { NativeAttentionOptions } from "../native.ts";
+import type { MaskHandle, TensorHandle } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
+
+/** In the order in which cuda/addon/operation_binding.cc reads them. */
+export type NativeAttentionOptions = readonly [
+  scale: number,
+  softcap: number,
+  alibiSlopes: TensorHandle | null,
+  causal: boolean,
+  windowLeft: number,
+  windowRight: number,
+  cuSeqlens: Int32Array | readonly number[] | null,
+  cuSeqlensKeys: Int32Array | readonly number[] | null,
+  queryPositions: readonly number[] | null,
+  keyPositions: readonly number[] | null,
+  mask: MaskHandle | null,
+  implementation: string | null,
+  deterministic: boolean,
+];
 
 /** Global positions that neighbouring rows of a shard stand at: start, start + 1 and so on, `length` of them. */
 export interface Piece {

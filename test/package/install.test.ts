@@ -3,7 +3,7 @@ import { existsSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
 import { root, skipFileOnGpu } from "../support/devices.ts";
-import { install, pack, pathWithoutCompilers, run } from "./npm.ts";
+import { install, pack, pathWithoutCompilers, quickly, run } from "./npm.ts";
 
 skipFileOnGpu("it needs npm and compilers");
 
@@ -81,7 +81,10 @@ t.test(
 
 t.test("where no prebuilt fits, it is compiled", async (t) => {
   const project = join(folder, "source");
-  const { status, stdout, stderr } = install(project, sourceOnly, { LONGSEQ_CUDA: "0" });
+  const { status, stdout, stderr } = install(project, sourceOnly, {
+    LONGSEQ_CUDA: "0",
+    CMAKE_CXX_COMPILER_LAUNCHER: quickly(folder),
+  });
   t.equal(status, 0, stderr);
   t.match(stdout, "longseq: CUDA kernels: NO (LONGSEQ_CUDA=0), CPU-only build");
   t.ok(existsSync(addon(project, "build/Release/longseq.node")));
