@@ -17,12 +17,6 @@ export class TapeGradients {
     return this.#of.get(tensor);
   }
 
-  /** Whether no other tensor has this gradient. */
-  isAlone(tensor: Tensor): boolean {
-    const gradient = this.#of.get(tensor);
-    return gradient === undefined || this.#holders.get(gradient) === 1;
-  }
-
   add(tensor: Tensor, part: Tensor): void {
     const before = this.#of.get(tensor);
     this.#hold(tensor, before === undefined ? part : sum(before, part));

@@ -5,11 +5,8 @@ import { TapeGradients } from "./tape-gradients.ts";
 import { handleOf, Tensor } from "./tensor.ts";
 import { alias } from "./view.ts";
 
-/**
- * From the gradients of an operation's outputs to those of its inputs; null where an input has none. What is spare of the
- * gradients, nobody needs later: a result may take its place.
- */
-export type VectorJacobianProduct = (gradients: Tensor[], isSpare: readonly boolean[]) => (Tensor | null)[];
+/** From the gradients of an operation's outputs to those of its inputs; null where an input has none. */
+export type VectorJacobianProduct = (gradients: Tensor[]) => (Tensor | null)[];
 
 /** @internal */
 interface Step {
@@ -130,8 +127,7 @@ export class Tape implements Disposable {
       if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
         for (const remade of step.remade) remake(remade);
         const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
-        const isSpare = step.outputs.map((made) => !wanted.has(made) && gradients.isAlone(made));
-        for (const [i, part] of step.product(given, isSpare).entries()) {
+        for (const [i, part] of step.product(given).entries()) {
           const input = step.inputs[i];
           if (part === null || input === undefined || tapes.get(input) !== this) continue;
           gradients.add(input, part);
@@ -204,7 +200,7 @@ export function record(
   inputs: readonly Tensor[],
   differentiate: (
     save: (tensor: Tensor) => Tensor,
-  ) => (gradients: [Tensor, ...Tensor[]], isSpare: readonly boolean[]) => (Tensor | null)[],
+  ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
 ): Tensor {
   const tape = inputs.map(Tape.of).find((found) => found !== undefined);
   if (tape !== undefined) {

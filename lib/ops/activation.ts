@@ -36,12 +36,8 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   return record("gelu", [y], bias === undefined ? [x] : [x, bias], (save) => {
     const saved = save(x);
     const given = { ...options, ...(bias && { bias: save(bias) }) };
-    return ([dy], [isSpare]) => {
-      const { dx, dbias } = geluGradients(
-        { x: saved, dy },
-        given,
-        isSpare && dy.isContiguous ? dy : undefined,
-      );
+    return ([dy]) => {
+      const { dx, dbias } = geluBackward({ x: saved, dy }, given);
       return dbias === undefined ? [dx] : [dx, dbias];
     };
   });
@@ -65,20 +61,11 @@ export function geluBackward(
   tensors: { x: Tensor; dy: Tensor },
   options: GeluOptions = {},
 ): { dx: Tensor; dbias?: Tensor } {
-  return geluGradients(tensors, options);
-}
-
-/** dx in the place given, which may be dy's. */
-function geluGradients(
-  tensors: { x: Tensor; dy: Tensor },
-  options: GeluOptions,
-  place?: Tensor,
-): { dx: Tensor; dbias?: Tensor } {
   const { x, dy } = checkedTensors("geluBackward", tensors);
   const handles = { x: handleOf(x, "gelu: x"), dy: handleOf(dy, "gelu: dy") };
   const { bias, isTanh } = checked(options);
   const biasHandle = bias === undefined ? null : handleOf(bias, "gelu: bias");
-  const dx = place ?? like(x);
+  const dx = like(x);
   const dbias = bias && like(bias);
   return queued(dbias ? [dx, dbias] : [dx], () => {
     const ofBias = dbias === undefined ? null : handleOf(dbias, "dbias");
