@@ -1,4 +1,5 @@
 import { failure, wrongKind } from "./errors.ts";
+import { native } from "./native.ts";
 import { type Remade, recipeOf, remake } from "./recipe.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
@@ -142,7 +143,9 @@ export class Tape implements Disposable {
     return wrt.map((tensor) => {
       const found = gradients.get(tensor);
       if (found === undefined) return null;
-      if (!seen.has(found)) {
+      // Behind a view it is another tensor of the caller's memory.
+      const isGiven = native.tensorIsBehind(handleOf(gradient, "gradient"), handleOf(found, "gradient"), 0);
+      if (!seen.has(found) && !isGiven) {
         seen.add(found);
         return found;
       }

@@ -301,5 +301,15 @@ t.test(
       "the caller's stays",
     );
     twice?.dispose();
+
+    const rows = ones.reshape([16, 8]);
+    using another = new Tape();
+    another.watch(x);
+    another.backward(gelu(x).reshape([16, 8]), rows, [x])[0]?.dispose();
+    using view = new Tape();
+    view.watch(x);
+    const [given] = view.backward(x.reshape([16, 8]), rows, [x]) as [Tensor];
+    given.write(Array(x.size).fill(0));
+    for (const value of await ones.data()) t.equal(value, 1, "also through a view: what is returned is new");
   },
 );
