@@ -80,7 +80,7 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   const dtype = settings.dtype ?? defaultDtype(device);
   const { what } = settings;
   const masked = settings.mask !== "none" || settings.window !== undefined;
-  using peer = settings.hasPeer ? await startPeer(device, { what, dtype, masked }) : undefined;
+  using peer = await startPeer(settings.peer, device, { what, dtype, masked });
   const onProgress = (text: string) => progress.show(text);
   if (what !== "attention") {
     return await benchOperation({ settings, device, dtype, peer, signal, stream, json, onProgress });

@@ -337,6 +337,8 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     environment,
   );
   t.match(stdout, /torch-cpu +ratio\n +64 +forward .* \d+\.\d\dx\n/);
+  const absent = await longseq(["bench", ...tiny, "--seq-len", "64", "--peer", "torch-flash"], environment);
+  t.match(absent.stderr, /no peer: torch-flash is not what PyTorch has for this: torch-cpu/);
 });
 
 t.test("without the peer our own figures are still there", async (t) => {

@@ -1,5 +1,5 @@
 // Times contenders against each other: one run each, turn by turn, so that a machine that slows down or is shared
-// slows all of them alike.
+// slows all of them alike; in a new order each round, so that none always finds it as hot as the same other left it.
 import { median } from "../quantity.ts";
 import type { Contender } from "./contender.ts";
 
@@ -73,7 +73,7 @@ export async function measure(
     onRound(0);
     const start = await unlessAborted(effort.now(), signal);
     for (let round = 1; !contenders.every(isOut) && !signal.aborted; round++) {
-      for (const contender of contenders) {
+      for (const contender of shuffled(contenders)) {
         await attempt(contender, async () => {
           const before = samples.get(contender) ?? [];
           if (round > 1 && contender.runMany) {
@@ -121,6 +121,13 @@ export const unsupported = "unsupported";
 /** How many runs of such times are timed together. */
 function together(times: readonly number[]): number {
   return Math.min(mostTogether, Math.max(1, Math.round(togetherMs / median(times))));
+}
+
+function shuffled<T>(items: readonly T[]): T[] {
+  return items
+    .map((item) => ({ item, at: Math.random() }))
+    .sort((a, b) => a.at - b.at)
+    .map(({ item }) => item);
 }
 
 class Aborted extends Error {}

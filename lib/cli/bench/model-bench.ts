@@ -16,9 +16,7 @@ export async function benchModel(settings: ModelSettings, run: Run): Promise<num
   using group = await openRanks(settings.parallel, settings.device, world);
   const [device] = group.devices as [Device];
   const dtype = settings.dtype ?? defaultDtype(device);
-  using peer = settings.hasPeer
-    ? await startPeer(device, { what: "layer", dtype, masked: false })
-    : undefined;
+  using peer = await startPeer(settings.peer, device, { what: "layer", dtype, masked: false });
   const peers = peer?.implementations ?? [];
   const unit = rateUnit(device.kind === "cuda" ? 1 : 0);
   const measurements: ModelMeasurement[] = [];

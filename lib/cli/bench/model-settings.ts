@@ -97,7 +97,7 @@ function givenShape(given: Arguments, isGpu: boolean): GptOptions {
 }
 
 function refuseCombinations(settings: ModelSettings): void {
-  const { what, parallel, mlpTiles, hasPeer, shape, mask, window, recompute, deterministic } = settings;
+  const { what, parallel, mlpTiles, peer, shape, mask, window, recompute, deterministic } = settings;
   const { pass, float32Gradients } = settings;
   if (parallel.type === "megatron" && parallel.size > 1 && mlpTiles > 1) {
     throw new UsageError(`--mlp-tiles is ${mlpTiles}, expected 1: megatron divides the MLP's columns`);
@@ -105,7 +105,7 @@ function refuseCombinations(settings: ModelSettings): void {
   if (float32Gradients && pass === "forward") {
     throw new UsageError("--float32-gradients goes with gradients, not with --pass forward");
   }
-  if (!hasPeer) return;
+  if (!peer) return;
   if (what === "gpt") throw new UsageError("--peer goes with --what layer, not with gpt");
   const isPlain = shape.norm === "layernorm" && shape.activation === "gelu" && shape.rotary === null;
   if (!isPlain) throw new UsageError("--peer has layers of the kind gpt alone");

@@ -5,7 +5,7 @@ import { recomputes } from "../../model/recompute.ts";
 import { type Arguments, type OptionTable, UsageError } from "../arguments.ts";
 import { parallelOptions } from "../ranks.ts";
 import { type OperationName, operationNames } from "./operations.ts";
-import { implementations } from "./settings.ts";
+import { implementations, peerNames } from "./settings.ts";
 
 export const modelNames = ["layer", "gpt"] as const;
 export type ModelName = (typeof modelNames)[number];
@@ -86,8 +86,8 @@ export const benchOptions: OptionTable = {
   ...modelOptions,
   ...parallelOptions,
   peer: {
-    value: "torch",
-    help: "also run PyTorch's attention, layer or operation on the same shapes, turn by turn; LONGSEQ_PYTHON names a Python that has it (default: python3)",
+    value: "torch|torch-NAME",
+    help: `also run PyTorch's attention, layer or operation on the same shapes, turn by turn: all its implementations, or one of ${peerNames.slice(1).join(", ")} alone; LONGSEQ_PYTHON names a Python that has it (default: python3)`,
   },
   json: { value: "FILE", help: "also write each measurement as a line of JSON; - is standard output" },
   report: {

@@ -35,8 +35,12 @@ export class TorchPeer implements Disposable {
     this.implementations = greeting.implementations;
   }
 
-  /** Starts `LONGSEQ_PYTHON`, or `python3`; throws a PeerError where it has no torch. */
+  /**
+   * Starts `LONGSEQ_PYTHON`, or `python3`, for all implementations ("torch") or the one of that name; throws a
+   * PeerError where it has no torch, or not that implementation.
+   */
   static async start(
+    name: string,
     device: string,
     threads: number,
     problem: { what: string; dtype: string; masked: boolean },
@@ -44,7 +48,12 @@ export class TorchPeer implements Disposable {
     const process = new PythonProcess(globalThis.process.env.LONGSEQ_PYTHON || "python3");
     try {
       const greeting = await process.ask<Greeting>({ op: "hello", device, threads, ...problem });
-      return new TorchPeer(process, device !== "cpu", greeting);
+      const all = greeting.implementations;
+      const implementations = name === "torch" ? all : all.filter((one) => one === name);
+      if (implementations.length === 0) {
+        throw new PeerError(`${name} is not what PyTorch has for this: ${all.join(", ")}`);
+      }
+      return new TorchPeer(process, device !== "cpu", { ...greeting, implementations });
     } catch (error) {
       process.end();
       throw error;

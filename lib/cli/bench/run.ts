@@ -23,11 +23,13 @@ export function defaultDtype(device: Device): (typeof floatTypes)[number] {
 
 /** A machine without PyTorch still gets our own figures. */
 export async function startPeer(
+  name: string | undefined,
   device: Device,
   problem: { what: string; dtype: string; masked: boolean },
 ): Promise<TorchPeer | undefined> {
+  if (name === undefined) return undefined;
   try {
-    return await TorchPeer.start(device.name, info().cpu.threads, problem);
+    return await TorchPeer.start(name, device.name, info().cpu.threads, problem);
   } catch (error) {
     if (!(error instanceof PeerError)) throw error;
     process.stderr.write(`longseq bench: no peer: ${error.message}\n`);

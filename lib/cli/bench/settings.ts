@@ -12,6 +12,17 @@ export const implementations = ["reference", "cpu", "sm80", "sm90"] as const sat
   AttentionOptions["implementation"]
 >[];
 export const floatTypes = ["float32", "bfloat16", "float16"] as const satisfies readonly DType[];
+/** All of PyTorch's implementations (bench/peer_torch.py), and each alone. */
+export const peerNames = [
+  "torch",
+  "torch-cpu",
+  "torch-flash",
+  "torch-cudnn",
+  "torch-efficient",
+  "torch-flex",
+  "torch-eager",
+  "torch-compiled",
+] as const;
 export const reportKinds = [".html", ".svg", ".md"] as const;
 export type ReportKind = (typeof reportKinds)[number];
 
@@ -29,7 +40,8 @@ export interface CommonSettings {
   readonly deterministic: boolean;
   /** How long each measurement is repeated. */
   readonly seconds: number;
-  readonly hasPeer: boolean;
+  /** "torch", or one of its implementations alone. */
+  readonly peer: string | undefined;
   readonly json: string | undefined;
   readonly report: { readonly path: string; readonly kind: ReportKind } | undefined;
 }
@@ -82,7 +94,7 @@ export function commonSettings(given: Arguments): CommonSettings {
     mask: given.choice("mask", maskNames) ?? "none",
     deterministic: given.flag("deterministic", false),
     seconds: given.amount("seconds") ?? (lengths === undefined ? 0.5 : 1.5),
-    hasPeer: given.choice("peer", ["torch"]) === "torch",
+    peer: given.choice("peer", peerNames),
     json: given.text("json"),
     report: reportTarget(given.text("report")),
   };
