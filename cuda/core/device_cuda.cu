@@ -108,11 +108,12 @@ Gpu open_gpu(int ordinal) {
   cuda_check(cudaSetDevice(ordinal), "choosing the GPU");
   cudaDeviceProp properties;
   cuda_check(cudaGetDeviceProperties(&properties, ordinal), "the GPU's properties");
+  const auto shared_bytes = std::min<int64_t>(properties.sharedMemPerBlockOptin, wanted_shared_bytes());
   Gpu gpu{.ordinal = ordinal,
           .name = properties.name,
           .compute_capability = 10 * properties.major + properties.minor,
           .multiprocessors = properties.multiProcessorCount,
-          .shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin),
+          .shared_bytes = static_cast<int>(shared_bytes),
           .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),
           .cache_bytes = properties.l2CacheSize,
           .pool = nullptr,

@@ -167,6 +167,11 @@ int64_t wanted_memory_limit() {
   return wanted > 0 ? wanted : INT64_MAX;
 }
 
+int64_t wanted_shared_bytes() {
+  static const int64_t wanted = wanted_bytes("LONGSEQ_SHARED_BYTES");
+  return wanted > 0 ? wanted : INT64_MAX;
+}
+
 int64_t mask_budget(int64_t gpu_bytes) {
   static const int64_t wanted = wanted_bytes("LONGSEQ_MASK_BUDGET");
   return wanted > 0 ? wanted : std::min(gpu_bytes, wanted_memory_limit()) / 16;

@@ -56,6 +56,9 @@ int64_t wanted_memory_limit();
 /** LONGSEQ_MASK_BUDGET: the most that a mask's bits take on a GPU of so much memory, which larger masks go
  * through in panels. A sixteenth of that memory where nothing is said. */
 int64_t mask_budget(int64_t gpu_bytes);
+/** LONGSEQ_SHARED_BYTES: lowers what a block on a GPU takes of shared memory to a smaller GPU's; INT64_MAX
+ * where there is none. */
+int64_t wanted_shared_bytes();
 /** The most of the host's that may be allocated in all: LONGSEQ_MEMORY_LIMIT (bytes, or 512m, 4g), else the
  * machine's or the cgroup's memory. */
 int64_t memory_limit();
