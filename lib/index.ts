@@ -50,6 +50,7 @@ export {
   attentionForward,
   mergeAttention,
 } from "./ops/attention.ts";
+export { attentionKernels } from "./ops/attention-kernels.ts";
 export type { AttentionOptions, KeepAttention, Piece } from "./ops/attention-options.ts";
 export { concatenate } from "./ops/concatenate.ts";
 export { add } from "./ops/elementwise.ts";

@@ -142,6 +142,14 @@ export interface Native {
     options: NativeAttentionOptions,
   ): void;
   /** Merged with what out, of float32, and logSumExp hold. */
+  /** The name of the fastest for long sequences. */
+  attentionKernels(
+    device: DeviceHandle,
+    dtype: number,
+    headDim: number,
+    pass: "forward" | "backward",
+    implementation: string | null,
+  ): string;
   attentionForwardMerged(
     q: TensorHandle,
     k: TensorHandle,

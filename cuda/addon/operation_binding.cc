@@ -60,6 +60,7 @@ void bind_operations(Napi::Object exports) {
   bind<fill>(exports, "fill");
   bind<fill_normal>(exports, "fillNormal");
   bind<attention_forward>(exports, "attentionForward");
+  bind<attention_kernels>(exports, "attentionKernels");
   bind<attention_forward_merged>(exports, "attentionForwardMerged");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");

@@ -186,6 +186,21 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
   return op;
 }
 
+AttentionShape shape_of(const AttentionForward& op) {
+  return {.dtype = op.q.dtype,
+          .queries = op.q.size(1),
+          .head_dim = op.q.size(3),
+          .group = op.q.size(2) / std::max<int64_t>(op.k.size(2), 1),
+          .is_backward = false,
+          .is_deterministic = false};
+}
+AttentionShape shape_of(const AttentionBackward& op) {
+  AttentionShape shape = shape_of(op.forward);
+  shape.is_backward = true;
+  shape.is_deterministic = op.deterministic;
+  return shape;
+}
+
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
 void queue(Operation op, const std::shared_ptr<Device>& device,
@@ -194,10 +209,7 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
     device->submit(Reference{std::move(op)});
     return;
   }
-  const char* const own = device->is_cpu() ? "cpu" : "sm80";
-  check(!implementation || implementation == own, Code::Option, "attention: implementation \"",
-        implementation.value_or(""), "\" is not there on ", device->name(), ", expected \"reference\" or \"",
-        own, "\"");
+  op.kernels = choose_kernels(*device, shape_of(op), implementation);
   device->submit(std::move(op));
 }
 

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "attention/kernels.h"
 #include "attention/visible_keys.h"
 #include "core/cpu.h"
 #include "core/tensor.h"
@@ -38,6 +39,7 @@ struct AttentionForward {
   ScoreRule score;
   std::shared_ptr<const VisibilityRule> visibility;
   Tensor out /*[B Sq Hq D]*/, log_sum_exp /*[B Hq Sq]*/;
+  Kernels kernels = Kernels::Cpu;
   bool merges = false;  // with what out and log_sum_exp hold: attention over other keys. A GPU's, of 16 bits
 };
 
@@ -47,7 +49,8 @@ struct AttentionBackward {
   AttentionForward forward;
   Tensor dout /*[B Sq Hq D]*/, dlog_sum_exp /*[B Hq Sq], or none*/;
   Tensor dq, dk, dv;
-  bool deterministic = false;  // the same bits of dq in every run, where an engine has a faster way
+  Kernels kernels = Kernels::Cpu;  // backward
+  bool deterministic = false;      // the same bits of dq in every run, where an engine has a faster way
 };
 
 /** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "attention/attention.h"
+#include "attention/attention_sm90.h"
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
 #include "attention/mask_panels.h"
@@ -15,10 +16,10 @@ namespace {
 
 bool is_empty(const AttentionForward& op) { return op.q.size(0) * op.q.size(1) * op.q.size(2) == 0; }
 
-int splits_of(const Cuda& cuda, const ForwardSm80& op) {
+int splits_of(const Cuda& cuda, const ForwardSm80& op, Kernels kernels) {
   const int64_t tiles =
       ceil_div(int64_t{op.queries} * op.packed, kGpuTileRows) * (op.heads / op.packed) * op.batch;
-  const int64_t slots = 2 * cuda.gpu->multiprocessors;
+  const int64_t slots = (kernels == Kernels::Sm90 ? 1 : 2) * cuda.gpu->multiprocessors;
   constexpr int64_t kLeastKeys = 512, kMost = 64;
   if (5 * tiles > 4 * slots) return 1;
   return static_cast<int>(std::clamp<int64_t>(std::min(slots / tiles, op.keys / kLeastKeys), 1, kMost));
@@ -45,10 +46,12 @@ void launch_keys(const Cuda& cuda, const GpuCall& call, DType dtype, const Backw
   });
 }
 
-void launch_forward(const Cuda& cuda, const GpuCall& call, DType dtype) {
+void launch_forward(const Cuda& cuda, const GpuCall& call, DType dtype, Kernels kernels) {
   launch_queries(cuda, call, dtype, call.kernel, [&](const ForwardSm80& kernel) {
     if (dtype == DType::Float32) {
       launch_forward_float32(cuda, kernel);
+    } else if (kernels == Kernels::Sm90) {
+      launch_forward_sm90(cuda, dtype, kernel);
     } else {
       launch_forward_sm80(cuda, dtype, kernel);
     }
@@ -65,7 +68,7 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
   kernel.out = {outs, rows / kernel.batch * head_dim, kernel.heads * head_dim, head_dim};
   kernel.out_float32 = true;
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
-  launch_forward(cuda, call, op.q.dtype);
+  launch_forward(cuda, call, op.q.dtype, op.kernels);
   std::vector<GpuPart> parts;
   if (op.merges) parts.push_back({rows_of(op.out), statistics_of(op.log_sum_exp), DType::Float32});
   for (int64_t part = 0; part < kernel.splits; part++) {
@@ -74,6 +77,10 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
     parts.back().log_sum_exp.data = sums + part * rows;
   }
   merge_parts(cuda, parts, op.out, op.log_sum_exp);
+}
+
+int columns_of(Kernels kernels, int head_dim) {
+  return kernels == Kernels::Sm90 ? backward_columns_sm90(head_dim) : backward_columns_sm80(head_dim);
 }
 
 void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
@@ -95,13 +102,15 @@ void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
               [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
-void backward_sm80(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, const AttentionBackward& op) {
+void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
   const auto clear = [&](const Memory& memory) {
     cuda_check(cudaMemsetAsync(memory.data, 0, memory.bytes, cuda.stream.get()), "clearing");
   };
   const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
-  const int64_t columns = backward_columns_sm80(kernel.forward.head_dim);
-  const Memory sum = allocate(cuda, static_cast<size_t>(rows * columns) * sizeof(float));
+  const bool is_sm90 = op.kernels == Kernels::Sm90;
+  kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
+  const Memory sum = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
   clear(sum);
   kernel.dq_sum = static_cast<float*>(sum.data);
   Memory turns;
@@ -111,10 +120,14 @@ void backward_sm80(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, 
   }
   launch_keys(cuda, call, op.forward.q.dtype, kernel, [&](const BackwardSm80& part) {
     if (op.deterministic) clear(turns);
-    launch_backward_sm80(cuda, op.forward.q.dtype, part);
+    if (is_sm90) {
+      launch_backward_sm90(cuda, op.forward.q.dtype, part);
+    } else {
+      launch_backward_sm80(cuda, op.forward.q.dtype, part);
+    }
   });
-  finish_query_gradient(cuda, kernel, op.forward.score.scale * backward_sum_unit_sm80(op.forward.q.dtype),
-                        op.dq);
+  const float unit = is_sm90 ? 1 : backward_sum_unit_sm80(op.forward.q.dtype);
+  finish_query_gradient(cuda, kernel, op.forward.score.scale * unit, op.dq);
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -144,12 +157,12 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
 
 /** Key heads whose sums of dq, in float32, are there at once: all, unless those are large and fewer fill the
  * GPU. */
-int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op) {
+int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels) {
   constexpr int64_t kSumBytes = int64_t{1} << 30, kBlocksEach = 32;
   const int64_t heads = op.k.size(2);
   if (op.q.dtype == DType::Float32) return heads;
   const int64_t head_bytes =
-      op.q.elements() / heads / op.q.size(3) * backward_columns_sm80(static_cast<int>(op.q.size(3))) * 4;
+      op.q.elements() / heads / op.q.size(3) * columns_of(kernels, static_cast<int>(op.q.size(3))) * 4;
   const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
   const int64_t filling = ceil_div(kBlocksEach * cuda.gpu->multiprocessors, head_blocks);
   const int64_t parts = ceil_div(heads, std::max(filling, kSumBytes / std::max<int64_t>(head_bytes, 1)));
@@ -179,7 +192,7 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
-    backward_sm80(cuda, call, kernel, op);
+    backward_16_bits(cuda, call, kernel, op);
   }
   dk.finish();
   dv.finish();
@@ -187,13 +200,16 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
 
 }  // namespace
 
+int compute_capability(const Cuda& cuda) { return cuda.gpu->compute_capability; }
+
 void run(const Cuda& cuda, const AttentionForward& op) {
   if (is_empty(op)) return;
   GpuCall call(cuda, op);
   ForwardSm80& kernel = call.kernel;
   // The heads of a group share keys and values: where there are few queries they fill a tile together.
-  if (kernel.group > 1 && kernel.queries < kGpuTileRows) kernel.packed = kernel.group;
-  kernel.splits = splits_of(cuda, kernel);
+  const bool packs = op.kernels == Kernels::Sm80 && kernel.group > 1 && kernel.queries < kGpuTileRows;
+  if (packs) kernel.packed = kernel.group;
+  kernel.splits = splits_of(cuda, kernel, op.kernels);
   if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
   const GpuResult out(cuda, op.out);
   kernel.out = rows_of(out.written());
@@ -201,7 +217,7 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   kernel.merges = op.merges;
   if (op.merges && out.written().storage != op.out.storage) run(cuda, Copy{op.out, out.written()});
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
-  launch_forward(cuda, call, op.q.dtype);
+  launch_forward(cuda, call, op.q.dtype, op.kernels);
   out.finish();
 }
 
@@ -213,7 +229,7 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     for (const Tensor& gradient : {op.dq, op.dk, op.dv}) run(cuda, Fill{gradient, 0});
     return;
   }
-  const int64_t count = heads_at_once(cuda, forward);
+  const int64_t count = heads_at_once(cuda, forward, op.kernels);
   for (int64_t begin = 0; begin < heads; begin += count) {
     run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
   }

@@ -67,7 +67,8 @@ struct BackwardSm80 {
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
-  float* dq_sum;  // [B Hq padded_queries D], D rounded up as the kernel's is; zero at first
+  float* dq_sum;   // [B Hq padded_queries dq_columns]; zero at first
+  int dq_columns;  // D rounded up as the kernel's is
   // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
   // queries' dq; null: blocks add in any order.
   int32_t* dq_turns;

@@ -226,7 +226,7 @@ void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale
                         .heads = forward.heads,
                         .pairs = forward.heads * forward.batch,
                         .head_dim = forward.head_dim,
-                        .columns = backward_columns_sm80(forward.head_dim),
+                        .columns = op.dq_columns,
                         .padded = op.padded_queries};
   visit_float(dq.dtype, [&]<class T>(T) { launch_finish<T>(cuda, rows, rows_aligned(dq)); });
 }

@@ -61,7 +61,10 @@ export interface AttentionOptions {
   queryPositions?: readonly Piece[];
   /** The same of k's rows, where queryPositions is given. Default: from 0 on. */
   keyPositions?: readonly Piece[];
-  /** "reference" is the definition, in float64 and slow; "sm80" and "sm90" need a GPU. Default: the device's best. */
+  /**
+   * "reference" is the definition, in float64 and slow; "sm80" needs a GPU, "sm90" Hopper and 16 bits. Default: the
+   * device's best, which `attentionKernels` names.
+   */
   implementation?: "reference" | "cpu" | "sm80" | "sm90";
   /**
    * The same bits of all gradients in every run. Only dq of 16-bit tensors on a GPU needs it, and takes longer for it:

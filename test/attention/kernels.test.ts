@@ -3,6 +3,7 @@
 import { AttentionMask, type AttentionOptions, Scope, Tensor } from "longseq";
 import t from "tap";
 import { bounds, floatTypes, relativeError } from "../support/compare.ts";
+import { implementationsOf } from "../support/devices.ts";
 import { scatter } from "../support/masks.ts";
 import { solve } from "../support/problems.ts";
 
@@ -49,12 +50,19 @@ for (const headDim of [8, 64, 80, 96, 128, 256]) {
           };
           const given = options();
           const expected = solve({ ...tensors, options: { ...given, implementation: "reference" } });
-          for (const deterministic of [false, true]) {
-            const actual = solve({ ...tensors, options: { ...given, deterministic } });
+          const ways = [
+            {},
+            { deterministic: true },
+            ...implementationsOf(dtype)
+              .filter((one) => one !== "reference")
+              .map((implementation) => ({ implementation })),
+          ];
+          for (const way of ways) {
+            const actual = solve({ ...tensors, options: { ...given, ...way } });
             for (const of of ["out", "logSumExp", "dq", "dk", "dv"] as const) {
               const error = relativeError(await actual[of].data(), await expected[of].data());
               const bound = bounds[dtype][of.startsWith("d") ? "gradient" : "result"];
-              const label = `${name}${deterministic ? ", deterministic" : ""}: ${of} is off by ${error}`;
+              const label = `${name}, ${JSON.stringify(way)}: ${of} is off by ${error}`;
               t.ok(error < bound, label);
             }
           }

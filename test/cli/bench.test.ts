@@ -17,9 +17,10 @@ import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { alone } from "../../lib/cli/world.ts";
 import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
-import { implementations, kind } from "../support/devices.ts";
+import { implementationsOf, kind } from "../support/devices.ts";
 
-const [own] = implementations;
+/** Of what the bench computes in where nobody says. */
+const [own] = implementationsOf(kind === "cuda" ? "bfloat16" : "float32");
 const folder = t.testdir({});
 const tiny = ["--heads", "2", "--head-dim", "16", "--seconds", "0"];
 
@@ -264,7 +265,7 @@ t.test("what is asked wrongly is refused", async (t) => {
 t.test("what this machine lacks is an error, before anything is measured", async (t) => {
   const lacking: [args: string[], code: number, message: RegExp][] = [
     [["--device", "cuda:99"], 1, /longseq bench: .*(CUDA|cuda:99)/],
-    [["--implementation", "sm90"], 1, /longseq bench: .*sm90/],
+    [["--implementation", "sm90", "--dtype", "float32"], 1, /longseq bench: .*sm90/],
     [["--json", "no/such/folder/x"], 2, /cannot be written/],
   ];
   for (const [args, code, message] of lacking) {

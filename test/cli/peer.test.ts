@@ -7,18 +7,17 @@ import t from "tap";
 import { operationNames } from "../../lib/cli/bench/operations.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
-import { implementations, kind, root } from "../support/devices.ts";
+import { implementationsOf, kind, root } from "../support/devices.ts";
 
 const python = process.env.LONGSEQ_PYTHON || "python3";
 const hasTorch = spawnSync(python, ["-c", "import torch"]).status === 0;
-
-const [own] = implementations;
 
 t.test("the peer has every operation", async (t) => {
   const script = readFileSync(join(root, "bench/peer_torch.py"), "utf8");
   for (const name of operationNames) t.match(script, `    "${name}": ([`, name);
 });
 
+const [own] = implementationsOf("bfloat16");
 const skip = !hasTorch && `${python} has no torch`;
 
 t.test(
@@ -79,7 +78,7 @@ for (const { args, peers } of [
       const [first, ...others] = lines
         .filter((line) => line.pass === pass)
         .map(({ implementation }) => implementation);
-      t.equal(first, own);
+      t.equal(first, args.includes("float32") ? implementationsOf("float32")[0] : own);
       t.ok(others.length > 0 && others.every((name) => peers?.includes(name)), `${pass}: ${others}`);
     }
     t.ok(lines.every(({ tflops = 0, ms = 0 }) => tflops > 0 && ms > 0));

@@ -4,7 +4,8 @@ import { loadSafetensors, saveSafetensors, type Tensor } from "longseq";
 import t from "tap";
 import { relativeError } from "../../lib/cli/verify/operation.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
-import { implementations } from "../support/devices.ts";
+import { floatTypes } from "../support/compare.ts";
+import { implementationsOf } from "../support/devices.ts";
 
 interface Check {
   case: string;
@@ -46,8 +47,8 @@ async function changed(
   return path;
 }
 
-for (const dtype of ["float32", "bfloat16", "float16"]) {
-  for (const implementation of implementations) {
+for (const dtype of floatTypes) {
+  for (const implementation of implementationsOf(dtype)) {
     t.test(`all vectors hold: ${dtype}, ${implementation}`, async (t) => {
       const args = ["verify", vectors, "--dtype", dtype, "--implementation", implementation, "--json", "-"];
       const { code, stdout, stderr } = await longseq(args);

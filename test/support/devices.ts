@@ -1,7 +1,7 @@
 // Which device the tests run on (LONGSEQ_DEVICE, else the best there is), and what that changes.
 import { createRequire } from "node:module";
 import { dirname } from "node:path";
-import { type AttentionOptions, Device } from "longseq";
+import { type AttentionOptions, attentionKernels, Device, type DType } from "longseq";
 import t from "tap";
 
 /** The package's folder, also for tests that lie compiled in build/ts. */
@@ -10,11 +10,16 @@ export const root = dirname(createRequire(import.meta.url).resolve("longseq/pack
 export const kind = Device.default.kind;
 
 type Implementation = NonNullable<AttentionOptions["implementation"]>;
-/** The device's own, and the definition. */
+/** The device's own of every dtype, and the definition. */
 export const implementations: readonly [own: Implementation, reference: Implementation] = [
   kind === "cuda" ? "sm80" : "cpu",
   "reference",
 ];
+
+/** Those and what else the device has for a dtype, the one that runs by default first. */
+export function implementationsOf(dtype: DType): readonly Implementation[] {
+  return [...new Set([attentionKernels({ dtype }), ...implementations])];
+}
 
 /** Ends the test file on a GPU: what has nothing to do with one runs where there is npm, a compiler and the sources. */
 export function skipFileOnGpu(reason: string): void {

@@ -3,6 +3,7 @@ import {
   type AttentionOptions,
   attentionBackward,
   attentionForward,
+  attentionKernels,
   type Device,
   Tensor,
 } from "../../index.ts";
@@ -91,7 +92,7 @@ export class OwnAttention extends Own {
   #saved: { out: Tensor; logSumExp: Tensor; dout: Tensor } | undefined;
 
   constructor(device: Device, problem: Problem, pass: Pass, chosen: Implementation | undefined) {
-    super(device, chosen ?? (device.kind === "cuda" ? "sm80" : "cpu"));
+    super(device, attentionKernels({ device, ...problem, pass, implementation: chosen }));
     this.#problem = problem;
     this.#pass = pass;
     this.#chosen = chosen;

@@ -1,6 +1,6 @@
 // `longseq bench --what layer` and `--what gpt`, length by length: from timings to the JSON lines and the table.
 
-import type { DType } from "../../index.ts";
+import { attentionKernels, type DType } from "../../index.ts";
 import { isOfProducts } from "../../model/recompute.ts";
 import type { RankGroup } from "../rank-group.ts";
 import type { ParallelType } from "../ranks.ts";
@@ -85,8 +85,14 @@ async function measureOne(
 ): Promise<ModelMeasurement[]> {
   const { settings, group, dtype, peer, signal } = options;
   const { shape, batch, causal, recompute, pass } = settings;
+  const [first] = group.devices;
   const own = new RankedContender({
-    implementation: settings.implementation,
+    implementation: attentionKernels({
+      ...(first && { device: first }),
+      dtype,
+      headDim: shape.headDim,
+      implementation: settings.implementation,
+    }),
     group,
     seqLen,
     prepare: (rank) => new ModelProgram({ settings, dtype, seqLen }, rank),

@@ -13,7 +13,7 @@ export interface RankProgram extends Disposable {
 }
 
 export interface RankedProblem {
-  readonly implementation: string | undefined;
+  readonly implementation: string;
   readonly group: RankGroup;
   readonly seqLen: number;
   readonly prepare: (rank: Rank) => RankProgram;
@@ -44,7 +44,7 @@ export class RankedContender implements Contender {
   constructor(problem: RankedProblem) {
     const isGpu = problem.group.kind === "cuda";
     this.#problem = problem;
-    this.implementation = problem.implementation ?? (isGpu ? "sm80" : "cpu");
+    this.implementation = problem.implementation;
     if (isGpu) this.runMany = (count) => this.#run(count, true);
   }
 

@@ -1,5 +1,5 @@
 // Goes through the lengths, and turns timings into measurements: the JSON lines of the bench.
-import type { Device, DType } from "../../index.ts";
+import { attentionKernels, type Device, type DType } from "../../index.ts";
 import type { RankGroup } from "../rank-group.ts";
 import type { Parallel } from "../ranks.ts";
 import { alone, type World } from "../world.ts";
@@ -118,7 +118,7 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
   const shared =
     group &&
     new RankedContender({
-      implementation,
+      implementation: attentionKernels({ device, dtype, headDim, pass, implementation }),
       group,
       seqLen,
       prepare: (rank) => new SharedAttention(problem, pass, implementation, rank),

@@ -13,6 +13,7 @@ import {
   type Tensor,
 } from "longseq";
 import { bounds, type FloatType, floatTypes, relativeError } from "../compare.ts";
+import { implementationsOf } from "../devices.ts";
 
 type Implementation = NonNullable<AttentionOptions["implementation"]>;
 type Tensors = Record<string, Tensor>;
@@ -82,7 +83,7 @@ async function errorsOf(path: string, implementation: Implementation, dtype: Flo
 const report: VectorReport = { instructionSet: info().cpu.instructionSet, rows: [] };
 for (const file of (await readdir(folder)).filter((name) => /^attention_.*\.safetensors$/.test(name))) {
   for (const implementation of implementations as Implementation[]) {
-    for (const dtype of floatTypes) {
+    for (const dtype of floatTypes.filter((one) => implementationsOf(one).includes(implementation))) {
       const errors = await Scope.run(() => errorsOf(join(folder, file), implementation, dtype));
       const run = `${file.replace(".safetensors", "")} ${dtype} ${implementation}`;
       report.rows.push(...errors.map((row) => ({ run, ...row })));

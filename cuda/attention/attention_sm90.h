@@ -1,0 +1,38 @@
+#pragma once
+// What the driver (attention_cuda.cu) hands to the kernels for compute capability 9.0.
+#include <cuda.h>
+
+#include <array>
+
+#include "attention/attention_sm80.h"
+#include "attention/block_order.h"
+#include "core/cuda.h"
+
+namespace longseq {
+
+/** A launch of the forward kernel: boxes of 64 columns of q, k and v, and which tile is whose. */
+struct ForwardSm90 {
+  CUtensorMap q, k, v;
+  ForwardSm80 op;
+  BlockOrder order;
+  int* counter;  // tiles that were taken, beside the first of each block
+};
+
+/** A launch of the backward kernel. */
+struct BackwardSm90 {
+  CUtensorMap q, k, v, dout;
+  BackwardSm80 op;
+  BlockOrder order;
+};
+
+/** Boxes of 64 columns and `rows` rows of one head. Sizes are those of D, S, H, B. */
+CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows);
+
+/** Of bfloat16 or float16, whose rows are of one head (packed 1). */
+void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op);
+/** Columns of dq_sum. */
+int backward_columns_sm90(int head_dim);
+/** Of bfloat16 or float16, D at most 128; not in turns. The kernel's sums of dq are in units of 1. */
+void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+
+}  // namespace longseq

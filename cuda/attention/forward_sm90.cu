@@ -1,0 +1,590 @@
+// Flash attention forward for compute capability 9.0 (wgmma, TMA).
+//
+// A block takes tiles of 128 queries of one head, one after the other. Its first warpgroup copies: keys and
+// values pass through shared memory in stages of kKeys. Two warpgroups compute, each with 64 of the queries:
+//
+//   S = q k^T     P = exp2(c S - base)     l += rowsum P     out += P v
+//
+// where the weights of one stage are computed beside the product with the values of the stage before.
+//
+// base is not a running maximum: it is the maximum of the first keys that a row sees. Float32 has room for
+// weights that are larger by 2^100 (P as float16: by 2^15), so no maximum is taken on the way, and nothing is
+// rescaled until a row's sum outgrows the room.
+//
+// May spill registers: some twenty words at D 256, whose sums take half of them.
+#include <algorithm>
+#include <type_traits>
+
+#include "attention/attention_sm90.h"
+#include "attention/block_order.h"
+#include "attention/key_blocks.h"
+#include "core/cuda.h"
+#include "tile/sm90.h"
+
+namespace longseq {
+namespace {
+
+using namespace sm90;
+using sm80::exp2_approximate;
+using sm80::pack;
+using sm80::shared_address;
+using sm80::tanh_accurate;
+
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kMinusInfinity = -INFINITY;
+
+/** How far a row's base is over its first maximum, and how far over the base later scores may be, as powers
+ * of 2. */
+template <class T>
+struct Room;
+template <>
+struct Room<sm80::Bf16> {
+  static constexpr float margin = 0, most = 100;
+};
+template <>
+struct Room<sm80::Half> {  // P must stay below 65,504
+  static constexpr float margin = 6, most = 8;
+};
+
+template <class Element, int kHeadDim_, int kKeys_>
+struct Shape {
+  using T = Element;
+  static constexpr int kHeadDim = kHeadDim_, kKeys = kKeys_, kStages = 2;
+  static constexpr int kConsumers = 2, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
+  static constexpr int kQueryPage = kRows * 128, kKeyPage = kKeys * 128;
+  static constexpr int kQueryBytes = kPages * kQueryPage, kTileBytes = kPages * kKeyPage;
+  static constexpr int kKeysAt = kQueryBytes, kValuesAt = kKeysAt + kStages * kTileBytes;
+  static constexpr int kStreamEnd = kValuesAt + kStages * kTileBytes;
+  // Results go out through memory of their own, else in the queries' place.
+  static constexpr bool kSharesQueries = kStreamEnd + kQueryBytes > 226 << 10;
+  static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
+  static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
+  static constexpr int kNextAt = kBarriersAt + 96;               // the tile that the queries are of
+  static constexpr int kSharedBytes = kBarriersAt + 128 + 1024;  // which begin at a multiple of 1,024
+};
+
+/** A block's barriers, and the tile that is next, behind its tiles in shared memory. */
+template <class S>
+class Channels {
+ public:
+  __device__ explicit Channels(uint32_t base) : base_(base) {}
+  __device__ Barrier queries_full() const { return at(0, 0); }
+  __device__ Barrier queries_empty() const { return at(1, 0); }
+  __device__ Barrier keys_full(int stage) const { return at(2, stage); }
+  __device__ Barrier keys_empty(int stage) const { return at(4, stage); }
+  __device__ Barrier values_full(int stage) const { return at(6, stage); }
+  __device__ Barrier values_empty(int stage) const { return at(8, stage); }
+
+  __device__ void init() const {
+    constexpr int kWarps = 4 * S::kConsumers;
+    queries_full().init(1);
+    queries_empty().init(kWarps);
+    for (int stage = 0; stage < S::kStages; stage++) {
+      keys_full(stage).init(1);
+      keys_empty(stage).init(kWarps);
+      values_full(stage).init(1);
+      values_empty(stage).init(kWarps);
+    }
+    publish_barriers();
+  }
+
+ private:
+  __device__ Barrier at(int first, int stage) const {
+    return Barrier(base_ + 8 * stage + (S::kBarriersAt + 8 * first));
+  }
+  uint32_t base_;
+};
+
+/** 128 queries of a head, and the keys they see. */
+template <class S, bool kHasMask>
+struct Tile {
+  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
+  int first_row, batch, head, part;
+  int begin, end;
+
+  __device__ Tile(const ForwardSm90& launch, int index) {
+    const ForwardSm80& op = launch.op;
+    const int tiles = launch.order.tiles * launch.order.heads;
+    part = index / tiles;
+    const auto [place, of] = launch.order.place(index % tiles);
+    first_row = (launch.order.tiles - 1 - place) * S::kRows;
+    batch = of / op.heads;
+    head = of % op.heads;
+    begin = interval(op, 0).x;
+    end = interval(op, S::kRows - 1).y;
+    if (op.splits > 1) {
+      const int length = ((end - begin + op.splits - 1) / op.splits + S::kKeys - 1) / S::kKeys * S::kKeys;
+      begin += part * length;
+      end = min(end, begin + length);
+    }
+  }
+  /** The query of a row; of rows behind the last, that one's. */
+  __device__ int query(const ForwardSm80& op, int row) const { return min(first_row + row, op.queries - 1); }
+  __device__ int2 interval(const ForwardSm80& op, int row) const {
+    return visible_keys(op.visible, query(op, row), op.keys);
+  }
+  __device__ Blocks blocks(const ForwardSm80& op) const {
+    return Blocks(op.mask, first_row / 128, begin, end);
+  }
+};
+
+/** Copies queries, keys and values to shared memory; one thread. */
+template <class S, bool kHasMask>
+__device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
+  const ForwardSm80& op = launch.op;
+  const Channels<S> channels(base);
+  const int total = launch.order.tiles * launch.order.heads * op.splits;
+  Ring<1> queries;
+  Ring<S::kStages> stages;
+  const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int page_bytes,
+                              int row, int head, int batch) {
+    full.arrive_expecting(S::kPages * page_bytes);
+#pragma unroll
+    for (int page = 0; page < S::kPages; page++) {
+      copy_box(to + page * page_bytes, map, full, 64 * page, row, head, batch);
+    }
+  };
+  int index = static_cast<int>(blockIdx.x);
+  while (index < total) {
+    const Tile<S, kHasMask> tile(launch, index);
+    const int key_head = tile.head / op.group;
+    const int following = static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
+    const auto load_keys = [&](int first) {
+      channels.keys_empty(stages.stage).wait(stages.parity ^ 1);
+      load_pages(launch.k, channels.keys_full(stages.stage), base + S::kKeysAt + stages.stage * S::kTileBytes,
+                 S::kKeyPage, first, key_head, tile.batch);
+    };
+    const auto load_values = [&](int first) {
+      channels.values_empty(stages.stage).wait(stages.parity ^ 1);
+      load_pages(launch.v, channels.values_full(stages.stage),
+                 base + S::kValuesAt + stages.stage * S::kTileBytes, S::kKeyPage, first, key_head,
+                 tile.batch);
+    };
+    auto blocks = tile.blocks(op);
+    const bool any = blocks.current().first >= 0;
+    if (any) load_keys(blocks.current().first);
+    channels.queries_empty().wait(queries.parity ^ 1);
+    *next = index;
+    load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_row, tile.head, tile.batch);
+    queries.advance();
+    if (any) {
+      load_values(blocks.current().first);
+      stages.advance();
+      for (blocks.advance(); blocks.current().first >= 0; blocks.advance()) {
+        load_keys(blocks.current().first);
+        load_values(blocks.current().first);
+        stages.advance();
+      }
+    }
+    index = following;
+  }
+  channels.queries_empty().wait(queries.parity ^ 1);
+  *next = -1;
+  channels.queries_full().arrive();
+}
+
+/** A warpgroup that computes: 64 of a tile's queries. */
+template <class S, bool kHasMask>
+class Consumer {
+  using T = typename S::T;
+  using Scores = float[S::kKeys / 2];
+  using Weights = uint32_t[S::kKeys / 4];
+
+ public:
+  __device__ Consumer(const ForwardSm90& launch, char* shared)
+      : launch_(launch),
+        op_(launch.op),
+        base_address_(shared_address(shared)),
+        channels_(base_address_),
+        group_(static_cast<int>(threadIdx.x) / 128 - 1),
+        warp_(static_cast<int>(threadIdx.x) / 32 % 4),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  __device__ void run() {
+    for (Ring<1> queries;; queries.advance()) {
+      channels_.queries_full().wait(queries.parity);
+      if (index() < 0) break;
+      attend(TileOf(launch_, index()));
+      // Where the tile is, is found anew: the registers are all taken until here.
+      const int done = index();
+      if (!S::kSharesQueries) release(channels_.queries_empty());
+      write(TileOf(launch_, done));
+      if (S::kSharesQueries) release(channels_.queries_empty());
+    }
+  }
+
+ private:
+  using TileOf = Tile<S, kHasMask>;
+
+  /** The tile that the queries are of; -1: there are no more. */
+  __device__ int index() const { return *reinterpret_cast<const volatile int*>(shared() + S::kNextAt); }
+  __device__ static char* shared() { return aligned_memory(); }
+  /** The row of the tile of this lane's elements 4 j + 2 half and 4 j + 2 half + 1. */
+  __device__ int row_of(int half) const { return 64 * group_ + 16 * warp_ + lane_ / 4 + 8 * half; }
+  /** A warp is done with what the barrier stands for. */
+  __device__ void release(const Barrier& barrier) const {
+    if (lane_ == 0) barrier.arrive();
+  }
+
+  __device__ void score(Scores& s, int stage) const {
+    uint64_t q = depth_operand(base_address_ + group_ * 64 * 128);
+    uint64_t k = depth_operand(base_address_ + S::kKeysAt + stage * S::kTileBytes);
+    begin_products();
+#pragma unroll
+    for (int d = 0; d < S::kDepthSteps; d++) {
+      const uint64_t left = further(q, d / 4 * S::kQueryPage + d % 4 * 32);
+      const uint64_t right = further(k, d / 4 * S::kKeyPage + d % 4 * 32);
+      if (d == 0) {
+        Product<T, S::kKeys>::template run<false>(s, left, right);
+      } else {
+        Product<T, S::kKeys>::template run<true>(s, left, right);
+      }
+    }
+    commit_products();
+  }
+
+  __device__ void accumulate(const Weights& p, int stage) {
+    const uint64_t v = row_operand(base_address_ + S::kValuesAt + stage * S::kTileBytes, S::kKeyPage);
+    begin_products();
+#pragma unroll
+    for (int step = 0; step < S::kKeys / 16; step++) {
+      Product<T, S::kHeadDim>::add(out_, p + 4 * step, further(v, 2048 * step));
+    }
+    commit_products();
+  }
+
+  __device__ void attend(const TileOf& tile) {
+#pragma unroll
+    for (float& x : out_) x = 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      sum_[half] = 0;
+      base_[half] = 0;
+      has_base_[half] = false;
+    }
+    const bool adjusts = op_.score.has_softcap || op_.score.slopes != nullptr;
+    plain_begin_ = adjusts ? INT32_MAX : max(tile.interval(op_, 64 * group_ + 63).x, tile.begin);
+    plain_end_ = min(tile.interval(op_, 64 * group_).y, tile.end) - S::kKeys;
+
+    auto blocks = tile.blocks(op_);
+    if (blocks.current().first < 0) return;
+    Scores s;
+    Weights p;
+    channels_.keys_full(stages_.stage).wait(stages_.parity);
+    score(s, stages_.stage);
+    wait_products<0>();
+    pin(s);
+    release(channels_.keys_empty(stages_.stage));
+    weigh(s, tile, blocks.current());
+    round(s, p);
+    for (blocks.advance(); blocks.current().first >= 0; blocks.advance()) {
+      const Ring<S::kStages> before = stages_;
+      stages_.advance();
+      channels_.keys_full(stages_.stage).wait(stages_.parity);
+      score(s, stages_.stage);
+      channels_.values_full(before.stage).wait(before.parity);
+      accumulate(p, before.stage);
+      wait_products<1>();
+      pin(s);
+      release(channels_.keys_empty(stages_.stage));
+      weigh(s, tile, blocks.current());
+      wait_products<0>();
+      pin(out_);
+      release(channels_.values_empty(before.stage));
+      round(s, p);
+    }
+    channels_.values_full(stages_.stage).wait(stages_.parity);
+    accumulate(p, stages_.stage);
+    wait_products<0>();
+    pin(out_);
+    release(channels_.values_empty(stages_.stage));
+    stages_.advance();
+  }
+
+  /** s = exp2(c s - base), and l += rowsum s. */
+  __device__ void weigh(Scores& s, const TileOf& tile, const KeyBlock& block) {
+    const bool is_plain = block.tile < 0 && block.first >= plain_begin_ && block.first <= plain_end_;
+    if (!is_plain) adjust(s, tile, block);
+    bool has_room = is_plain && has_base_[0] && has_base_[1];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float most = s[2 * half];
+#pragma unroll
+      for (int i = half; i < S::kKeys / 4; i += 2) most = fmaxf(most, fmaxf(s[2 * i], s[2 * i + 1]));
+      has_room &= fmaf(most, op_.score.exponent, -base_[half]) <= Room<T>::most;
+    }
+    if (!__all_sync(~0u, has_room)) raise_base(s);
+    float sum[2][2] = {};
+#pragma unroll
+    for (int i = 0; i < S::kKeys / 2; i++) {
+      s[i] = exp2_approximate(fmaf(s[i], op_.score.exponent, -base_[i / 2 % 2]));
+      sum[i / 2 % 2][i % 2] += s[i];
+    }
+    sum_[0] += sum[0][0] + sum[0][1];
+    sum_[1] += sum[1][0] + sum[1][1];
+  }
+
+  __device__ static void round(const Scores& s, Weights& p) {
+#pragma unroll
+    for (int i = 0; i < S::kKeys / 4; i++) p[i] = pack<T>(s[2 * i], s[2 * i + 1]);
+  }
+
+  /** A base for rows that have none yet, and a larger one for rows that outgrow theirs; what was summed
+   * follows. */
+  __device__ void raise_base(const Scores& s) {
+    bool any = false;
+    float raised[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float most = kMinusInfinity;
+#pragma unroll
+      for (int i = half; i < S::kKeys / 4; i += 2) most = fmaxf(most, fmaxf(s[2 * i], s[2 * i + 1]));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+      most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+      raised[half] = base_[half];
+      if (most != kMinusInfinity) {
+        const float wanted = fmaf(most, op_.score.exponent, Room<T>::margin);
+        if (!has_base_[half] || wanted > base_[half] + Room<T>::margin) raised[half] = wanted;
+        if (!has_base_[half]) base_[half] = wanted;
+        has_base_[half] = true;
+      }
+      any |= raised[half] != base_[half];
+    }
+    if (!__any_sync(~0u, any)) return;
+    wait_products<0>();
+    pin(out_);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float factor = exp2_approximate(base_[half] - raised[half]);
+      sum_[half] *= factor;
+      base_[half] = raised[half];
+#pragma unroll
+      for (int i = half; i < S::kHeadDim / 4; i += 2) {
+        out_[2 * i] *= factor;
+        out_[2 * i + 1] *= factor;
+      }
+    }
+    pin(out_);
+  }
+
+  /** Softcap, ALiBi, and -inf where a query does not see a key. */
+  __device__ void adjust(Scores& s, const TileOf& tile, const KeyBlock& block) const {
+    const int column = 2 * (lane_ % 4);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int query = tile.query(op_, row_of(half));
+      if (op_.score.has_softcap) {
+#pragma unroll
+        for (int i = half; i < S::kKeys / 4; i += 2) {
+          s[2 * i] = tanh_accurate(s[2 * i] * op_.score.before_cap);
+          s[2 * i + 1] = tanh_accurate(s[2 * i + 1] * op_.score.before_cap);
+        }
+      }
+      if (op_.score.slopes != nullptr) {
+        const float slope = op_.score.slopes[tile.head] * op_.score.slope_unit;
+        const int position = query_position(op_.score, op_.visible, query);
+#pragma unroll
+        for (int j = 0; j < S::kKeys / 8; j++) {
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int at = key_position(op_.score, min(block.first + 8 * j + column + e, op_.keys - 1));
+            s[4 * j + 2 * half + e] -= slope * static_cast<float>(abs(position - at));
+          }
+        }
+      }
+      const int2 seen = visible_keys(op_.visible, query, op_.keys);
+      const int begin = max(seen.x, tile.begin) - block.first - column;
+      const int end = min(seen.y, tile.end) - block.first - column;
+#pragma unroll
+      for (int j = 0; j < S::kKeys / 8; j++) {
+        uint32_t bits = ~0u;
+        if (kHasMask && block.tile >= 0) {
+          bits = mask_bits(op_.mask, block.tile, query, block.first + 8 * j) >> column;
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          const int at = 8 * j + e;
+          if (at < begin || at >= end || (kHasMask && (bits >> e & 1) == 0)) {
+            s[4 * j + 2 * half + e] = kMinusInfinity;
+          }
+        }
+      }
+    }
+  }
+
+  __device__ void write(const TileOf& tile) {
+    const int64_t part = op_.splits > 1 ? tile.part : 0;
+    float kept[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = row_of(half);
+      float sum = sum_[half];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      float inverse = sum == 0 ? 0 : 1 / sum;
+      float value = sum == 0 ? kMinusInfinity : (base_[half] + log2f(sum)) * kLn2;
+      float* const at = op_.log_sum_exp.data + (part * op_.batch + tile.batch) * op_.log_sum_exp.batch +
+                        tile.head * op_.log_sum_exp.head + tile.first_row + row;
+      kept[half] = 0;
+      if (op_.merges) {
+        const float before = tile.first_row + row < op_.queries ? *at : kMinusInfinity,
+                    most = fmaxf(before, value);
+        __syncwarp();  // all have read it
+        if (most != kMinusInfinity) {
+          const float total = most + logf(expf(before - most) + expf(value - most));
+          kept[half] = expf(before - total);
+          inverse *= expf(value - total);
+          value = total;
+        }
+      }
+      if (tile.first_row + row < op_.queries && lane_ % 4 == 0) *at = value;
+#pragma unroll
+      for (int i = half; i < S::kHeadDim / 4; i += 2) {
+        out_[2 * i] *= inverse;
+        out_[2 * i + 1] *= inverse;
+      }
+    }
+    if (op_.out_float32) {
+      write_float32(tile, part, kept);
+    } else {
+      write_elements(tile);
+    }
+  }
+
+  __device__ void write_float32(const TileOf& tile, int64_t part, const float (&kept)[2]) const {
+    float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile.batch) * op_.out.batch +
+                       tile.head * op_.out.head;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (tile.first_row + row_of(half) >= op_.queries) continue;
+      float* const to = out + (tile.first_row + row_of(half)) * op_.out.row;
+#pragma unroll
+      for (int j = 0; j < S::kHeadDim / 8; j++) {
+        const int column = 8 * j + lane_ % 4 * 2;
+        if (column >= op_.head_dim) continue;
+        float2 result = make_float2(out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]);
+        auto* const place = reinterpret_cast<float2*>(to + column);
+        if (op_.merges) {
+          const float2 before = *place;
+          result.x = fmaf(before.x, kept[half], result.x);
+          result.y = fmaf(before.y, kept[half], result.y);
+        }
+        *place = result;
+      }
+    }
+  }
+
+  /** Through shared memory, where rows lie as the queries do, so that they leave in 16-byte pieces. */
+  __device__ void write_elements(const TileOf& tile) const {
+    constexpr int kChunks = S::kHeadDim / 8;
+    char* const rows = shared() + S::kOutAt + (64 * group_ + 16 * warp_) * 128;
+    const auto place = [&](int row, int chunk) {
+      return rows + chunk / 8 * S::kQueryPage + row * 128 + (chunk % 8 ^ row % 8) * 16;
+    };
+    // In the queries' place: all of the warpgroup are done with those.
+    if (S::kSharesQueries) sm80::named_barrier(1 + group_, 128);
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int j = 0; j < kChunks; j++) {
+        *reinterpret_cast<uint32_t*>(place(lane_ / 4 + 8 * half, j) + lane_ % 4 * 4) =
+            pack<T>(out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]);
+      }
+    }
+    __syncwarp();
+    T* const out = static_cast<T*>(op_.out.data) + tile.batch * op_.out.batch + tile.head * op_.out.head;
+#pragma unroll
+    for (int chunk = lane_; chunk < 16 * kChunks; chunk += 32) {
+      const int row = chunk / kChunks, column = chunk % kChunks;
+      const int of_tile = 64 * group_ + 16 * warp_ + row;
+      if (tile.first_row + of_tile >= op_.queries || column * 8 >= op_.head_dim) continue;
+      *reinterpret_cast<uint4*>(out + (tile.first_row + of_tile) * op_.out.row + column * 8) =
+          *reinterpret_cast<const uint4*>(place(row, column));
+    }
+    // What was read and written here, a copy of the next queries is about to overwrite.
+    if (S::kSharesQueries) publish_writes();
+  }
+
+  const ForwardSm90& launch_;
+  const ForwardSm80& op_;
+  const uint32_t base_address_;
+  const Channels<S> channels_;
+  const int group_, warp_, lane_;
+  Ring<S::kStages> stages_;
+  int plain_begin_, plain_end_;
+  bool has_base_[2];
+  float base_[2], sum_[2];
+  float out_[S::kHeadDim / 2];
+};
+
+template <class S, bool kHasMask>
+__global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_constant__ ForwardSm90 launch) {
+  char* const shared = aligned_memory();
+  const uint32_t base = shared_address(shared);
+  if (threadIdx.x == 0) Channels<S>(base).init();
+  __syncthreads();
+  if (threadIdx.x < 128) {
+    give_registers<24>();
+    if (threadIdx.x == 0) produce<S, kHasMask>(launch, base, reinterpret_cast<int*>(shared + S::kNextAt));
+  } else {
+    take_registers<240>();
+    Consumer<S, kHasMask>(launch, shared).run();
+  }
+}
+
+template <class S, bool kHasMask>
+void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
+  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
+    return tensor_map(kDType, of, {op.head_dim, count, heads, op.batch}, box);
+  };
+  const BlockOrder order = order_query_tiles(cuda, op, S::kRows, sizeof(typename S::T), 1);
+  const Memory counter = allocate(cuda, sizeof(int));
+  cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
+  const int key_heads = op.heads / op.group;
+  const ForwardSm90 launch{rows(op.q, op.queries, op.heads, S::kRows),
+                           rows(op.k, op.keys, key_heads, S::kKeys),
+                           rows(op.v, op.keys, key_heads, S::kKeys),
+                           op,
+                           order,
+                           static_cast<int*>(counter.data)};
+  const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, cuda.gpu->multiprocessors));
+  longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
+}
+
+template <class T, bool kHasMask>
+void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
+  if (op.head_dim <= 64) {
+    launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
+  } else if (op.head_dim <= 80) {
+    launch_shape<Shape<T, 80, 128>, kHasMask>(cuda, op);
+  } else if (op.head_dim <= 96) {
+    launch_shape<Shape<T, 96, 128>, kHasMask>(cuda, op);
+  } else if (op.head_dim <= 128) {
+    launch_shape<Shape<T, 128, 128>, kHasMask>(cuda, op);
+  } else {
+    launch_shape<Shape<T, 256, 64>, kHasMask>(cuda, op);
+  }
+}
+
+}  // namespace
+
+void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op) {
+  const auto typed = [&]<class T>(T) {
+    if (op.mask.first_run != nullptr) {
+      launch_typed<T, true>(cuda, op);
+    } else {
+      launch_typed<T, false>(cuda, op);
+    }
+  };
+  if (dtype == DType::BFloat16) {
+    typed(sm80::Bf16{});
+  } else {
+    typed(sm80::Half{});
+  }
+}
+
+}  // namespace longseq

@@ -1,0 +1,77 @@
+// The table of attention's kernels.
+#include "attention/kernels.h"
+
+#include <variant>
+#include <vector>
+
+#include "core/error.h"
+
+namespace longseq {
+namespace {
+
+/** What compute capability, 10 major + minor, runs the code of forward_sm90.cu: no later one does. */
+constexpr int kHopper = 90;
+
+/** | kernels | compute capability | dtypes            | D, forward | D, backward                |
+ *  | sm90    | 9.0                | bfloat16, float16 | up to 256  | up to 128; not in turns    |
+ *  | sm80    | 8.0 and later      | all               | up to 256  | up to 256                  | */
+bool has_sm90(int capability, DType dtype) { return capability == kHopper && dtype != DType::Float32; }
+bool serves_sm90(const AttentionShape& shape) {
+  return !shape.is_backward || (shape.head_dim <= 128 && !shape.is_deterministic);
+}
+
+/** Where heads share keys and there are few queries, sm80 has a tile for the whole group. */
+bool fills_tiles(const AttentionShape& shape) {
+  return shape.is_backward || shape.group == 1 || shape.queries >= 128;
+}
+
+}  // namespace
+
+const char* name_of(Kernels kernels) {
+  switch (kernels) {
+    case Kernels::Cpu:
+      return "cpu";
+    case Kernels::Sm80:
+      return "sm80";
+    case Kernels::Sm90:
+      return "sm90";
+  }
+  return "";
+}
+
+Kernels choose_kernels(const Device& device, const AttentionShape& shape,
+                       const std::optional<std::string>& implementation) {
+  const int capability =
+      std::visit([](const auto& engine) { return compute_capability(engine); }, device.engine());
+  std::vector<Kernels> able{device.is_cpu() ? Kernels::Cpu : Kernels::Sm80};
+  if (has_sm90(capability, shape.dtype)) able.push_back(Kernels::Sm90);
+  if (!implementation) {
+    if (able.back() == Kernels::Sm90 && !(serves_sm90(shape) && fills_tiles(shape))) return Kernels::Sm80;
+    return able.back();
+  }
+  std::string names = "\"reference\"";
+  for (const Kernels kernels : able) {
+    if (*implementation == name_of(kernels)) {
+      return kernels == Kernels::Sm90 && !serves_sm90(shape) ? Kernels::Sm80 : kernels;
+    }
+    names += text(", \"", name_of(kernels), "\"");
+  }
+  throw Error(Code::Option, text("attention: implementation \"", *implementation, "\" is not there on ",
+                                 device.name(), " for ", name_of(shape.dtype), ", expected one of ", names));
+}
+
+std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
+                              const std::string& pass, const std::optional<std::string>& implementation) {
+  check(pass == "forward" || pass == "backward", Code::Option, "attentionKernels: pass is \"", pass,
+        "\", expected \"forward\" or \"backward\"");
+  constexpr int64_t kMany = 1 << 20;
+  const AttentionShape shape{.dtype = dtype,
+                             .queries = kMany,
+                             .head_dim = head_dim,
+                             .group = 1,
+                             .is_backward = pass == "backward",
+                             .is_deterministic = false};
+  return name_of(choose_kernels(*device, shape, implementation));
+}
+
+}  // namespace longseq

@@ -1,0 +1,214 @@
+#pragma once
+// The instructions of Hopper that kernels are made of: barriers in shared memory that count bytes, copies of
+// boxes of a tensor (TMA), products of a warpgroup (wgmma). Layouts of fragments and of tiles in shared
+// memory: PTX ISA, "wgmma.mma_async".
+//
+// A tile in shared memory is cut in pages of 64 columns (128 bytes a row) whose 16-byte chunks are permuted
+// by the row's last three bits; a page begins at a multiple of 1,024 bytes.
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "tile/sm80.h"
+
+namespace longseq::sm90 {
+
+/** A barrier in shared memory, by its address there. */
+class Barrier {
+ public:
+  __device__ explicit Barrier(uint32_t address) : address_(address) {}
+  __device__ void init(int arrivals) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_), "r"(arrivals) : "memory");
+  }
+  __device__ void arrive() const {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(address_)
+                 : "memory");
+  }
+  /** Arrives, and the barrier waits for so many bytes besides. */
+  __device__ void arrive_expecting(int bytes) const {
+    asm volatile(
+        "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(address_),
+        "r"(bytes)
+        : "memory");
+  }
+  /** Until the phase of this parity is over; phases have the parities 0, 1, 0, ... */
+  __device__ void wait(uint32_t parity) const {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@done bra over;\n"
+        "bra again;\n"
+        "over:\n"
+        "}" ::"r"(address_),
+        "r"(parity)
+        : "memory");
+  }
+  __device__ uint32_t address() const { return address_; }
+
+ private:
+  uint32_t address_;
+};
+
+/** The place in a ring of stages, and how often it went round. */
+template <int kStages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/** A block's shared memory, from a multiple of 1,024 on. */
+__device__ inline char* aligned_memory() {
+  extern __shared__ char bytes[];
+  return bytes + (-sm80::shared_address(bytes) & 1023);
+}
+
+/** The barriers that a thread has made are there for the copies of tensors too. */
+__device__ inline void publish_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/** What this thread has written to shared memory, or read there, comes before later copies of boxes. */
+__device__ inline void publish_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+/** The box at these coordinates, the innermost first, into shared memory; elsewhere than in the tensor,
+ * zeros. */
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, const Barrier& barrier, int column,
+                                int row, int head, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, "
+      "%5, "
+      "%6}], [%2];" ::"r"(to),
+      "l"(&map), "r"(barrier.address()), "r"(column), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+/** Whole rows of 16 bytes. */
+__device__ inline void copy_bytes(uint32_t to, const void* from, int bytes, const Barrier& barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier.address())
+      : "memory");
+}
+/** Four 8 x 8 matrices, transposed; lanes 8 i .. 8 i + 7 give the addresses of matrix i's rows in memory. */
+__device__ inline void store_matrices_transposed(uint32_t to, const uint32_t* r) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+__device__ inline void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
+template <int kRegisters>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/** An operand whose columns a product sums over (depth); `bytes` further is the next step of 16 of them,
+ * which is 32 within a page. */
+__device__ inline uint64_t depth_operand(uint32_t address) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
+}
+/** An operand whose rows a product sums over; the next 16 of them are 2,048 bytes further, and the next 64
+ * columns `page_bytes`. */
+__device__ inline uint64_t row_operand(uint32_t address, int page_bytes) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | static_cast<uint64_t>(page_bytes >> 4) << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+__device__ inline uint64_t further(uint64_t operand, int bytes) { return operand + (bytes >> 4); }
+
+/** Before products that read registers written since the last ones. */
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+/** All but the `left` groups committed last are done. */
+template <int left>
+__device__ inline void wait_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
+}
+
+/** Registers of a product that is under way: the compiler may not keep or move copies of them across this. */
+template <int count>
+__device__ inline void pin(float (&d)[count]) {
+#pragma unroll
+  for (float& x : d) asm volatile("" : "+f"(x)::"memory");
+}
+
+/** d = a b, or d += a b, of 64 x 16 and 16 x kColumns elements: a and b in shared memory, both by depth. */
+template <class T, int kColumns>
+struct Product;
+
+#define LONGSEQ_D8(i)                                                                         \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define LONGSEQ_D16(i) LONGSEQ_D8(i), LONGSEQ_D8(i + 8)
+#define LONGSEQ_D32(i) LONGSEQ_D16(i), LONGSEQ_D16(i + 16)
+#define LONGSEQ_D64(i) LONGSEQ_D32(i), LONGSEQ_D32(i + 32)
+
+#define LONGSEQ_T32                                                                        \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
+  "%24,%25,%26,%27,%28,%29,%30,%31"
+#define LONGSEQ_T40 LONGSEQ_T32 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define LONGSEQ_T48 LONGSEQ_T40 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define LONGSEQ_T64 LONGSEQ_T48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define LONGSEQ_T80 LONGSEQ_T64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define LONGSEQ_T88 LONGSEQ_T80 ",%80,%81,%82,%83,%84,%85,%86,%87"
+#define LONGSEQ_T128                                                                               \
+  LONGSEQ_T88                                                                                      \
+  ",%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108," \
+  "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+
+#define LONGSEQ_PRODUCT(Element, name, columns, text, operands, n0, n1, n2, n3, n4, n5)               \
+  template <>                                                                                         \
+  struct Product<Element, columns> {                                                                  \
+    using D = float[columns / 2];                                                                     \
+    /* Both operands in shared memory, a by depth; b by rows, or by depth. */                         \
+    template <bool kAdds, bool kByRows = false>                                                       \
+    __device__ static void run(D& d, uint64_t a, uint64_t b) {                                        \
+      asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %" #n2                                       \
+                   ", 0;\n"                                                                           \
+                   "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text    \
+                   "}, %" #n0 ", %" #n1 ", adds, 1, 1, 0, %" #n3 "; }"                                \
+                   : operands                                                                         \
+                   : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)), "n"(static_cast<int>(kByRows)));   \
+    }                                                                                                 \
+    /* d += a b: a in registers, b by rows. */                                                        \
+    __device__ static void add(D& d, const uint32_t* a, uint64_t b) {                                 \
+      asm volatile(                                                                                   \
+          "{ .reg .pred adds; setp.ne.b32 adds, 1, 0;\n"                                              \
+          "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, {%" #n0 \
+          ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 ", adds, 1, 1, 1; }"                               \
+          : operands                                                                                  \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
+    }                                                                                                 \
+  };
+#define LONGSEQ_A(...) __VA_ARGS__
+#define LONGSEQ_EACH(Element, name)                                                                          \
+  LONGSEQ_PRODUCT(Element, name, 64, LONGSEQ_T32, LONGSEQ_A(LONGSEQ_D32(0)), 32, 33, 34, 35, 36, 37)         \
+  LONGSEQ_PRODUCT(Element, name, 80, LONGSEQ_T40, LONGSEQ_A(LONGSEQ_D32(0), LONGSEQ_D8(32)), 40, 41, 42, 43, \
+                  44, 45)                                                                                    \
+  LONGSEQ_PRODUCT(Element, name, 96, LONGSEQ_T48, LONGSEQ_A(LONGSEQ_D32(0), LONGSEQ_D16(32)), 48, 49, 50,    \
+                  51, 52, 53)                                                                                \
+  LONGSEQ_PRODUCT(Element, name, 128, LONGSEQ_T64, LONGSEQ_A(LONGSEQ_D64(0)), 64, 65, 66, 67, 68, 69)        \
+  LONGSEQ_PRODUCT(Element, name, 160, LONGSEQ_T80, LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D16(64)), 80, 81, 82,   \
+                  83, 84, 85)                                                                                \
+  LONGSEQ_PRODUCT(Element, name, 176, LONGSEQ_T88,                                                           \
+                  LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D16(64), LONGSEQ_D8(80)), 88, 89, 90, 91, 92, 93)        \
+  LONGSEQ_PRODUCT(Element, name, 256, LONGSEQ_T128, LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D64(64)), 128, 129,    \
+                  130, 131, 132, 133)
+LONGSEQ_EACH(sm80::Bf16, "bf16")
+LONGSEQ_EACH(sm80::Half, "f16")
+#undef LONGSEQ_EACH
+
+}  // namespace longseq::sm90
