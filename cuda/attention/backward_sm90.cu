@@ -42,12 +42,13 @@ struct Shape {
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
   static constexpr int kKeyBytes = kPages * kKeyPage, kRowBytes = kPages * kRowPage;
   static constexpr int kScoreBytes = kConsumers * kRowPage, kStatisticBytes = kRows * 8;
-  // k, v, then for each stage: q, dout, dS, statistics, and what tile it is.
+  // k, v, then for each stage: q, dout, dS, statistics, dq, and what tile it is.
   static constexpr int kValuesAt = kKeyBytes, kQueriesAt = kValuesAt + kKeyBytes,
                        kGradientsAt = kQueriesAt + kStages * kRowBytes,
                        kScoresAt = kGradientsAt + kStages * kRowBytes,
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
-                       kTilesAt = kStatisticsAt + kStages * kStatisticBytes, kBarriersAt = kTilesAt + 64;
+                       kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
+                       kTilesAt = kSumsAt + kStages * kRows * kHeadDim * 4, kBarriersAt = kTilesAt + 64;
   static constexpr int kSharedBytes = kBarriersAt + 128 + 1024;  // which begin at a multiple of 1,024
   // A warpgroup's share of dq.
   static constexpr bool kSharesRows = kRows == 128;
@@ -57,10 +58,11 @@ struct Shape {
 
 /** What a stage holds. */
 struct StagedTile {
-  int first;     // query; -1: there are no more
-  int head;      // of the query
-  int tile;      // of the mask, or -1
-  int is_plain;  // all its queries see all of the block's keys, and scores are what products are
+  int first;  // query; -1: there are no more
+  int head;   // of the query
+  int tile;   // of the mask, or -1
+  int row;    // its first, among all heads' padded queries: fewer than 2^31, or dq_sum would fill any memory
+  bool is_plain;  // all its queries see all of the block's keys, and scores are what products are
 };
 
 /** A block's barriers, behind its tiles in shared memory. */
@@ -146,13 +148,14 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     const bool sees_all =
         visible_keys(forward.visible, last, forward.keys).x <= keys.first_key &&
         visible_keys(forward.visible, rows.first, forward.keys).y >= keys.first_key + S::kKeys;
-    staged[stage] = {rows.first, rows.head, rows.tile, sees_all && rows.tile < 0 && !is_adjusted};
+    const int row =
+        static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
+    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0 && !is_adjusted};
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
     load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, rows.first,
                rows.head);
-    const int64_t row = (int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries + rows.first;
     copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, op.statistics + row, S::kStatisticBytes,
                queries_full);
     channels.gradients_empty(stage).wait(stages.parity ^ 1);
@@ -176,6 +179,7 @@ class Consumer {
         op_(launch.op),
         base_(shared_address(aligned_memory())),
         channels_(base_),
+        first_key_(KeyTile<S>(launch).first_key),
         group_(group),
         warp_(static_cast<int>(threadIdx.x) / 32 % 4),
         lane_(static_cast<int>(threadIdx.x) % 32) {}
@@ -198,13 +202,13 @@ class Consumer {
       pin(s);
       if (rows.is_plain) {
         weigh(s, stage);
-        wait_products<0>();
-        pin(dp);
       } else {
         wait_products<0>();
         pin(dp);
         adjust(s, dp, rows, stage);
       }
+      wait_products<0>();
+      pin(dp);
       Weights p, ds;
       differentiate(s, dp, p, ds, stage);
       pass(ds, stage);
@@ -219,11 +223,12 @@ class Consumer {
       add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
       wait_products<1>();
       pin(dq);
-      add_query_gradients(dq, rows);
+      add_query_gradients(dq, rows.row, stage);
       wait_products<0>();
       pin(dk);
       release(channels_.queries_empty(stage));
     }
+    if (lane_ == 0) finish_reductions();
     write(dv, op_.dv, S::kWeightUnit, op_.dv_float32);
     write(dk, op_.dk, op_.scale, op_.dk_float32);
   }
@@ -242,9 +247,7 @@ class Consumer {
     if (lane_ == 0) barrier.arrive();
   }
   /** The key of this lane's elements 4 j and 4 j + 1; that of 4 j + 2 and 4 j + 3 is 8 further. */
-  __device__ int first_key() const {
-    return KeyTile<S>(launch_).first_key + 64 * group_ + 16 * warp_ + lane_ / 4;
-  }
+  __device__ int first_key() const { return first_key_ + 64 * group_ + 16 * warp_ + lane_ / 4; }
 
   /** c = own rows^T: this warpgroup's keys or values, times the streamed ones. */
   __device__ void multiply_own(Scores& c, uint32_t own, uint32_t rows) const {
@@ -254,9 +257,9 @@ class Consumer {
     for (int d = 0; d < S::kDepthSteps; d++) {
       const int of_left = d / 4 * S::kKeyPage + d % 4 * 32, of_right = d / 4 * S::kRowPage + d % 4 * 32;
       if (d == 0) {
-        Product<T, S::kRows>::template run<false>(c, further(left, of_left), further(right, of_right));
+        Product<T, S::kRows>::begin(c, further(left, of_left), further(right, of_right));
       } else {
-        Product<T, S::kRows>::template run<true>(c, further(left, of_left), further(right, of_right));
+        Product<T, S::kRows>::add(c, further(left, of_left), further(right, of_right));
       }
     }
     commit_products();
@@ -284,9 +287,9 @@ class Consumer {
       const uint64_t a = further(left, step / 4 * S::kRowPage + step % 4 * 32),
                      b = further(right, 2048 * step);
       if (step == 0) {
-        Product<T, S::kQueryColumns>::template run<false, true>(dq, a, b);
+        Product<T, S::kQueryColumns>::template begin<true>(dq, a, b);
       } else {
-        Product<T, S::kQueryColumns>::template run<true, true>(dq, a, b);
+        Product<T, S::kQueryColumns>::template add<true>(dq, a, b);
       }
     }
     commit_products();
@@ -366,17 +369,25 @@ class Consumer {
       store_matrices_transposed(to + 2048 * step, ds + 4 * step);
   }
 
-  __device__ void add_query_gradients(const float (&dq)[S::kQueryColumns / 2], const StagedTile& rows) const {
+  /** dq += this warp's share of what multiply_scores gave, 16 rows, in the order of tile/sum.h. */
+  __device__ void add_query_gradients(const float (&dq)[S::kQueryColumns / 2], int first_row,
+                                      int stage) const {
     const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_,
               column = S::kSharesRows ? 0 : 64 * group_;
-    const int64_t first =
-        (int64_t{KeyTile<S>(launch_).batch} * op_.forward.heads + rows.head) * op_.padded_queries +
-        rows.first;
-    float* const to = op_.dq_sum + sum_offset(first + row, column, S::kHeadDim) + sum_lane_offset(lane_);
+    constexpr int kBytes = 16 * S::kQueryColumns * 4;
+    char* const mine = aligned_memory() + S::kSumsAt + (8 * stage + 4 * group_ + warp_) * kBytes;
+    if (lane_ == 0) wait_reductions<S::kStages - 1>();
+    __syncwarp();
 #pragma unroll
     for (int j = 0; j < S::kQueryColumns / 8; j++) {
-      add_four(to + 128 * j, {dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]});
+      reinterpret_cast<float4*>(mine)[32 * j + lane_] =
+          make_float4(dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]);
     }
+    publish_writes();
+    __syncwarp();
+    if (lane_ != 0) return;
+    reduce_bytes(op_.dq_sum + sum_offset(int64_t{first_row} + row, column, S::kHeadDim), shared_address(mine),
+                 kBytes);
   }
 
   __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32) const {
@@ -406,7 +417,7 @@ class Consumer {
   const BackwardSm80& op_;
   const uint32_t base_;
   const Channels<S> channels_;
-  const int group_, warp_, lane_;
+  const int first_key_, group_, warp_, lane_;
 };
 
 template <class S, bool kHasMask>

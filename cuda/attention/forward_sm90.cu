@@ -236,9 +236,9 @@ class Consumer {
       const uint64_t left = further(q, d / 4 * S::kQueryPage + d % 4 * 32);
       const uint64_t right = further(k, d / 4 * S::kKeyPage + d % 4 * 32);
       if (d == 0) {
-        Product<T, S::kKeys>::template run<false>(s, left, right);
+        Product<T, S::kKeys>::begin(s, left, right);
       } else {
-        Product<T, S::kKeys>::template run<true>(s, left, right);
+        Product<T, S::kKeys>::add(s, left, right);
       }
     }
     commit_products();

@@ -96,6 +96,21 @@ __device__ inline void copy_bytes(uint32_t to, const void* from, int bytes, cons
       "l"(from), "r"(bytes), "r"(barrier.address())
       : "memory");
 }
+/** Adds floats, 16-byte aligned, from shared memory to global; reads them later, before wait_reductions ends.
+ */
+__device__ inline void reduce_bytes(float* to, uint32_t from, int bytes) {
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
+               "r"(from), "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/** What this thread reduces has been added. */
+__device__ inline void finish_reductions() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/** What this thread reduces has been read, but for the `left` latest. */
+template <int left>
+__device__ inline void wait_reductions() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(left) : "memory");
+}
 /** Four 8 x 8 matrices, transposed; lanes 8 i .. 8 i + 7 give the addresses of matrix i's rows in memory. */
 __device__ inline void store_matrices_transposed(uint32_t to, const uint32_t* r) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]),
@@ -145,16 +160,17 @@ __device__ inline void pin(float (&d)[count]) {
   for (float& x : d) asm volatile("" : "+f"(x)::"memory");
 }
 
-/** d = a b, or d += a b, of 64 x 16 and 16 x kColumns elements: a and b in shared memory, both by depth. */
+/** Of 64 x 16 and 16 x kColumns elements. */
 template <class T, int kColumns>
 struct Product;
 
-#define LONGSEQ_D8(i)                                                                         \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-#define LONGSEQ_D16(i) LONGSEQ_D8(i), LONGSEQ_D8(i + 8)
-#define LONGSEQ_D32(i) LONGSEQ_D16(i), LONGSEQ_D16(i + 16)
-#define LONGSEQ_D64(i) LONGSEQ_D32(i), LONGSEQ_D32(i + 32)
+#define LONGSEQ_8(io, i) \
+  io(d[i]), io(d[i + 1]), io(d[i + 2]), io(d[i + 3]), io(d[i + 4]), io(d[i + 5]), io(d[i + 6]), io(d[i + 7])
+#define LONGSEQ_16(io, i) LONGSEQ_8(io, i), LONGSEQ_8(io, i + 8)
+#define LONGSEQ_32(io, i) LONGSEQ_16(io, i), LONGSEQ_16(io, i + 16)
+#define LONGSEQ_64(io, i) LONGSEQ_32(io, i), LONGSEQ_32(io, i + 32)
+#define LONGSEQ_OUT(x) "=f"(x)
+#define LONGSEQ_IN_OUT(x) "+f"(x)
 
 #define LONGSEQ_T32                                                                        \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23," \
@@ -162,26 +178,35 @@ struct Product;
 #define LONGSEQ_T40 LONGSEQ_T32 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define LONGSEQ_T48 LONGSEQ_T40 ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define LONGSEQ_T64 LONGSEQ_T48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define LONGSEQ_T80 LONGSEQ_T64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-#define LONGSEQ_T88 LONGSEQ_T80 ",%80,%81,%82,%83,%84,%85,%86,%87"
-#define LONGSEQ_T128                                                                               \
-  LONGSEQ_T88                                                                                      \
-  ",%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108," \
+#define LONGSEQ_T128                                                                                  \
+  LONGSEQ_T64                                                                                         \
+  ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,"     \
+  "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108," \
   "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
-#define LONGSEQ_PRODUCT(Element, name, columns, text, operands, n0, n1, n2, n3, n4, n5)               \
+#define LONGSEQ_PRODUCT(Element, name, columns, text, operands, n0, n1, n2, n3, n4)                   \
   template <>                                                                                         \
   struct Product<Element, columns> {                                                                  \
     using D = float[columns / 2];                                                                     \
-    /* Both operands in shared memory, a by depth; b by rows, or by depth. */                         \
-    template <bool kAdds, bool kByRows = false>                                                       \
-    __device__ static void run(D& d, uint64_t a, uint64_t b) {                                        \
-      asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %" #n2                                       \
-                   ", 0;\n"                                                                           \
-                   "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text    \
-                   "}, %" #n0 ", %" #n1 ", adds, 1, 1, 0, %" #n3 "; }"                                \
-                   : operands                                                                         \
-                   : "l"(a), "l"(b), "n"(static_cast<int>(kAdds)), "n"(static_cast<int>(kByRows)));   \
+    /* d = a b: both in shared memory, a by depth; b by rows, or by depth. */                         \
+    template <bool kByRows = false>                                                                   \
+    __device__ static void begin(D& d, uint64_t a, uint64_t b) {                                      \
+      asm volatile(                                                                                   \
+          "{ .reg .pred adds; setp.ne.b32 adds, 0, 0;\n"                                              \
+          "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, %" #n0  \
+          ", %" #n1 ", adds, 1, 1, 0, %" #n2 "; }"                                                    \
+          : operands(LONGSEQ_OUT)                                                                     \
+          : "l"(a), "l"(b), "n"(static_cast<int>(kByRows)));                                          \
+    }                                                                                                 \
+    /* d += a b. */                                                                                   \
+    template <bool kByRows = false>                                                                   \
+    __device__ static void add(D& d, uint64_t a, uint64_t b) {                                        \
+      asm volatile(                                                                                   \
+          "{ .reg .pred adds; setp.ne.b32 adds, 1, 0;\n"                                              \
+          "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, %" #n0  \
+          ", %" #n1 ", adds, 1, 1, 0, %" #n2 "; }"                                                    \
+          : operands(LONGSEQ_IN_OUT)                                                                  \
+          : "l"(a), "l"(b), "n"(static_cast<int>(kByRows)));                                          \
     }                                                                                                 \
     /* d += a b: a in registers, b by rows. */                                                        \
     __device__ static void add(D& d, const uint32_t* a, uint64_t b) {                                 \
@@ -189,26 +214,40 @@ struct Product;
           "{ .reg .pred adds; setp.ne.b32 adds, 1, 0;\n"                                              \
           "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, {%" #n0 \
           ", %" #n1 ", %" #n2 ", %" #n3 "}, %" #n4 ", adds, 1, 1, 1; }"                               \
-          : operands                                                                                  \
+          : operands(LONGSEQ_IN_OUT)                                                                  \
           : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                                      \
     }                                                                                                 \
   };
-#define LONGSEQ_A(...) __VA_ARGS__
-#define LONGSEQ_EACH(Element, name)                                                                          \
-  LONGSEQ_PRODUCT(Element, name, 64, LONGSEQ_T32, LONGSEQ_A(LONGSEQ_D32(0)), 32, 33, 34, 35, 36, 37)         \
-  LONGSEQ_PRODUCT(Element, name, 80, LONGSEQ_T40, LONGSEQ_A(LONGSEQ_D32(0), LONGSEQ_D8(32)), 40, 41, 42, 43, \
-                  44, 45)                                                                                    \
-  LONGSEQ_PRODUCT(Element, name, 96, LONGSEQ_T48, LONGSEQ_A(LONGSEQ_D32(0), LONGSEQ_D16(32)), 48, 49, 50,    \
-                  51, 52, 53)                                                                                \
-  LONGSEQ_PRODUCT(Element, name, 128, LONGSEQ_T64, LONGSEQ_A(LONGSEQ_D64(0)), 64, 65, 66, 67, 68, 69)        \
-  LONGSEQ_PRODUCT(Element, name, 160, LONGSEQ_T80, LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D16(64)), 80, 81, 82,   \
-                  83, 84, 85)                                                                                \
-  LONGSEQ_PRODUCT(Element, name, 176, LONGSEQ_T88,                                                           \
-                  LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D16(64), LONGSEQ_D8(80)), 88, 89, 90, 91, 92, 93)        \
-  LONGSEQ_PRODUCT(Element, name, 256, LONGSEQ_T128, LONGSEQ_A(LONGSEQ_D64(0), LONGSEQ_D64(64)), 128, 129,    \
-                  130, 131, 132, 133)
-LONGSEQ_EACH(sm80::Bf16, "bf16")
-LONGSEQ_EACH(sm80::Half, "f16")
-#undef LONGSEQ_EACH
+#define LONGSEQ_D64(io) LONGSEQ_32(io, 0)
+#define LONGSEQ_D80(io) LONGSEQ_32(io, 0), LONGSEQ_8(io, 32)
+#define LONGSEQ_D96(io) LONGSEQ_32(io, 0), LONGSEQ_16(io, 32)
+#define LONGSEQ_D128(io) LONGSEQ_64(io, 0)
+#define LONGSEQ_D256(io) LONGSEQ_64(io, 0), LONGSEQ_64(io, 64)
+#define LONGSEQ_PRODUCTS(Element, name)                                              \
+  LONGSEQ_PRODUCT(Element, name, 64, LONGSEQ_T32, LONGSEQ_D64, 32, 33, 34, 35, 36)   \
+  LONGSEQ_PRODUCT(Element, name, 80, LONGSEQ_T40, LONGSEQ_D80, 40, 41, 42, 43, 44)   \
+  LONGSEQ_PRODUCT(Element, name, 96, LONGSEQ_T48, LONGSEQ_D96, 48, 49, 50, 51, 52)   \
+  LONGSEQ_PRODUCT(Element, name, 128, LONGSEQ_T64, LONGSEQ_D128, 64, 65, 66, 67, 68) \
+  LONGSEQ_PRODUCT(Element, name, 256, LONGSEQ_T128, LONGSEQ_D256, 128, 129, 130, 131, 132)
+LONGSEQ_PRODUCTS(sm80::Bf16, "bf16")
+LONGSEQ_PRODUCTS(sm80::Half, "f16")
+#undef LONGSEQ_PRODUCT
+#undef LONGSEQ_PRODUCTS
+#undef LONGSEQ_8
+#undef LONGSEQ_16
+#undef LONGSEQ_32
+#undef LONGSEQ_64
+#undef LONGSEQ_OUT
+#undef LONGSEQ_IN_OUT
+#undef LONGSEQ_D64
+#undef LONGSEQ_D80
+#undef LONGSEQ_D96
+#undef LONGSEQ_D128
+#undef LONGSEQ_D256
+#undef LONGSEQ_T32
+#undef LONGSEQ_T40
+#undef LONGSEQ_T48
+#undef LONGSEQ_T64
+#undef LONGSEQ_T128
 
 }  // namespace longseq::sm90
