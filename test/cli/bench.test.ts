@@ -151,6 +151,29 @@ t.test("operations by rows: bytes over time, and the share of a copy's", async (
   }
 });
 
+t.test("a projection with its loss: a product forward, three with its gradients", async (t) => {
+  const args = ["--what", "linearCrossEntropy", "--width", "32", "--seq-len", "24", "--dtype", "float32"];
+  const lines = async (...more: string[]) => {
+    const { code, stdout, stderr } = await longseq(["bench", ...tiny, ...args, ...more, "--json", "-"]);
+    t.equal(code, 0, stderr);
+    return jsonLines<OperationMeasurement>(stdout);
+  };
+  const both = await lines("--vocabulary", "40");
+  t.same(
+    both.map(({ pass, rows, width, vocabulary, tflops = 0, ms = 0 }) => [
+      ...[pass, rows, width, vocabulary],
+      Math.round(tflops * ms * 1e9),
+    ]),
+    [
+      ["forward", 24, 32, 40, 2 * 24 * 32 * 40],
+      ["both", 24, 32, 40, 3 * 2 * 24 * 32 * 40],
+    ],
+  );
+  const [alone, ...others] = await lines("--pass", "forward");
+  t.match(alone, { pass: "forward", vocabulary: 4096 });
+  t.equal(others.length, 0);
+});
+
 t.test("runs that are timed together, and contenders that cannot", async (t) => {
   const calls: number[] = [];
   const contender = (implementation: string, more: Partial<Contender>): Contender => ({
@@ -239,6 +262,7 @@ t.test("what is asked wrongly is refused", async (t) => {
     [["--what", "copy", "--ranks", "4"], /--ranks goes with attention, a layer or gpt, not with copy/],
     [["--sequence-parallel", "rings"], /--sequence-parallel is "rings".*did you mean ring\?/],
     [["--preset", "GPT25B"], /--preset goes with --what layer or gpt, not with attention/],
+    [["--what", "linear", "--vocabulary", "8"], /--vocabulary goes with --what gpt or linearCrossEntropy/],
     [["--what", "add", "--report", "x.svg"], /--report is attention's, a layer's or a model's/],
     [["--device", "tpu"], /--device is "tpu"/],
     [["--implementation", "refrence"], /did you mean reference\?/],
