@@ -1,4 +1,4 @@
-import { chmod, readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
 import { parseArguments } from "../../lib/cli/arguments.ts";
@@ -18,6 +18,7 @@ import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { alone } from "../../lib/cli/world.ts";
 import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
 import { implementations, kind } from "../support/devices.ts";
+import { standInPeer } from "../support/peer.ts";
 
 const [own] = implementations;
 const folder = t.testdir({});
@@ -310,29 +311,7 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
 });
 
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
-  // Stands for Python with PyTorch: speaks peer_torch.py's protocol, and writes down what it was asked.
-  const log = join(folder, "asked.jsonl");
-  const python = join(folder, "python.cjs");
-  await writeFile(
-    python,
-    `#!${process.execPath}
-const { appendFileSync } = require("node:fs");
-let size = 0;
-require("node:readline").createInterface(process.stdin).on("line", (line) => {
-  const request = JSON.parse(line);
-  appendFileSync(${JSON.stringify(log)}, line + "\\n");
-  size = request.seqLen ?? size;
-  const answers = {
-    runMany: { ms: [1, 1] },
-    hello: { torch: "9.9", implementations: ["torch-cpu"] },
-    run: size > 100 ? { error: "too much", oom: true } : { ms: 1 },
-    peak: { bytes: 4096 },
-  };
-  console.log(JSON.stringify(answers[request.op] ?? {}));
-});
-`,
-  );
-  await chmod(python, 0o755);
+  const { python, asked } = await standInPeer(folder);
   const environment = { LONGSEQ_PYTHON: python, LONGSEQ_THREADS: "1" };
   const lines = await measured(["--seq-len", "64,128", "--pass", "forward", "--peer", "torch"], environment);
   t.same(
@@ -345,9 +324,9 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     ],
   );
   t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
-  const asked = jsonLines(await readFile(log, "utf8"));
-  t.match(asked[0], { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
-  t.match(asked[1], {
+  const [hello, ...others] = await asked();
+  t.match(hello, { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
+  t.match(others[0], {
     op: "prepare",
     seqLen: 64,
     pass: "forward",
@@ -355,7 +334,7 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     deterministic: false,
     maskFile: null,
   });
-  t.ok(asked.slice(1).every(({ implementation }) => implementation === "torch-cpu"));
+  t.ok(others.every(({ implementation }) => implementation === "torch-cpu"));
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
     environment,
