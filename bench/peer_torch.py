@@ -8,7 +8,8 @@ Reads one JSON request a line on standard input and answers each with one JSON l
   {"op": "prepare", "implementation", "pass", "dtype", "batch", "heads", "kvHeads", "headDim", "seqLen", "causal",
    "window": N or absent, "deterministic": bool, "mask", "boundaries": of documents or null,
    "maskFile": path of S*S bytes or null}   -> {}
-  {"op": "prepare", "implementation", "what", "pass", "dtype", "rows", "width", "headDim"}   -> {}
+  {"op": "prepare", "implementation", "what", "pass": "forward" | "backward" | "both", "dtype",
+   "rows", "width", "headDim", "vocabulary": N or absent}   -> {}
   {"op": "prepare", "implementation", "what": "layer", "pass": "forward" | "backward" | "both", "dtype", "batch",
    "seqLen", "hidden", "heads", "kvHeads", "headDim", "feedForward", "bias": bool, "causal",
    "recompute": "none" | "full"}   -> {}
@@ -60,6 +61,18 @@ def angles(rows, half):
     return torch.outer(torch.arange(rows), 10000 ** (-torch.arange(half) / half)).view(1, rows, 1, half)
 
 
+def linear_cross_entropy(x, head, tokens):
+    return F.cross_entropy(F.linear(x, head), tokens)
+
+
+def of_rows(size, options):
+    return torch.randn(size["rows"], size["width"], **options)
+
+
+def below(most, size, options):
+    return torch.randint(most, (size["rows"],), device=options["device"])
+
+
 # An operation's inputs, of [rows, width] where INPUTS says nothing else, and what it computes of them.
 OPERATIONS = {
     "copy": (["x"], lambda x: x.clone()),
@@ -77,15 +90,18 @@ OPERATIONS = {
     "globalNorm": (["x"], lambda x: torch.linalg.vector_norm(x, dtype=torch.float32)),
     "matmul": (["x", "matrix"], lambda x, matrix: x @ matrix),
     "linear": (["x", "matrix"], lambda x, matrix: F.linear(x, matrix)),
+    "linearCrossEntropy": (["x", "head", "tokens"], linear_cross_entropy),
 }
 INPUTS = {
-    "weight": lambda rows, width, dim, options: torch.randn(width, **options),
-    "bias": lambda rows, width, dim, options: torch.randn(width, **options),
-    "matrix": lambda rows, width, dim, options: torch.randn(width, width, **options),
-    "targets": lambda rows, width, dim, options: torch.randint(width, (rows,), device=options["device"]),
-    "heads": lambda rows, width, dim, options: torch.randn(1, rows, width // dim, dim, **options),
-    "cosine": lambda rows, width, dim, options: angles(rows, dim // 2).cos().to(options["device"]),
-    "sine": lambda rows, width, dim, options: angles(rows, dim // 2).sin().to(options["device"]),
+    "weight": lambda size, options: torch.randn(size["width"], **options),
+    "bias": lambda size, options: torch.randn(size["width"], **options),
+    "matrix": lambda size, options: torch.randn(size["width"], size["width"], **options),
+    "head": lambda size, options: torch.randn(size["vocabulary"], size["width"], **options),
+    "targets": lambda size, options: below(size["width"], size, options),
+    "tokens": lambda size, options: below(size["vocabulary"], size, options),
+    "heads": lambda size, options: of_rows(size, options).view(1, size["rows"], -1, size["headDim"]),
+    "cosine": lambda size, options: angles(size["rows"], size["headDim"] // 2).cos().to(options["device"]),
+    "sine": lambda size, options: angles(size["rows"], size["headDim"] // 2).sin().to(options["device"]),
 }
 
 
@@ -183,8 +199,9 @@ class Prepared:
         self.is_cuda = device.type == "cuda"
         self.is_backward = request["pass"] == "backward"
         before = torch.cuda.memory_allocated(device) if self.is_cuda else 0
-        # Forward and backward in one run.
+        # Forward and backward in one run; a loss needs no gradient of its own.
         self.is_whole = request["pass"] == "both"
+        self.dout = None
         what = request.get("what")
         if what == "layer":
             self.prepare_layer(request)
@@ -192,8 +209,6 @@ class Prepared:
             self.prepare_operation(request)
         else:
             self.prepare_attention(request)
-        if self.is_whole:
-            self.dout = torch.randn_like(self.inputs[0])
         if self.is_backward:
             self.out = self.call()
             # Of its layout in memory too, as the operation behind it would give it.
@@ -207,15 +222,11 @@ class Prepared:
     def prepare_operation(self, request):
         names, function = OPERATIONS[request["what"]]
         dtype = getattr(torch, request["dtype"])
-        rows, width, dim = request["rows"], request["width"], request["headDim"]
         options = {"dtype": dtype, "device": self.device}
-
-        def of_rows(rows, width, dim, options):
-            return torch.randn(rows, width, **options)
-
-        self.inputs = [INPUTS.get(name, of_rows)(rows, width, dim, options) for name in names]
+        self.inputs = [INPUTS.get(name, of_rows)(request, options) for name in names]
         for name, x in zip(names, self.inputs):
-            x.requires_grad_(self.is_backward and x.is_floating_point() and name not in ("cosine", "sine"))
+            is_wanted = x.is_floating_point() and name not in ("cosine", "sine")
+            x.requires_grad_(is_wanted and request["pass"] != "forward")
         if request["what"] == "adamW":
             if request["implementation"] == "torch-compiled":
                 raise Unsupported("the fused optimiser is one kernel already")
@@ -232,6 +243,8 @@ class Prepared:
         self.inputs = [x, *layer.parameters()]
         for tensor in self.inputs:
             tensor.requires_grad_(request["pass"] != "forward")
+        if self.is_whole:
+            self.dout = torch.randn_like(x)
         if request["recompute"] == "full":
             self.call = lambda: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
         else:

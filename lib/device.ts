@@ -130,6 +130,7 @@ export class Device implements Disposable {
    *
    * @example
    * const { device } = Tensor.zeros([256, 256]);
+   * await device.synchronize();
    * device.resetPeak();
    * device.memory().peakBytes === device.memory().liveBytes; // true
    */

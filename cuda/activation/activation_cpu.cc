@@ -26,14 +26,6 @@ template <class T>
 LONGSEQ_INLINE T* row_of(const RowsOf& rows, int64_t row) {
   return reinterpret_cast<T*>(rows.first) + row * rows.stride;
 }
-template <class T>
-LONGSEQ_INLINE Vec read(const T* row, int64_t at, int64_t end) {
-  return at + kLanes <= end ? load(row + at) : load_part(row + at, end - at);
-}
-template <class T>
-LONGSEQ_INLINE void write(T* row, int64_t at, int64_t end, Vec v) {
-  at + kLanes <= end ? store(row + at, v) : store_part(row + at, v, end - at);
-}
 
 template <class Gelu, class T>
 void gelu_forward(const GeluForwardTask& task) {

@@ -256,8 +256,10 @@ void run(const BackwardTask& task) {
 void run(const DeltaTask& task) {
   float out[kLargestHeadDim + kLanes] = {}, dout[kLargestHeadDim + kLanes] = {};
   for (int64_t i = task.first; i < task.last; i++) {
-    visit_rows(task.out, [&]<class T>(const T*) { widen(row_of<T>(task.out, i), task.head_dim, out); });
-    visit_rows(task.dout, [&]<class T>(const T*) { widen(row_of<T>(task.dout, i), task.head_dim, dout); });
+    visit_pointer(task.out.dtype,
+                  [&]<class T>(const T*) { widen(row_of<T>(task.out, i), task.head_dim, out); });
+    visit_pointer(task.dout.dtype,
+                  [&]<class T>(const T*) { widen(row_of<T>(task.dout, i), task.head_dim, dout); });
     Vec sum = zero();
     for (int d = 0; d < task.head_dim; d += kLanes) sum = fma(load(out + d), load(dout + d), sum);
     task.delta[i] = sum_of(sum) - (task.dlog_sum_exp ? task.dlog_sum_exp[i] : 0);

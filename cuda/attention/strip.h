@@ -17,19 +17,6 @@ LONGSEQ_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 /** Columns of a head's values in registers: D to whole vectors. */
 LONGSEQ_INLINE int padded_columns(int head_dim) { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 
-/** Calls f with a null pointer of the rows' element type. */
-template <class F>
-LONGSEQ_INLINE void visit_rows(const HeadRows& rows, F&& f) {
-  switch (rows.dtype) {
-    case DType::BFloat16:
-      return f(static_cast<const BFloat16*>(nullptr));
-    case DType::Float16:
-      return f(static_cast<const Float16*>(nullptr));
-    default:
-      return f(static_cast<const float*>(nullptr));
-  }
-}
-
 template <class T>
 LONGSEQ_INLINE T* row_of(const HeadRows& rows, int64_t row) {
   return reinterpret_cast<T*>(rows.data) + row * rows.stride;
@@ -45,7 +32,7 @@ LONGSEQ_INLINE void widen(const T* x, int count, float* out) {
 
 /** y[0, count) = factor * x, rounded to the rows' dtype. */
 LONGSEQ_INLINE void write_row(const HeadRows& rows, int64_t row, const float* x, int count, float factor) {
-  visit_rows(rows, [&]<class T>(const T*) {
+  visit_pointer(rows.dtype, [&]<class T>(const T*) {
     T* const y = row_of<T>(rows, row);
     const Vec f = set(factor);
     int i = 0;
@@ -68,7 +55,7 @@ inline void read_rows(const HeadRows& rows, int64_t first, int64_t last, int64_t
     if constexpr (Product::kPair == 2) {
       memcpy(out, row_of<BFloat16>(rows, i), static_cast<size_t>(head_dim) * 2);
     } else {
-      visit_rows(rows, [&]<class T>(const T*) { widen(row_of<T>(rows, i), head_dim, out); });
+      visit_pointer(rows.dtype, [&]<class T>(const T*) { widen(row_of<T>(rows, i), head_dim, out); });
     }
   }
   memset(out, 0, static_cast<size_t>((padded - (last - first)) * depth) * 4);
@@ -145,7 +132,8 @@ inline void pack_rows(const HeadRows& rows, int64_t first, int64_t count, int64_
     for (int d = head_dim; d < columns; d++) values[d] = 0;
     for (int64_t i = 0; i < count; i++) {
       if (first + i < rows_end) {
-        visit_rows(rows, [&]<class T>(const T*) { widen(row_of<T>(rows, first + i), head_dim, values); });
+        visit_pointer(rows.dtype,
+                      [&]<class T>(const T*) { widen(row_of<T>(rows, first + i), head_dim, values); });
       } else {
         for (int d = 0; d < head_dim; d++) values[d] = 0;
       }

@@ -21,37 +21,31 @@ std::string version_text(int code) {
 
 Functions open() {
   if (!multicast) setenv("NCCL_NVLS_ENABLE", "0", 0);
-  const Library library = open_library({"libnccl.so.2"}, "LONGSEQ_NCCL");
-  check(library.handle != nullptr, Code::NoNccl,
-        "nccl: NCCL, through which GPUs of several processes exchange tensors, could not be opened. Install "
-        "libnccl2, or `pip install nvidia-nccl-cu13` and let LONGSEQ_NCCL name the folder of libnccl.so.2. "
-        "Tried: ",
-        library.tried);
+  const Library library(
+      {"libnccl.so.2"}, "LONGSEQ_NCCL", Code::NoNccl,
+      "nccl: NCCL, through which GPUs of several processes exchange tensors, could not be opened. Install "
+      "libnccl2, or `pip install nvidia-nccl-cu13` and let LONGSEQ_NCCL name the folder of libnccl.so.2.",
+      "nccl: NCCL of version 2.14 or later is needed; the one that was found");
   Functions functions;
-  const auto find = [&]<class Function>(Function& function, const char* name) {
-    function = reinterpret_cast<Function>(find_function(library, name));
-    check(function != nullptr, Code::NoNccl, "nccl: the NCCL that was found has no function ", name,
-          ": it needs version 2.14 or later");
-  };
-  find(functions.GetVersion, "ncclGetVersion");
+  library.find(functions.GetVersion, "ncclGetVersion");
   functions.path = path_of(reinterpret_cast<const void*>(functions.GetVersion));
   int version = 0;
   functions.GetVersion(&version);
   functions.version = version_text(version);
   check(version >= kOldest, Code::NoNccl, "nccl: ", functions.path, " has version ", functions.version,
         ", expected 2.14 or later");
-  find(functions.GetUniqueId, "ncclGetUniqueId");
-  find(functions.GetErrorString, "ncclGetErrorString");
-  find(functions.GetLastError, "ncclGetLastError");
-  find(functions.CommInitRankConfig, "ncclCommInitRankConfig");
-  find(functions.CommGetAsyncError, "ncclCommGetAsyncError");
-  find(functions.CommDestroy, "ncclCommDestroy");
-  find(functions.CommAbort, "ncclCommAbort");
-  find(functions.GroupStart, "ncclGroupStart");
-  find(functions.GroupEnd, "ncclGroupEnd");
-  find(functions.Send, "ncclSend");
-  find(functions.Recv, "ncclRecv");
-  find(functions.AllReduce, "ncclAllReduce");
+  library.find(functions.GetUniqueId, "ncclGetUniqueId");
+  library.find(functions.GetErrorString, "ncclGetErrorString");
+  library.find(functions.GetLastError, "ncclGetLastError");
+  library.find(functions.CommInitRankConfig, "ncclCommInitRankConfig");
+  library.find(functions.CommGetAsyncError, "ncclCommGetAsyncError");
+  library.find(functions.CommDestroy, "ncclCommDestroy");
+  library.find(functions.CommAbort, "ncclCommAbort");
+  library.find(functions.GroupStart, "ncclGroupStart");
+  library.find(functions.GroupEnd, "ncclGroupEnd");
+  library.find(functions.Send, "ncclSend");
+  library.find(functions.Recv, "ncclRecv");
+  library.find(functions.AllReduce, "ncclAllReduce");
   return functions;
 }
 

@@ -21,48 +21,46 @@ bool is_folder(const std::string& path) {
   return folder != nullptr;
 }
 
-std::vector<std::string> toolkit_folders() {
-  std::vector<std::string> folders;
-  for (const char* const variable : {"CUDA_HOME", "CUDA_PATH"}) {
-    if (const std::string root = value_of(variable); !root.empty()) folders.push_back(root + "/lib64/");
+/** Where one of the names may be, the likeliest first. */
+std::vector<std::string> paths_of(std::initializer_list<const char*> names, const char* variable) {
+  std::vector<std::string> folders = {""};  // none: the system's search
+  if (const std::string named = value_of(variable); !named.empty()) {
+    if (!is_folder(named)) return {named};
+    folders = {named + "/"};
+  } else {
+    for (const char* const toolkit : {"CUDA_HOME", "CUDA_PATH"}) {
+      if (const std::string root = value_of(toolkit); !root.empty()) folders.push_back(root + "/lib64/");
+    }
+    folders.push_back("/usr/local/cuda/lib64/");
   }
-  folders.push_back("/usr/local/cuda/lib64/");
-  return folders;
+  std::vector<std::string> paths;
+  for (const std::string& folder : folders) {
+    for (const char* const name : names) paths.push_back(folder + name);
+  }
+  return paths;
 }
 
 }  // namespace
 
-Library open_library(std::initializer_list<const char*> names, const char* variable) {
-  Library library;
-  const auto opens = [&](const std::string& path) {
-    library.handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library.handle) return true;
+Library::Library(std::initializer_list<const char*> names, const char* variable, Code code,
+                 const char* absent, const char* outdated)
+    : code_(code), outdated_(outdated) {
+  std::string tried;
+  for (const std::string& path : paths_of(names, variable)) {
+    handle_ = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (handle_) return;
     const char* const reason = dlerror();
-    if (!library.tried.empty()) library.tried += "; ";
-    library.tried += reason ? reason : path;
-    return false;
-  };
-  if (const std::string named = value_of(variable); !named.empty()) {
-    if (!is_folder(named)) {
-      opens(named);
-      return library;
-    }
-    for (const char* const name : names) {
-      if (opens(named + "/" + name)) return library;
-    }
-    return library;
+    if (!tried.empty()) tried += "; ";
+    tried += reason ? reason : path;
   }
-  std::vector<std::string> folders = toolkit_folders();
-  folders.insert(folders.begin(), "");  // none: the system's search
-  for (const std::string& folder : folders) {
-    for (const char* const name : names) {
-      if (opens(folder + name)) return library;
-    }
-  }
-  return library;
+  throw Error(code, text(absent, " Tried: ", tried));
 }
 
-void* find_function(const Library& library, const char* name) { return dlsym(library.handle, name); }
+void* Library::find(const char* name) const {
+  void* const function = dlsym(handle_, name);
+  check(function != nullptr, code_, outdated_, " has no function ", name);
+  return function;
+}
 
 std::string path_of(const void* function) {
   Dl_info found{};

@@ -7,32 +7,26 @@ namespace longseq::cublaslt {
 namespace {
 
 Functions open() {
-  const Library library = open_library({"libcublasLt.so.13", "libcublasLt.so.12"}, "LONGSEQ_CUBLAS");
-  check(library.handle != nullptr, Code::NoCuda,
-        "matmul: cuBLASLt, which multiplies matrices on a GPU, could not be opened. Install the CUDA "
-        "toolkit's cuBLAS "
-        "(version 12 or 13), or `pip install nvidia-cublas` and let LONGSEQ_CUBLAS name the folder of "
-        "libcublasLt.so. Tried: ",
-        library.tried);
+  const Library library(
+      {"libcublasLt.so.13", "libcublasLt.so.12"}, "LONGSEQ_CUBLAS", Code::NoCuda,
+      "matmul: cuBLASLt, which multiplies matrices on a GPU, could not be opened. Install the CUDA toolkit's "
+      "cuBLAS (version 12 or 13), or `pip install nvidia-cublas` and let LONGSEQ_CUBLAS name the folder of "
+      "libcublasLt.so.",
+      "matmul: cuBLASLt of version 12 or 13 is needed; the one that was found");
   Functions functions;
-  const auto find = [&]<class Function>(Function& function, const char* name) {
-    function = reinterpret_cast<Function>(find_function(library, name));
-    check(function != nullptr, Code::NoCuda, "matmul: the cuBLASLt that was found has no function ", name,
-          ": it needs version 12 or 13");
-  };
-  find(functions.Create, "cublasLtCreate");
-  find(functions.GetStatusString, "cublasLtGetStatusString");
-  find(functions.MatmulDescCreate, "cublasLtMatmulDescCreate");
-  find(functions.MatmulDescDestroy, "cublasLtMatmulDescDestroy");
-  find(functions.MatmulDescSetAttribute, "cublasLtMatmulDescSetAttribute");
-  find(functions.MatrixLayoutCreate, "cublasLtMatrixLayoutCreate");
-  find(functions.MatrixLayoutDestroy, "cublasLtMatrixLayoutDestroy");
-  find(functions.MatrixLayoutSetAttribute, "cublasLtMatrixLayoutSetAttribute");
-  find(functions.MatmulPreferenceCreate, "cublasLtMatmulPreferenceCreate");
-  find(functions.MatmulPreferenceDestroy, "cublasLtMatmulPreferenceDestroy");
-  find(functions.MatmulPreferenceSetAttribute, "cublasLtMatmulPreferenceSetAttribute");
-  find(functions.MatmulAlgoGetHeuristic, "cublasLtMatmulAlgoGetHeuristic");
-  find(functions.Matmul, "cublasLtMatmul");
+  library.find(functions.Create, "cublasLtCreate");
+  library.find(functions.GetStatusString, "cublasLtGetStatusString");
+  library.find(functions.MatmulDescCreate, "cublasLtMatmulDescCreate");
+  library.find(functions.MatmulDescDestroy, "cublasLtMatmulDescDestroy");
+  library.find(functions.MatmulDescSetAttribute, "cublasLtMatmulDescSetAttribute");
+  library.find(functions.MatrixLayoutCreate, "cublasLtMatrixLayoutCreate");
+  library.find(functions.MatrixLayoutDestroy, "cublasLtMatrixLayoutDestroy");
+  library.find(functions.MatrixLayoutSetAttribute, "cublasLtMatrixLayoutSetAttribute");
+  library.find(functions.MatmulPreferenceCreate, "cublasLtMatmulPreferenceCreate");
+  library.find(functions.MatmulPreferenceDestroy, "cublasLtMatmulPreferenceDestroy");
+  library.find(functions.MatmulPreferenceSetAttribute, "cublasLtMatmulPreferenceSetAttribute");
+  library.find(functions.MatmulAlgoGetHeuristic, "cublasLtMatmulAlgoGetHeuristic");
+  library.find(functions.Matmul, "cublasLtMatmul");
   return functions;
 }
 

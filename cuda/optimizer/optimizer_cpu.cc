@@ -5,15 +5,6 @@
 namespace longseq::LONGSEQ_ISA {
 namespace {
 
-template <class T>
-LONGSEQ_INLINE Vec read(const T* row, int64_t at, int64_t end) {
-  return at + kLanes <= end ? load(row + at) : load_part(row + at, end - at);
-}
-template <class T>
-LONGSEQ_INLINE void write(T* row, int64_t at, int64_t end, Vec v) {
-  at + kLanes <= end ? store(row + at, v) : store_part(row + at, v, end - at);
-}
-
 template <class Gradient, class Copy>
 void update(const AdamWTask& task) {
   const AdamW& step = *task.step;

@@ -57,15 +57,6 @@ void spread(Turns& turns, int64_t pairs) {
 }
 
 template <class T>
-LONGSEQ_INLINE Vec read(const T* row, int64_t at, int64_t end) {
-  return at + kLanes <= end ? load(row + at) : load_part(row + at, end - at);
-}
-template <class T>
-LONGSEQ_INLINE void write(T* row, int64_t at, int64_t end, Vec v) {
-  at + kLanes <= end ? store(row + at, v) : store_part(row + at, v, end - at);
-}
-
-template <class T>
 void rotate_neighbours(const T* x, T* y, int64_t count, const Turns& turns) {
   for (int64_t i = 0; i < count; i += kLanes) {
     const Vec v = read(x, i, count);

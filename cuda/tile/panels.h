@@ -9,19 +9,6 @@
 
 namespace longseq::LONGSEQ_ISA {
 
-/** Calls f with a null pointer of the dtype's type. */
-template <class F>
-LONGSEQ_INLINE void visit_pointer(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::BFloat16:
-      return f(static_cast<const BFloat16*>(nullptr));
-    case DType::Float16:
-      return f(static_cast<const Float16*>(nullptr));
-    default:
-      return f(static_cast<const float*>(nullptr));
-  }
-}
-
 LONGSEQ_INLINE void transpose(Vec (&rows)[kLanes]) {
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {

@@ -289,4 +289,27 @@ LONGSEQ_INLINE void store_part(T* p, Vec v, int64_t count) {
   __builtin_memcpy(p, whole, static_cast<size_t>(count) * sizeof(T));
 }
 
+/** The vector at `at` of a row that ends at `end`, 0 behind that. */
+template <class T>
+LONGSEQ_INLINE Vec read(const T* row, int64_t at, int64_t end) {
+  return at + kLanes <= end ? load(row + at) : load_part(row + at, end - at);
+}
+template <class T>
+LONGSEQ_INLINE void write(T* row, int64_t at, int64_t end, Vec v) {
+  at + kLanes <= end ? store(row + at, v) : store_part(row + at, v, end - at);
+}
+
+/** Calls f with a null pointer of the dtype's type. */
+template <class F>
+LONGSEQ_INLINE void visit_pointer(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::BFloat16:
+      return f(static_cast<const BFloat16*>(nullptr));
+    case DType::Float16:
+      return f(static_cast<const Float16*>(nullptr));
+    default:
+      return f(static_cast<const float*>(nullptr));
+  }
+}
+
 }  // namespace longseq::LONGSEQ_ISA

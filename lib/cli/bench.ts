@@ -25,7 +25,9 @@ is the share of what the processor reaches when it only multiplies and adds (mea
 memory is the most that tensors and scratch held during a run, inputs included. A GPU is timed by its
 own clock, and finds each run's inputs out of its cache. Other operations than attention have rows of
 heads * head size, one for each token of each sequence; for those that memory bounds the rate is bytes
-read and written, "of copy" its share of what a copy of 256 MiB reaches.
+read and written, "of copy" its share of what a copy of 256 MiB reaches. Operations count two for each
+multiply-add of a product: linearCrossEntropy has one forward, and three in the row "both", which is
+its forward and backward pass in one run, since it makes its gradients on the way forward.
 
 --what layer is one transformer layer, --what gpt a model with its embedding and its loss, forward and
 backward without the optimizer's step, over one rank, several of this process, or under longseq launch

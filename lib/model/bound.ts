@@ -7,6 +7,9 @@ import type { Tensor } from "../tensor.ts";
 import type { LayerConfiguration } from "./configuration.ts";
 import type { Tensors } from "./shares.ts";
 
+type NormParameters = [weight: Tensor, ...bias: Tensor[]];
+type Norm = (x: Tensor, ...parameters: NormParameters) => Tensor;
+
 export class BoundParameters {
   readonly #configuration: Pick<LayerConfiguration, "norm" | "eps">;
   readonly #parameters: Tensors;
@@ -45,39 +48,38 @@ export class BoundParameters {
   }
 
   norm(name: string, x: Tensor): Tensor {
-    const { norm, eps } = this.#configuration;
-    const { weight, bias } = this.#ofNorm(name, x);
-    return norm === "layernorm" ? layerNorm(x, weight, bias, { eps }) : rmsNorm(x, weight, { eps });
+    return this.#norm(x, ...this.#summed(name, x));
   }
 
   /** The norm of x + residual, and that sum. */
   addNorm(name: string, x: Tensor, residual: Tensor): AddNormResult {
     const { norm, eps } = this.#configuration;
-    const { weight, bias } = this.#ofNorm(name, x);
+    const [weight, bias = null] = this.#summed(name, x);
     return norm === "layernorm"
       ? addLayerNorm(x, residual, weight, bias, { eps })
       : addRmsNorm(x, residual, weight, { eps });
   }
 
   /** `norm` as a function of x and its parameters, and these. */
-  normOf(
-    name: string,
-    x: Tensor,
-  ): [norm: (x: Tensor, ...parameters: Tensor[]) => Tensor, x: Tensor, ...Tensor[]] {
-    const { norm, eps } = this.#configuration;
-    const of = (x: Tensor, weight?: Tensor, bias?: Tensor) =>
-      norm === "layernorm"
-        ? layerNorm(x, weight as Tensor, bias ?? null, { eps })
-        : rmsNorm(x, weight as Tensor, { eps });
-    return [of, x, ...["weight", "bias"].flatMap((key) => this.#parameters[`${name}.${key}`] ?? [])];
+  normOf(name: string, x: Tensor): [norm: Norm, ...Parameters<Norm>] {
+    return [this.#norm, x, ...this.#ofNorm(name, (key) => this.#parameters[key])];
   }
 
-  #ofNorm(name: string, x: Tensor): { weight: Tensor; bias: Tensor | null } {
-    const parameter = (key: string) => {
+  readonly #norm: Norm = (x, weight, bias: Tensor | null = null) => {
+    const { norm, eps } = this.#configuration;
+    return norm === "layernorm" ? layerNorm(x, weight, bias, { eps }) : rmsNorm(x, weight, { eps });
+  };
+
+  #summed(name: string, x: Tensor): NormParameters {
+    return this.#ofNorm(name, (key) => {
       const [tensor, sum] = [this.#parameters[key], this.#gradients[key]];
       return tensor && sum ? summedInto("norm", key, sum, tensor, x) : tensor;
-    };
-    return { weight: parameter(`${name}.weight`) as Tensor, bias: parameter(`${name}.bias`) ?? null };
+    });
+  }
+
+  #ofNorm(name: string, parameter: (key: string) => Tensor | undefined): NormParameters {
+    const bias = parameter(`${name}.bias`);
+    return [parameter(`${name}.weight`) as Tensor, ...(bias ? [bias] : [])];
   }
 }
 

@@ -56,11 +56,7 @@ function enter(
 ): Tensor {
   checkProduct("enter", x, weight, counts[communicator.rank] ?? 0);
   const y = Scope.run(() => {
-    const [batch = 1] = x.shape;
-    const out = Tensor.empty([batch, sum(counts), weight.shape[0] ?? 0], {
-      dtype: options.outDtype ?? x.dtype,
-      device: x.device,
-    });
+    const out = emptyProduct(x, sum(counts), weight, options);
     const places = splitRows(out, counts, 1);
     gathering(communicator, x, counts, ({ peer, rows }) => {
       linearInto(rows, weight, bias, places[peer] as Tensor);
@@ -98,11 +94,7 @@ function leave(
     const places = splitRows(untracked(x), counts, 1);
     return scattering(communicator, counts, (peer) => {
       const rows = places[peer] as Tensor;
-      const [batch = 1, count = 0] = rows.shape;
-      const part = Tensor.empty([batch, count, weight.shape[0] ?? 0], {
-        dtype: options.outDtype ?? x.dtype,
-        device: x.device,
-      });
+      const part = emptyProduct(x, counts[peer] ?? 0, weight, options);
       // Each row's bias is added once: by the rank that has the row.
       linearInto(rows, weight, peer === rank ? bias : undefined, part);
       return part;
@@ -139,6 +131,12 @@ function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number): vo
   if (x.dtype !== weight.dtype) {
     throw failure("ERR_DTYPE", `megatron.${move}: weight is ${weight.dtype}, expected ${x.dtype} (x's)`);
   }
+}
+
+/** For x weight^T of so many rows of each sequence: [B, rows, O]. */
+function emptyProduct(x: Tensor, rows: number, weight: Tensor, { outDtype }: LinearOptions): Tensor {
+  const { shape, dtype, device } = x;
+  return Tensor.empty([shape[0] ?? 1, rows, weight.shape[0] ?? 0], { dtype: outDtype ?? dtype, device });
 }
 
 function savedSums(options: LinearOptions, save: (tensor: Tensor) => Tensor): LinearOptions {

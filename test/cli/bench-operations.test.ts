@@ -8,7 +8,7 @@ for (const [name, operation] of Object.entries<Operation>(operations)) {
   t.test(name, async (t) => {
     for (const dtype of ["float32", "bfloat16", "float16"] as const) {
       using device = new Device();
-      const shape = { rows: 12, width: 48, headDim: 16, dtype, device };
+      const shape = { rows: 12, width: 48, headDim: 16, vocabulary: 40, dtype, device };
       const prepared = operation.prepare(shape);
       for (const pass of operation.passes) {
         const results = prepared[pass]?.() ?? [];

@@ -1,4 +1,4 @@
-import { chmod, readFile, writeFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
 import { parseArguments } from "../../lib/cli/arguments.ts";
@@ -18,6 +18,7 @@ import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { alone } from "../../lib/cli/world.ts";
 import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
 import { implementationsOf, kind } from "../support/devices.ts";
+import { standInPeer } from "../support/peer.ts";
 
 /** Of what the bench computes in where nobody says. */
 const [own] = implementationsOf(kind === "cuda" ? "bfloat16" : "float32");
@@ -152,6 +153,29 @@ t.test("operations by rows: bytes over time, and the share of a copy's", async (
   }
 });
 
+t.test("a projection with its loss: a product forward, three with its gradients", async (t) => {
+  const args = ["--what", "linearCrossEntropy", "--width", "32", "--seq-len", "24", "--dtype", "float32"];
+  const lines = async (...more: string[]) => {
+    const { code, stdout, stderr } = await longseq(["bench", ...tiny, ...args, ...more, "--json", "-"]);
+    t.equal(code, 0, stderr);
+    return jsonLines<OperationMeasurement>(stdout);
+  };
+  const both = await lines("--vocabulary", "40");
+  t.same(
+    both.map(({ pass, rows, width, vocabulary, tflops = 0, ms = 0 }) => [
+      ...[pass, rows, width, vocabulary],
+      Math.round(tflops * ms * 1e9),
+    ]),
+    [
+      ["forward", 24, 32, 40, 2 * 24 * 32 * 40],
+      ["both", 24, 32, 40, 3 * 2 * 24 * 32 * 40],
+    ],
+  );
+  const [alone, ...others] = await lines("--pass", "forward");
+  t.match(alone, { pass: "forward", vocabulary: 4096 });
+  t.equal(others.length, 0);
+});
+
 t.test("runs that are timed together, and contenders that cannot", async (t) => {
   const calls: number[] = [];
   const contender = (implementation: string, more: Partial<Contender>): Contender => ({
@@ -240,6 +264,7 @@ t.test("what is asked wrongly is refused", async (t) => {
     [["--what", "copy", "--ranks", "4"], /--ranks goes with attention, a layer or gpt, not with copy/],
     [["--sequence-parallel", "rings"], /--sequence-parallel is "rings".*did you mean ring\?/],
     [["--preset", "GPT25B"], /--preset goes with --what layer or gpt, not with attention/],
+    [["--what", "linear", "--vocabulary", "8"], /--vocabulary goes with --what gpt or linearCrossEntropy/],
     [["--what", "add", "--report", "x.svg"], /--report is attention's, a layer's or a model's/],
     [["--device", "tpu"], /--device is "tpu"/],
     [["--implementation", "refrence"], /did you mean reference\?/],
@@ -287,29 +312,7 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
 });
 
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
-  // Stands for Python with PyTorch: speaks peer_torch.py's protocol, and writes down what it was asked.
-  const log = join(folder, "asked.jsonl");
-  const python = join(folder, "python.cjs");
-  await writeFile(
-    python,
-    `#!${process.execPath}
-const { appendFileSync } = require("node:fs");
-let size = 0;
-require("node:readline").createInterface(process.stdin).on("line", (line) => {
-  const request = JSON.parse(line);
-  appendFileSync(${JSON.stringify(log)}, line + "\\n");
-  size = request.seqLen ?? size;
-  const answers = {
-    runMany: { ms: [1, 1] },
-    hello: { torch: "9.9", implementations: ["torch-cpu"] },
-    run: size > 100 ? { error: "too much", oom: true } : { ms: 1 },
-    peak: { bytes: 4096 },
-  };
-  console.log(JSON.stringify(answers[request.op] ?? {}));
-});
-`,
-  );
-  await chmod(python, 0o755);
+  const { python, asked } = await standInPeer(folder);
   const environment = { LONGSEQ_PYTHON: python, LONGSEQ_THREADS: "1" };
   const lines = await measured(["--seq-len", "64,128", "--pass", "forward", "--peer", "torch"], environment);
   t.same(
@@ -322,9 +325,9 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     ],
   );
   t.match(lines[1], { ms: 1, peakBytes: 4096, tflops: (4 * 2 * 64 ** 2 * 16 * 0.5) / 1e9 });
-  const asked = jsonLines(await readFile(log, "utf8"));
-  t.match(asked[0], { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
-  t.match(asked[1], {
+  const [hello, ...others] = await asked();
+  t.match(hello, { op: "hello", device: kind, threads: 1, what: "attention", masked: false });
+  t.match(others[0], {
     op: "prepare",
     seqLen: 64,
     pass: "forward",
@@ -332,7 +335,7 @@ require("node:readline").createInterface(process.stdin).on("line", (line) => {
     deterministic: false,
     maskFile: null,
   });
-  t.ok(asked.slice(1).every(({ implementation }) => implementation === "torch-cpu"));
+  t.ok(others.every(({ implementation }) => implementation === "torch-cpu"));
   const { stdout } = await longseq(
     ["bench", ...tiny, "--seq-len", "64", "--mask", "documents", "--peer", "torch"],
     environment,

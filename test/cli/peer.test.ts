@@ -85,15 +85,18 @@ for (const { args, peers } of [
   });
 }
 
-t.test("PyTorch's layer beside ours, each pass", { skip }, async (t) => {
-  const shape = ["--what", "layer", "--hidden", "32", "--heads", "4", "--kv-heads", "2", "--seq-len", "64"];
+t.test("PyTorch's layer, and projection with its loss, beside ours, each pass", { skip }, async (t) => {
+  const layer = ["--what", "layer", "--hidden", "32", "--heads", "4", "--kv-heads", "2"];
+  const projection = ["--what", "linearCrossEntropy", "--width", "32", "--vocabulary", "40"];
   for (const args of [
-    ["--pass", "forward"],
-    ["--pass", "backward"],
-    ["--recompute", "full"],
+    [...layer, "--pass", "forward"],
+    [...layer, "--pass", "backward"],
+    [...layer, "--recompute", "full"],
+    [...projection, "--pass", "forward"],
+    [...projection, "--pass", "backward"],
   ]) {
     const { code, stdout, stderr } = await longseq([
-      ...["bench", ...shape, ...args, "--seconds", "0", "--dtype", "bfloat16"],
+      ...["bench", ...args, "--seq-len", "64", "--seconds", "0", "--dtype", "bfloat16"],
       ...["--peer", "torch", "--json", "-"],
     ]);
     t.equal(code, 0, stderr);

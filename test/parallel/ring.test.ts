@@ -2,8 +2,7 @@
 import { type AttentionOptions, ring, Tape, Tensor, zigzag } from "longseq";
 import t from "tap";
 import { callsOf } from "../support/calls.ts";
-import { kind } from "../support/devices.ts";
-import { localRanks } from "../support/ranks.ts";
+import { isTakenEarly, localRanks, rankPeaks } from "../support/ranks.ts";
 
 const strategies = { ring, zigzag };
 const watched = [
@@ -79,38 +78,21 @@ t.test("a step is one exchange, one call that merges; on the way back three sums
   t.end();
 });
 
-// The queue takes the memory. On a GPU it is taken at the call, and one thread calls all of a rank's steps before the next
-// rank's first, which its queue waits for.
-const isTakenEarly = kind === "cuda" && "one thread calls all ranks, and memory is taken at the call";
-
 t.test(
   "keys that have gone on are let go: more ranks take no more memory each",
   { skip: isTakenEarly },
   async (t) => {
+    const rows = 64;
     for (const make of Object.values(strategies)) {
-      const peaks = [];
-      const rows = 64;
-      for (const size of [5, 10]) {
-        const ranks = localRanks(size);
-        const inputs = ranks.map(({ device }) => Tensor.normal([2, rows, 4, 32], { device }));
-        const settled = () => Promise.all(ranks.map(({ device }) => device.synchronize()));
-        await settled();
-        const before = ranks.map(({ device }) => {
-          device.resetPeak();
-          return device.memory().liveBytes;
-        });
-        for (const [rank, communicator] of ranks.entries()) {
+      const peak = async (size: number) => {
+        const peaks = await rankPeaks(size, (communicator) => {
           const { attend } = make(communicator, rows * size);
-          const x = inputs[rank] as Tensor;
-          attend(x, x, x).dispose();
-        }
-        await settled();
-        peaks.push(
-          Math.max(...ranks.map(({ device }, rank) => device.memory().peakBytes - (before[rank] ?? 0))),
-        );
-        for (const communicator of ranks) communicator.dispose();
-      }
-      const [few = 0, many = 0] = peaks;
+          const x = Tensor.normal([2, rows, 4, 32], { device: communicator.device });
+          return () => attend(x, x, x).dispose();
+        });
+        return Math.max(...peaks);
+      };
+      const [few, many] = [await peak(5), await peak(10)];
       const keys = 2 * (2 * rows * 4 * 32 * 4);
       t.ok(many < few + 3 * keys, `${many} bytes at 10 ranks, ${few} at 5`);
     }

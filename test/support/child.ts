@@ -58,11 +58,14 @@ export function run(
   file: string,
   { environment = {}, flags = [], args = [] }: ChildOptions = {},
 ): Promise<Ended> {
-  const child = spawn(process.execPath, [...flags, compiled(file), ...args], {
-    // Without tap's own loaders, which a child would inherit by NODE_OPTIONS.
-    env: { ...process.env, NODE_OPTIONS: "", ...environment },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
+  return node([...flags, compiled(file), ...args], environment);
+}
+
+/** Node with these arguments, to its end. */
+export function node(args: readonly string[], environment: NodeJS.ProcessEnv): Promise<Ended> {
+  // Without tap's own loaders, which a child would inherit by NODE_OPTIONS.
+  const env = { ...process.env, NODE_OPTIONS: "", ...environment };
+  const child = spawn(process.execPath, args, { env, stdio: ["ignore", "pipe", "pipe"] });
   let stdout = "";
   let stderr = "";
   child.stdout.on("data", (chunk: Buffer) => {

@@ -1,5 +1,6 @@
 // Several ranks in this thread.
 import { Communicator, Device } from "longseq";
+import { kind } from "./devices.ts";
 
 /** So many communicators, on devices of their own of the default kind. */
 export function localRanks(size: number, options: { timeoutMs?: number } = {}): Communicator[] {
@@ -7,4 +8,27 @@ export function localRanks(size: number, options: { timeoutMs?: number } = {}): 
     Array.from({ length: size }, () => new Device()),
     options,
   );
+}
+
+/** A reason to skip what `rankPeaks` measures: a queue waits for ranks whose first step is called after its last. */
+export const isTakenEarly = kind === "cuda" && "one thread calls all ranks, and memory is taken at the call";
+
+/** The most bytes that each rank's program held at once, beyond the inputs that are made with it. */
+export async function rankPeaks(
+  size: number,
+  prepare: (communicator: Communicator) => () => void,
+): Promise<number[]> {
+  const ranks = localRanks(size);
+  const programs = ranks.map(prepare);
+  const settled = () => Promise.all(ranks.map(({ device }) => device.synchronize()));
+  await settled();
+  const before = ranks.map(({ device }) => {
+    device.resetPeak();
+    return device.memory().liveBytes;
+  });
+  for (const program of programs) program();
+  await settled();
+  const peaks = ranks.map(({ device }, rank) => device.memory().peakBytes - (before[rank] ?? 0));
+  for (const communicator of ranks) communicator.dispose();
+  return peaks;
 }

@@ -6,7 +6,7 @@ import { type Arguments, suggestion, UsageError } from "../arguments.ts";
 import { type Parallel, parallelOf, rankDevice } from "../ranks.ts";
 import type { ModelPass, ModelShape } from "./flops.ts";
 import type { ModelName } from "./options.ts";
-import { type CommonSettings, commonSettings, headDimOf } from "./settings.ts";
+import { type CommonSettings, commonSettings, headDimOf, vocabularyOf } from "./settings.ts";
 
 export interface ModelSettings extends CommonSettings {
   readonly what: ModelName;
@@ -92,7 +92,7 @@ function givenShape(given: Arguments, isGpu: boolean): GptOptions {
     headDim,
     ...(feedForward === undefined ? {} : { feedForward }),
     layers: given.integer("layers", 1) ?? 2,
-    vocabulary: given.integer("vocabulary", 1) ?? 4096,
+    vocabulary: vocabularyOf(given),
   };
 }
 

@@ -6,22 +6,24 @@ import { type Column, type JsonLines, Table, type TextStream } from "../output.t
 import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
 import { alone } from "../world.ts";
 import { type Contender, Own } from "./contender.ts";
+import type { ModelPass } from "./flops.ts";
 import { measure, type Timing } from "./measure.ts";
 import type { Operation, Prepared, Rows, Work } from "./operation.ts";
 import { type OperationName, operations } from "./operations.ts";
 import type { TorchPeer } from "./peer.ts";
-import type { Pass } from "./problem.ts";
 import type { Settings } from "./settings.ts";
 
 export interface OperationMeasurement {
   readonly what: OperationName;
-  readonly pass: Pass;
+  readonly pass: ModelPass;
   readonly implementation: string;
   readonly device: string;
   readonly deviceName: string;
   readonly dtype: DType;
   readonly rows: number;
   readonly width: number;
+  /** Where logits are made. */
+  readonly vocabulary?: number;
   /** The median, in milliseconds. */
   readonly ms?: number;
   readonly msMin?: number;
@@ -49,10 +51,10 @@ interface Bench {
 
 class OwnOperation extends Own {
   readonly #make: () => Prepared;
-  readonly #pass: Pass;
+  readonly #pass: ModelPass;
   #prepared: Prepared | undefined;
 
-  constructor(operation: Operation, shape: Rows, pass: Pass) {
+  constructor(operation: Operation, shape: Rows, pass: ModelPass) {
     super(shape.device, shape.device.kind);
     this.#make = () => operation.prepare(shape);
     this.#pass = pass;
@@ -79,27 +81,31 @@ export async function benchOperation(bench: Bench): Promise<number> {
   const { settings, device, dtype, peer, signal, stream, json } = bench;
   const what = settings.what as OperationName;
   const operation: Operation = operations[what];
-  const { headDim, width = settings.heads * headDim } = settings;
+  const { headDim, width = settings.heads * headDim, vocabulary } = settings;
   if (what === "rotaryEmbedding" && width % headDim !== 0) {
     throw new UsageError(`--width is ${width}, expected a multiple of --head-dim (${headDim})`);
   }
   const isBound = "bytes" in operation.work({ rows: 1, width, headDim, dtype, device }, "forward");
   const peak = isBound ? await copyRate(bench) : 1e12 * (await measurePeak(device, dtype));
   const unit = isBound ? "GB/s" : "TFLOP/s";
-  stream.write(`longseq ${what} on ${device.description}: ${dtype}, rows of ${width}; `);
+  stream.write(`longseq ${what} on ${device.description}: ${dtype}, rows of ${width}`);
+  stream.write(vocabulary === undefined ? "; " : `, a vocabulary of ${vocabulary}; `);
   stream.write(
     `${isBound ? "a copy" : "multiply-adds"} at ${formatFigure(peak / scaleOf(isBound))} ${unit}\n\n`,
   );
   const table = tableOf(stream, unit, isBound, peer?.implementations ?? []);
   table.head();
   for (const length of settings.seqLens ?? defaultLengths) {
-    const shape: Rows = { rows: settings.batch * length, width, headDim, dtype, device };
-    for (const pass of settings.passes.filter((one) => operation.passes.includes(one))) {
+    const shape: Rows = { rows: settings.batch * length, width, headDim, vocabulary, dtype, device };
+    const passes = operation.passes.filter((pass) =>
+      settings.passes.includes(pass === "both" ? "backward" : pass),
+    );
+    for (const pass of passes) {
       if (signal.aborted) return 130;
       const { rows } = shape;
       const contenders: Contender[] = [
         new OwnOperation(operation, shape, pass),
-        ...(peer?.operationContenders({ what, pass, dtype, rows, width, headDim }) ?? []),
+        ...(peer?.operationContenders({ what, pass, dtype, rows, width, headDim, vocabulary }) ?? []),
       ];
       const effort = { seconds: settings.seconds, mostRuns, now: alone.now };
       const timings = await measure(contenders, effort, signal, (round) => {
@@ -134,14 +140,15 @@ async function copyRate({ device, signal, settings }: Bench): Promise<number> {
 
 function measurementOf(
   what: OperationName,
-  { rows, width, dtype, device }: Rows,
-  pass: Pass,
+  { rows, width, vocabulary, dtype, device }: Rows,
+  pass: ModelPass,
   work: Work,
   peak: number,
   { implementation, figures, peakBytes }: Timing,
 ): OperationMeasurement {
   const { name, description: deviceName } = device;
-  const measurement = { what, pass, implementation, device: name, deviceName, dtype, rows, width };
+  const shape = { rows, width, ...(vocabulary === undefined ? {} : { vocabulary }) };
+  const measurement = { what, pass, implementation, device: name, deviceName, dtype, ...shape };
   if (!figures) return { ...measurement, oom: true };
   const rate = ("bytes" in work ? work.bytes : work.operations) / (figures.ms / 1000);
   return {

@@ -1,5 +1,6 @@
 // What a row of operations.ts is made of: the shape it runs on, the work that bounds it, its inputs.
 import { type Device, type DType, Tensor } from "../../index.ts";
+import type { ModelPass } from "./flops.ts";
 import type { Pass } from "./problem.ts";
 
 export interface Rows {
@@ -7,6 +8,8 @@ export interface Rows {
   readonly width: number;
   /** Of those that see a row as heads. */
   readonly headDim: number;
+  /** Of those that make logits of a row. */
+  readonly vocabulary?: number | undefined;
   readonly dtype: DType;
   readonly device: Device;
 }
@@ -19,11 +22,12 @@ export interface Prepared {
   readonly inputs: readonly Disposable[];
   readonly forward: () => readonly Tensor[];
   readonly backward?: () => readonly Tensor[];
+  readonly both?: () => readonly Tensor[];
 }
 
 export interface Operation {
-  readonly passes: readonly Pass[];
-  work(shape: Rows, pass: Pass): Work;
+  readonly passes: readonly ModelPass[];
+  work(shape: Rows, pass: ModelPass): Work;
   prepare(shape: Rows): Prepared;
 }
 
@@ -48,6 +52,8 @@ export const ofColumns = ({ rows, width, device }: Rows) =>
     [rows],
     { device },
   );
+/** The gradient of a mean of the rows' losses. */
+export const ofLoss = ({ device }: Rows) => Tensor.from([1], [], { device });
 export const square = ({ width, dtype, device }: Rows) =>
   Tensor.normal([width, width], { dtype, device, seed: 2 });
 /** What a cast goes to: the other width. */
@@ -57,10 +63,12 @@ export const both: readonly Pass[] = ["forward", "backward"];
 /** Bound by memory: so many tensors [rows, width] are read and written forward, and backward. */
 export const moves =
   (forward: number, backward = 0) =>
-  (shape: Rows, pass: Pass): Work => ({ bytes: bytesOf(shape, pass === "forward" ? forward : backward) });
+  (shape: Rows, pass: ModelPass): Work => ({
+    bytes: bytesOf(shape, pass === "forward" ? forward : backward),
+  });
 /** Bound by arithmetic: so many products of [rows, width] by [width, width]. */
 export const multiplies =
   (forward: number, backward = 0) =>
-  ({ rows, width }: Rows, pass: Pass): Work => ({
+  ({ rows, width }: Rows, pass: ModelPass): Work => ({
     operations: 2 * rows * width * width * (pass === "forward" ? forward : backward),
   });

@@ -14,6 +14,7 @@ import {
   layerNormForward,
   linear,
   linearBackward,
+  linearCrossEntropy,
   matmul,
   rmsNormBackward,
   rmsNormForward,
@@ -23,6 +24,7 @@ import {
   softmaxBackward,
   swiglu,
   swigluBackward,
+  Tape,
   Tensor,
 } from "../../index.ts";
 import {
@@ -34,6 +36,7 @@ import {
   normal,
   type Operation,
   ofColumns,
+  ofLoss,
   ofRow,
   square,
 } from "./operation.ts";
@@ -131,11 +134,8 @@ export const operations = {
     passes: both,
     work: moves(1, 2),
     prepare(shape) {
-      const { device } = shape;
-      const logits = normal(shape, 1);
-      const targets = ofColumns(shape);
+      const [logits, targets, dloss] = [normal(shape, 1), ofColumns(shape), ofLoss(shape)];
       const { loss, ...saved } = crossEntropyForward(logits, targets);
-      const dloss = Tensor.from([1], [], { device });
       return {
         inputs: [logits, targets, loss, dloss, ...Object.values(saved)],
         forward: () => Object.values(crossEntropyForward(logits, targets)),
@@ -216,6 +216,28 @@ export const operations = {
         backward: () => {
           const { dx, dweight } = linearBackward({ x, weight, dy });
           return [dx, dweight];
+        },
+      };
+    },
+  },
+  // Its gradients are made on the forward pass, so backward is timed with that.
+  linearCrossEntropy: {
+    passes: ["forward", "both"],
+    work: ({ rows, width, vocabulary = 0 }, pass) => ({
+      operations: 2 * rows * width * vocabulary * (pass === "forward" ? 1 : 3),
+    }),
+    prepare(shape) {
+      const { vocabulary = 0 } = shape;
+      const [x, weight] = [normal(shape, 1), normal({ ...shape, rows: vocabulary }, 2)];
+      const [targets, dloss] = [ofColumns({ ...shape, width: vocabulary }), ofLoss(shape)];
+      return {
+        inputs: [x, weight, targets, dloss],
+        forward: () => [linearCrossEntropy(x, weight, targets)],
+        both: () => {
+          using tape = new Tape();
+          tape.watch(x, weight);
+          const loss = linearCrossEntropy(x, weight, targets);
+          return [loss, ...tape.backward(loss, dloss, [x, weight])];
         },
       };
     },

@@ -22,7 +22,6 @@ const modelOptions = {
   hidden: { value: "N", help: "width of a layer (default: 512, on a GPU 5,120)" },
   ffn: { value: "N", help: "columns of its MLP (default: its kind's, 4 or about 8/3 times --hidden)" },
   layers: { value: "N", help: "layers of gpt (default: the preset's, else 2)" },
-  vocabulary: { value: "N", help: "tokens that gpt knows (default: the preset's, else 4,096)" },
   recompute: {
     value: "NAME",
     help: `what of a layer is computed again backward: ${recomputes.join(", ")}: nothing, norms and activations, all but attention, or all of it (default: pointwise)`,
@@ -61,6 +60,10 @@ export const benchOptions: OptionTable = {
   width: {
     value: "N",
     help: "elements of a row, for other operations than attention (default: --heads times --head-dim)",
+  },
+  vocabulary: {
+    value: "N",
+    help: "tokens that gpt or linearCrossEntropy knows (default: the preset's, else 4,096)",
   },
   causal: { help: "no query sees a later key (default)" },
   "no-causal": { help: "every query sees every key" },
@@ -107,6 +110,8 @@ export function whatOf(given: Arguments): "attention" | OperationName | ModelNam
   };
   if (what !== "layer" && what !== "gpt") refuse(Object.keys(modelOptions), "--what layer or gpt");
   else refuse(["width"], "an operation by rows");
-  if (what === "layer") refuse(["layers", "vocabulary"], "--what gpt");
+  if (what === "layer") refuse(["layers"], "--what gpt");
+  if (what !== "gpt" && what !== "linearCrossEntropy")
+    refuse(["vocabulary"], "--what gpt or linearCrossEntropy");
   return what;
 }

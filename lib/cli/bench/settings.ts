@@ -52,6 +52,8 @@ export interface Settings extends CommonSettings {
   readonly kvHeads: number;
   readonly headDim: number;
   readonly width: number | undefined;
+  /** Of an operation that makes logits. */
+  readonly vocabulary: number | undefined;
   readonly passes: readonly Pass[];
   /** Of attention: ranks that share its sequence. */
   readonly parallel: Parallel;
@@ -76,6 +78,7 @@ export function benchSettings(given: Arguments, what: Settings["what"]): Setting
     kvHeads,
     headDim: headDimOf(given) ?? 64,
     width: given.integer("width", 1),
+    vocabulary: what === "linearCrossEntropy" ? vocabularyOf(given) : undefined,
     passes: pass === "both" ? passes : [pass],
     parallel: parallelOf(given),
   };
@@ -107,6 +110,8 @@ export function headDimOf(given: Arguments): number | undefined {
   }
   return headDim;
 }
+
+export const vocabularyOf = (given: Arguments) => given.integer("vocabulary", 1) ?? 4096;
 
 function refuseParallel(given: Arguments, what: string): void {
   for (const name of ["ranks", "sequence-parallel"]) {
