@@ -112,7 +112,7 @@ class QueryGradientTile {
       const int64_t query = query_of(half);
       if (query > last_) continue;
       store_row(::longseq::head_of(op_.dq, batch_, head_) + query * op_.dq.row, dq_, half,
-                scale_of(forward_.score), forward_.head_dim);
+                op_.dq_sign * scale_of(forward_.score), forward_.head_dim, op_.adds_to_dq);
     }
   }
 
@@ -297,8 +297,8 @@ class KeyGradientTile {
     clear(dv_);
     for (int head = key_head_ * forward_.group; head < (key_head_ + 1) * forward_.group; head++) stream(head);
     wait_copies<0>();
-    if constexpr (S::kWritesKeys) write(op_.dk, dk_, scale_of(forward_.score));
-    if constexpr (S::kWritesValues) write(op_.dv, dv_, 1);
+    if constexpr (S::kWritesKeys) write(op_.dk, dk_, scale_of(forward_.score), op_.adds_to_dk);
+    if constexpr (S::kWritesValues) write(op_.dv, dv_, 1, op_.adds_to_dv);
   }
 
  private:
@@ -439,13 +439,14 @@ class KeyGradientTile {
     }
   }
 
-  __device__ void write(const GpuRows& rows, const float (&gradient)[kDepthSteps][4], float factor) const {
+  __device__ void write(const GpuRows& rows, const float (&gradient)[kDepthSteps][4], float factor,
+                        bool adds) const {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int64_t key = key_of(half);
       if (key >= forward_.keys) continue;
       store_row(::longseq::head_of(rows, batch_, key_head_) + key * rows.row, gradient, half, factor,
-                forward_.head_dim);
+                forward_.head_dim, adds);
     }
   }
 

@@ -274,7 +274,7 @@ class BackwardTile {
       wait_copies<0>();
       block_barrier();  // the tile has arrived, and all are done with the one before
     }
-    write(op_.dv, kWeightUnit, op_.dv_float32);
+    write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv);
   }
 
   __device__ void run_key_warp() {
@@ -303,7 +303,7 @@ class BackwardTile {
       add_query_gradients(row, stage);
       row = next;
     }
-    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32);
+    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk);
   }
 
   __device__ bool is_adjusted() const {
@@ -513,7 +513,7 @@ class BackwardTile {
     if (lane_ == 0) add_release(turn, 1);
   }
 
-  __device__ void write(const GpuRows& rows, float factor, bool is_float32) const {
+  __device__ void write(const GpuRows& rows, float factor, bool is_float32, bool adds) const {
     const int head_dim = op_.forward.head_dim, keys = op_.forward.keys;
     const int64_t base = batch_ * rows.batch + key_head_ * rows.head;
 #pragma unroll
@@ -529,7 +529,7 @@ class BackwardTile {
           const float low = gradient_[i][n][2 * half] * factor, high = gradient_[i][n][2 * half + 1] * factor;
           const int64_t at = base + key * rows.row + column;
           if (is_float32) {
-            *reinterpret_cast<float2*>(static_cast<float*>(rows.data) + at) = make_float2(low, high);
+            put_two(static_cast<float*>(rows.data) + at, low, high, adds);
           } else {
             *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
           }
