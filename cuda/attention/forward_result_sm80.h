@@ -20,18 +20,24 @@ __device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows,
     const int row = rows.row_of(r / 2, r % 2);
     if (row >= rows.tile().rows) continue;
     float* const to = out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head;
+    // Some are read before any is written: so the reads wait for memory side by side.
+    constexpr int kTogether = 8;
 #pragma unroll
-    for (int n = 0; n < S::kColumnTiles; n++) {
-      const int column = 8 * n + lane % 4 * 2;
-      if (column >= op.head_dim) continue;
-      float2 result = make_float2(sums[r / 2][n][r % 2 * 2], sums[r / 2][n][r % 2 * 2 + 1]);
-      auto* const place = reinterpret_cast<float2*>(to + column);
-      if (op.merges) {
-        const float2 before = *place;
-        result.x = fmaf(before.x, kept[r], result.x);
-        result.y = fmaf(before.y, kept[r], result.y);
+    for (int first = 0; first < S::kColumnTiles; first += kTogether) {
+      float2 before[kTogether] = {};
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int column = 8 * (first + i) + lane % 4 * 2;
+        if (op.merges && column < op.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
       }
-      *place = result;
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int n = first + i, column = 8 * n + lane % 4 * 2;
+        if (n >= S::kColumnTiles || column >= op.head_dim) continue;
+        *reinterpret_cast<float2*>(to + column) =
+            make_float2(fmaf(before[i].x, kept[r], sums[r / 2][n][r % 2 * 2]),
+                        fmaf(before[i].y, kept[r], sums[r / 2][n][r % 2 * 2 + 1]));
+      }
     }
   }
 }
