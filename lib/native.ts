@@ -169,6 +169,9 @@ export interface Native {
     dq: TensorHandle,
     dk: TensorHandle,
     dv: TensorHandle,
+    addsToDq: boolean,
+    addsToDk: boolean,
+    addsToDv: boolean,
     options: NativeAttentionOptions,
   ): void;
   attentionMerge(

@@ -241,8 +241,8 @@ void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor out, Tensor l
 }
 
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
-                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv,
-                        AttentionOptions options) {
+                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
+                        bool adds_to_dk, bool adds_to_dv, AttentionOptions options) {
   const auto device = q.device();
   AttentionBackward op{.forward = checked_forward(std::move(q), std::move(k), std::move(v), std::move(out),
                                                   std::move(log_sum_exp), options),
@@ -251,6 +251,9 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                        .dq = with_batch(std::move(dq), 4),
                        .dk = with_batch(std::move(dk), 4),
                        .dv = with_batch(std::move(dv), 4),
+                       .adds_to_dq = adds_to_dq,
+                       .adds_to_dk = adds_to_dk,
+                       .adds_to_dv = adds_to_dv,
                        .deterministic = options.deterministic};
   const AttentionForward& forward = op.forward;
   check_like(op.dout, "attention: dout", forward.out, "out");
@@ -261,14 +264,16 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
     check_log_sum_exp(op.dlog_sum_exp, "attention: dlogSumExp", forward.q);
   }
   const auto check_gradient = [&](const Tensor& gradient, const char* what, const Tensor& like,
-                                  const char* like_name) {
+                                  const char* like_name, bool is_added_to) {
     check_like(gradient, what, like, like_name);
+    check(gradient.dtype == DType::Float32 || !is_added_to, Code::DType, what, " is ",
+          name_of(gradient.dtype), ", expected float32 (it is added to)");
     check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, what, " is ",
           name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
   };
-  check_gradient(op.dq, "attention: dq", forward.q, "q");
-  check_gradient(op.dk, "attention: dk", forward.k, "k");
-  check_gradient(op.dv, "attention: dv", forward.v, "v");
+  check_gradient(op.dq, "attention: dq", forward.q, "q", adds_to_dq);
+  check_gradient(op.dk, "attention: dk", forward.k, "k", adds_to_dk);
+  check_gradient(op.dv, "attention: dv", forward.v, "v", adds_to_dv);
   queue<ReferenceBackward>(std::move(op), device, options.implementation);
 }
 

@@ -49,8 +49,9 @@ struct AttentionBackward {
   AttentionForward forward;
   Tensor dout /*[B Sq Hq D]*/, dlog_sum_exp /*[B Hq Sq], or none*/;
   Tensor dq, dk, dv;
-  Kernels kernels = Kernels::Cpu;  // backward
-  bool deterministic = false;      // the same bits of dq in every run, where an engine has a faster way
+  bool adds_to_dq = false, adds_to_dk = false, adds_to_dv = false;  // of float32: to what they hold
+  Kernels kernels = Kernels::Cpu;                                   // backward
+  bool deterministic = false;  // the same bits of dq in every run, where an engine has a faster way
 };
 
 /** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'

@@ -27,8 +27,8 @@ void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_
 void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
                               AttentionOptions options);
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
-                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv,
-                        AttentionOptions options);
+                        std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
+                        bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
 void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,
                      Tensor log_sum_exp);
 

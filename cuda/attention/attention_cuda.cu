@@ -85,11 +85,11 @@ int columns_of(Kernels kernels, int head_dim) {
 
 void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
                       const AttentionBackward& op) {
-  const GpuResult dq(cuda, op.dq);
+  const GpuResult dq(cuda, op.dq, op.adds_to_dq);
   kernel.dq = rows_of(dq.written());
+  kernel.dq_sign = sign_of(op.forward.score.scale);
   launch_queries(cuda, call, DType::Float32, kernel,
                  [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); });
-  apply_sign(cuda, dq.written(), op.forward.score.scale);
   dq.finish();
   std::shared_ptr<const GpuMaskCopy> transposed;
   if (call.mask && call.mask->in_panels) {
@@ -184,11 +184,14 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   find_row_statistics(cuda, op, kernel.padded_queries, static_cast<float2*>(statistics.data));
   kernel.statistics = static_cast<const float2*>(statistics.data);
   if (call.mask) kernel.mask_columns = call.mask->columns;
-  const GpuResult dk(cuda, op.dk), dv(cuda, op.dv);
+  const GpuResult dk(cuda, op.dk, op.adds_to_dk), dv(cuda, op.dv, op.adds_to_dv);
   kernel.dk = rows_of(dk.written());
   kernel.dv = rows_of(dv.written());
   kernel.dk_float32 = op.dk.dtype == DType::Float32;
   kernel.dv_float32 = op.dv.dtype == DType::Float32;
+  kernel.adds_to_dq = op.adds_to_dq;
+  kernel.adds_to_dk = op.adds_to_dk;
+  kernel.adds_to_dv = op.adds_to_dv;
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
@@ -211,11 +214,10 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   if (packs) kernel.packed = kernel.group;
   kernel.splits = splits_of(cuda, kernel, op.kernels);
   if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
-  const GpuResult out(cuda, op.out);
+  const GpuResult out(cuda, op.out, op.merges);
   kernel.out = rows_of(out.written());
   kernel.out_float32 = op.out.dtype == DType::Float32;
   kernel.merges = op.merges;
-  if (op.merges && out.written().storage != op.out.storage) run(cuda, Copy{op.out, out.written()});
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
   launch_forward(cuda, call, op.q.dtype, op.kernels);
   out.finish();
@@ -226,7 +228,9 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   const int64_t heads = forward.k.size(2);
   if (forward.k.size(0) * heads == 0) return;
   if (is_empty(forward) || forward.k.size(1) == 0) {
-    for (const Tensor& gradient : {op.dq, op.dk, op.dv}) run(cuda, Fill{gradient, 0});
+    if (!op.adds_to_dq) run(cuda, Fill{op.dq, 0});
+    if (!op.adds_to_dk) run(cuda, Fill{op.dk, 0});
+    if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
     return;
   }
   const int64_t count = heads_at_once(cuda, forward, op.kernels);

@@ -21,9 +21,10 @@ constexpr int64_t kFewTasks = 64, kSplitKeys = 1024;
 /** Below this many multiply-adds, waking the pool costs more than it saves. */
 constexpr double kSmall = 2e6;
 
-HeadRows rows_of(const Tensor& x, int64_t b, int64_t h) {
+HeadRows rows_of(const Tensor& x, int64_t b, int64_t h, bool adds = false) {
   if (!x) return {nullptr, 0, DType::Float32};
-  return {x.data<char>() + (b * x.stride(0) + h * x.stride(2)) * size_of(x.dtype), x.stride(1), x.dtype};
+  return {x.data<char>() + (b * x.stride(0) + h * x.stride(2)) * size_of(x.dtype), x.stride(1), x.dtype,
+          adds};
 }
 
 float* statistics_of(const Tensor& x, int64_t b, int64_t h) {
@@ -316,18 +317,19 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
       const Interval seeing = block_tiles[static_cast<size_t>(block)];
       run(cpu,
           BackwardTask{in_hand.data() + pair * call.group, static_cast<int>(call.group),
-                       rows_of(forward.k, b, h), rows_of(forward.v, b, h), rows_of(op.dk, b, h),
-                       rows_of(op.dv, b, h), call.visible(), tile_blocks.data(), call.queries, call.keys,
-                       block * kBackwardKeys, std::min((block + 1) * kBackwardKeys, call.keys), seeing.begin,
-                       seeing.end, static_cast<int>(head_dim), multiplies_in_bfloat16(op.dout.dtype),
+                       rows_of(forward.k, b, h), rows_of(forward.v, b, h),
+                       rows_of(op.dk, b, h, op.adds_to_dk), rows_of(op.dv, b, h, op.adds_to_dv),
+                       call.visible(), tile_blocks.data(), call.queries, call.keys, block * kBackwardKeys,
+                       std::min((block + 1) * kBackwardKeys, call.keys), seeing.begin, seeing.end,
+                       static_cast<int>(head_dim), multiplies_in_bfloat16(op.dout.dtype),
                        static_cast<char*>(scratch.data()) + slot * scratch_bytes});
     });
     for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
       const int64_t head = task / chunks, first = task % chunks * kRowsATask;
       const auto [b, h] = place(head);
-      run(cpu,
-          WriteTask{static_cast<float*>(dq.data()) + head * sums, forward.score.scale, rows_of(op.dq, b, h),
-                    first, std::min(first + kRowsATask, call.queries), static_cast<int>(head_dim)});
+      run(cpu, WriteTask{static_cast<float*>(dq.data()) + head * sums, forward.score.scale,
+                         rows_of(op.dq, b, h, op.adds_to_dq), first,
+                         std::min(first + kRowsATask, call.queries), static_cast<int>(head_dim)});
     });
   }
 }

@@ -21,9 +21,13 @@ double value_at(const Tensor& x, int64_t offset) {
 double value_at(const Tensor& x, int64_t b, int64_t s, int64_t h, int64_t d) {
   return value_at(x, b * x.stride(0) + s * x.stride(1) + h * x.stride(2) + d);
 }
-void set_value(const Tensor& y, int64_t b, int64_t s, int64_t h, int64_t d, double value) {
+void set_value(const Tensor& y, int64_t b, int64_t s, int64_t h, int64_t d, double value, bool adds = false) {
   const int64_t offset = b * y.stride(0) + s * y.stride(1) + h * y.stride(2) + d;
-  visit_float(y.dtype, [&]<class T>(T) { y.data<T>()[offset] = from_float<T>(static_cast<float>(value)); });
+  visit_float(y.dtype, [&]<class T>(T) {
+    T& place = y.data<T>()[offset];
+    const auto rounded = static_cast<float>(value);
+    place = from_float<T>(adds ? static_cast<float>(place) + rounded : rounded);
+  });
 }
 float& statistic(const Tensor& x, int64_t b, int64_t h, int64_t s) {
   return x.data<float>()[b * x.stride(0) + h * x.stride(1) + s];
@@ -146,13 +150,13 @@ void run(const Cpu&, const ReferenceBackward& reference) {
             dq[at(0, d)] += ds * value_at(forward.k, b, j, key_head, d);
           }
         }
-        for (int64_t d = 0; d < head_dim; d++) set_value(op.dq, b, i, h, d, dq[at(0, d)]);
+        for (int64_t d = 0; d < head_dim; d++) set_value(op.dq, b, i, h, d, dq[at(0, d)], op.adds_to_dq);
       }
     }
     for (int64_t j = 0; j < keys; j++) {
       for (int64_t d = 0; d < head_dim; d++) {
-        set_value(op.dk, b, j, key_head, d, dk[at(j, d)]);
-        set_value(op.dv, b, j, key_head, d, dv[at(j, d)]);
+        set_value(op.dk, b, j, key_head, d, dk[at(j, d)], op.adds_to_dk);
+        set_value(op.dv, b, j, key_head, d, dv[at(j, d)], op.adds_to_dv);
       }
     }
   });

@@ -77,7 +77,9 @@ struct BackwardSm80 {
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
   GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32
   float scale;
+  float dq_sign;  // that of the scale, for dq of float32
   bool dk_float32, dv_float32;
+  bool adds_to_dq, adds_to_dk, adds_to_dv;  // of float32: to what is there
 };
 
 /** Of bfloat16 or float16. */

@@ -113,6 +113,7 @@ struct FinishRows {
   int32_t queries, heads, pairs, head_dim;
   int32_t columns;  // of the sums
   int64_t padded;
+  bool adds;  // to what is there, of float32
 };
 constexpr int kFinishRows = kThreads / 32 * 16;  // of a block: a warp takes 16
 
@@ -174,7 +175,10 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
           const float low = values[n][2 * half] * op.scale, high = values[n][2 * half + 1] * op.scale;
           T* const pair = row + 8 * n + 2 * place;
           if constexpr (kAligned) {
-            *reinterpret_cast<float2*>(pair) = make_float2(low, high);
+            put_two(pair, low, high, op.adds);
+          } else if (std::is_same_v<T, float> && op.adds) {
+            add_one(reinterpret_cast<float*>(pair), low);
+            add_one(reinterpret_cast<float*>(pair) + 1, high);
           } else {
             pair[0] = from_float<T>(low);
             pair[1] = from_float<T>(high);
@@ -227,7 +231,8 @@ void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale
                         .pairs = forward.heads * forward.batch,
                         .head_dim = forward.head_dim,
                         .columns = op.dq_columns,
-                        .padded = op.padded_queries};
+                        .padded = op.padded_queries,
+                        .adds = op.adds_to_dq};
   visit_float(dq.dtype, [&]<class T>(T) { launch_finish<T>(cuda, rows, rows_aligned(dq)); });
 }
 

@@ -19,6 +19,8 @@
 #include <type_traits>
 
 #include "attention/attention_sm80.h"
+#include "attention/backward_scores_sm80.h"
+#include "attention/backward_stream_sm80.h"
 #include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
@@ -33,39 +35,15 @@ namespace {
 
 using namespace sm80;
 
-constexpr float kMinusInfinity = -INFINITY;
 constexpr float kWeightBits = 12, kWeightUnit = 1.f / 4096;
 
-/** Keys are kWarpKeys for each of kGroups pairs of warps; of dq a key warp takes kQueryRows. */
-template <class Element, int kHeadDim_, int kRows_, int kWarpKeys_, int kGroups_, int kQueryRows_>
-struct Shape {
-  using T = Element;
-  static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kWarpKeys = kWarpKeys_, kGroups = kGroups_;
-  static constexpr int kKeys = kWarpKeys * kGroups, kWarps = 2 * kGroups, kThreads = 32 * kWarps;
-  static constexpr int kQueryRows = kQueryRows_, kQueryParts = kRows / kQueryRows,
-                       kQueryColumns = kHeadDim / (kGroups / kQueryParts);
-  static constexpr int kPitch = 2 * kHeadDim, kScorePitch = 2 * kRows;  // in bytes
-  static constexpr int kKeyBytes = kKeys * kPitch, kRowBytes = kRows * kPitch,
-                       kScoreBytes = kKeys * kScorePitch, kStatisticBytes = kRows * 8;
-  // k, v, then twice: q, dout, P^T or dS^T, statistics, the keys that each query sees, and where the tile is
-  // among all queries of all heads.
-  static constexpr int kQueriesAt = 2 * kKeyBytes, kGradientsAt = kQueriesAt + 2 * kRowBytes,
-                       kScoresAt = kGradientsAt + 2 * kRowBytes, kStatisticsAt = kScoresAt + 2 * kScoreBytes,
-                       kIntervalsAt = kStatisticsAt + 2 * kStatisticBytes,
-                       kFirstRowAt = kIntervalsAt + 2 * kStatisticBytes;
-  static constexpr int kSharedBytes = kFirstRowAt + 16;
-  /** Keys stay in registers where there are enough. */
-  static constexpr bool kOwnKept = kHeadDim <= 64;
-  static_assert(kQueryColumns % 16 == 0 && kWarpKeys % 16 == 0 && kRows % 16 == 0);
-};
-
-/** What becomes of a tile's scores: nothing, -inf where a query does not see a key, or softcap and ALiBi too.
- */
-enum class Scoring { Plain, Masked, Adjusted };
-
 template <class S, bool kHasMask>
-class BackwardTile {
+class BackwardTile : BackwardStream<S> {
   using T = typename S::T;
+  using Stream = BackwardStream<S>;
+  using Stream::op_, Stream::shared_, Stream::tiles_, Stream::warp_, Stream::lane_, Stream::first_key_,
+      Stream::batch_, Stream::key_head_, Stream::group_, Stream::rows_of, Stream::seeing_queries,
+      Stream::load_tile, Stream::first_row, Stream::statistics, Stream::intervals, Stream::scores;
   using Rows = Swizzle<S::kPitch>;
   using ScoreRows = Swizzle<S::kScorePitch>;
   static constexpr int kKeyTiles = S::kWarpKeys / 16, kQueryTiles = S::kRows / 16;  // of 16
@@ -80,25 +58,14 @@ class BackwardTile {
 
  public:
   __device__ BackwardTile(const BackwardSm80& op, const BlockOrder& order, char* shared)
-      : op_(op),
-        shared_(shared),
-        tiles_(shared_address(shared)),
-        warp_(thread_index() / 32),
-        lane_(thread_index() % 32) {
-    const auto [tile, head] = order.place(blockIdx.x);
-    const int key_heads = op.forward.heads / op.forward.group;
-    first_key_ = tile * S::kKeys;
-    batch_ = head / key_heads;
-    key_head_ = head % key_heads;
-    group_ = warp_ % S::kGroups;
-  }
+      : Stream(op, order, shared) {}
 
   __device__ void run() {
     const ForwardSm80& forward = op_.forward;
-    load_rows<S::kKeys, S::kThreads>(tiles_, rows_of(forward.k, key_head_), forward.k.row, first_key_,
-                                     forward.keys);
-    load_rows<S::kKeys, S::kThreads>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_), forward.v.row,
-                                     first_key_, forward.keys);
+    this->template load_rows<S::kKeys, S::kThreads>(tiles_, rows_of(forward.k, key_head_), forward.k.row,
+                                                    first_key_, forward.keys);
+    this->template load_rows<S::kKeys, S::kThreads>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_),
+                                                    forward.v.row, first_key_, forward.keys);
     commit_copies();
 #pragma unroll
     for (int e = 0; e < kKeyTiles * S::kHeadDim / 2; e++) {
@@ -112,78 +79,6 @@ class BackwardTile {
   }
 
  private:
-  __device__ const T* rows_of(const GpuRows& rows, int head) const {
-    return static_cast<const T*>(rows.data) + batch_ * rows.batch + head * rows.head;
-  }
-
-  /** The queries outside of this see none of the block's keys. */
-  __device__ int2 seeing_queries() const {
-    const int last_key = min(first_key_ + S::kKeys, op_.forward.keys) - 1;
-    return make_int2(first_query_by_warp(op_.forward, [&](int2 keys) { return keys.y > first_key_; }),
-                     first_query_by_warp(op_.forward, [&](int2 keys) { return keys.x > last_key; }));
-  }
-
-  /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
-  template <int count, int kThreads>
-  __device__ void load_rows(uint32_t to, const T* from, int64_t stride, int first, int limit) const {
-    constexpr int kChunks = S::kHeadDim / 8, kRowsAPass = 1 << (31 - __builtin_clz(kThreads / kChunks));
-    const int thread = warp_ * 32 + lane_, row = thread / kChunks, column = thread % kChunks;
-    if (kRowsAPass * kChunks != kThreads && row >= kRowsAPass) return;
-    const T* const source = from + (first + row) * stride + column * 8;
-    if (first + count <= limit && op_.forward.head_dim == S::kHeadDim) {
-#pragma unroll
-      for (int r = 0; r < count; r += kRowsAPass) {
-        copy_async(to + Rows::offset(row + r, column), source + r * stride);
-      }
-    } else {
-#pragma unroll 1
-      for (int r = 0; r < count; r += kRowsAPass) {
-        const bool inside = column * 8 < op_.forward.head_dim && first + row + r < limit;
-        copy_async(to + Rows::offset(row + r, column), inside ? source + r * stride : from, inside);
-      }
-    }
-  }
-
-  /** By the value warps. */
-  __device__ void load_tile(const RowTile& rows, int stage) const {
-    const ForwardSm80& forward = op_.forward;
-    const int thread = warp_ * 32 + lane_;
-    if (thread == 0) first_row(stage) = rows.first < 0 ? -1 : head_row(rows);
-    if (rows.first >= 0) {
-      constexpr int kThreads = S::kThreads / 2;
-      load_rows<S::kRows, kThreads>(tiles_ + S::kQueriesAt + stage * S::kRowBytes,
-                                    rows_of(forward.q, rows.head), forward.q.row, rows.first,
-                                    forward.queries);
-      load_rows<S::kRows, kThreads>(tiles_ + S::kGradientsAt + stage * S::kRowBytes,
-                                    rows_of(op_.dout, rows.head), op_.dout.row, rows.first, forward.queries);
-      if (thread < S::kStatisticBytes / 16) {
-        copy_async(tiles_ + S::kStatisticsAt + stage * S::kStatisticBytes + 16 * thread,
-                   op_.statistics + head_row(rows) + 2 * thread);
-      }
-      if (thread < S::kRows) load_interval(min(rows.first + thread, forward.queries - 1), stage, thread);
-    }
-    commit_copies();
-  }
-  __device__ void load_interval(int query, int stage, int row) const {
-    const GpuIntervals& visible = op_.forward.visible;
-    if (visible.begin == nullptr) {
-      intervals(stage)[row] = visible_keys(visible, query, op_.forward.keys);
-      return;
-    }
-    const uint32_t to = tiles_ + S::kIntervalsAt + stage * S::kStatisticBytes + 8 * row;
-    copy_word_async(to, visible.begin + query);
-    copy_word_async(to + 4, visible.end + query);
-  }
-
-  /** Of [B Hq padded_queries]: fewer than 2^31, or dq_sum would fill any memory. */
-  __device__ int head_row(const RowTile& rows) const {
-    return static_cast<int>((int64_t{batch_} * op_.forward.heads + rows.head) * op_.padded_queries) +
-           rows.first;
-  }
-  __device__ int& first_row(int stage) const {
-    return reinterpret_cast<int*>(shared_ + S::kFirstRowAt)[stage];
-  }
-
   /** Sixteen rows and columns of the left operand, a row a query or key. */
   __device__ uint32_t left_lane() const { return Rows::offset(lane_ % 16, lane_ / 16); }
   /** Of the right operand, whose rows are the product's columns. */
@@ -237,19 +132,6 @@ class BackwardTile {
         });
   }
 
-  __device__ const float4* statistics(int stage) const {
-    return reinterpret_cast<const float4*>(shared_ + S::kStatisticsAt + stage * S::kStatisticBytes) +
-           lane_ % 4;
-  }
-  /** Of the tile's queries; behind the last, as the last. */
-  __device__ int2* intervals(int stage) const {
-    return reinterpret_cast<int2*>(shared_ + S::kIntervalsAt + stage * S::kStatisticBytes);
-  }
-  /** Where a pair's P^T passes, and its dS^T is left. */
-  __device__ char* scores(int stage) const {
-    return shared_ + S::kScoresAt + stage * S::kScoreBytes + group_ * S::kWarpKeys * S::kScorePitch;
-  }
-
   __device__ void run_value_warp() {
     RowTiles<S::kRows, kHasMask> tiles(op_, first_key_, seeing_queries(), key_head_ * op_.forward.group);
     RowTile rows = tiles.next();
@@ -274,7 +156,7 @@ class BackwardTile {
       wait_copies<0>();
       block_barrier();  // the tile has arrived, and all are done with the one before
     }
-    write(op_.dv, kWeightUnit, op_.dv_float32);
+    write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv);
   }
 
   __device__ void run_key_warp() {
@@ -303,7 +185,7 @@ class BackwardTile {
       add_query_gradients(row, stage);
       row = next;
     }
-    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32);
+    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk);
   }
 
   __device__ bool is_adjusted() const {
@@ -313,45 +195,6 @@ class BackwardTile {
     if (rows.tile >= 0 || is_adjusted()) return false;
     const int2* const seen = intervals(stage);
     return seen[S::kRows - 1].x <= first_key_ && seen[0].y >= first_key_ + S::kKeys;
-  }
-
-  /** What a warp's keys are to a query. */
-  struct Seen {
-    int begin, end;  // seen keys, counted from the lane's first
-    uint32_t bits;   // of the keys from the lane's first on
-    int position;
-    float slope;
-  };
-  template <Scoring kScoring>
-  __device__ Seen seen_by(const RowTile& rows, int stage, int row, int lane_key) const {
-    const ForwardSm80& forward = op_.forward;
-    const int query = min(rows.first + row, forward.queries - 1);
-    const int2 keys = intervals(stage)[row];
-    Seen seen{keys.x - lane_key, keys.y - lane_key, ~0u, 0, 0};
-    if (kHasMask) seen.bits = mask_bits(forward.mask, rows.tile, query, lane_key);
-    if (kScoring == Scoring::Adjusted && forward.score.slopes != nullptr) {
-      seen.position = query_position(forward.score, forward.visible, query);
-      seen.slope = forward.score.slopes[rows.head] * forward.score.slope_unit;
-    }
-    return seen;
-  }
-  /** Softcap, ALiBi, and -inf where the query does not see the key; returns the softcap's derivative. */
-  template <Scoring kScoring>
-  __device__ float adjust(float& score, const Seen& seen, int key, int lane_key) const {
-    const ForwardSm80& forward = op_.forward;
-    float derivative = 1;
-    if (kScoring == Scoring::Adjusted && forward.score.has_softcap) {
-      score = tanh_accurate(score * forward.score.before_cap);
-      derivative = 1 - score * score;
-    }
-    if (kScoring == Scoring::Adjusted && forward.score.slopes != nullptr) {
-      const int position = key_position(forward.score, min(lane_key + key, forward.keys - 1));
-      score -= seen.slope * static_cast<float>(abs(seen.position - position));
-    }
-    if (key < seen.begin || key >= seen.end || (kHasMask && (seen.bits >> key & 1) == 0)) {
-      score = kMinusInfinity;
-    }
-    return derivative;
   }
 
   /**
@@ -376,8 +219,9 @@ class BackwardTile {
         if constexpr (kScoring != Scoring::Plain) {
           keep_order();  // else all columns' operands are at hand at once, and the registers spill
           const int row = 8 * tile + lane_ % 4 * 2;
-          seen[0] = seen_by<kScoring>(rows, stage, row, lane_key);
-          seen[1] = seen_by<kScoring>(rows, stage, row + 1, lane_key);
+          seen[0] = seen_by<kScoring, kHasMask>(op_.forward, rows, row, intervals(stage)[row], lane_key);
+          seen[1] =
+              seen_by<kScoring, kHasMask>(op_.forward, rows, row + 1, intervals(stage)[row + 1], lane_key);
         }
       }
       float p[2], derivative[2] = {1, 1};
@@ -385,7 +229,8 @@ class BackwardTile {
       for (int e = 0; e < 2; e++) {
         float score = s[i][tile][2 * half + e];
         if constexpr (kScoring != Scoring::Plain) {
-          derivative[e] = adjust<kScoring>(score, seen[e], 16 * i + 8 * half, lane_key);
+          derivative[e] =
+              adjust_score<kScoring, kHasMask>(op_.forward, score, seen[e], 16 * i + 8 * half, lane_key);
         }
         p[e] = exp2_approximate(fmaf(score, exponent, base[e]));
       }
@@ -513,7 +358,7 @@ class BackwardTile {
     if (lane_ == 0) add_release(turn, 1);
   }
 
-  __device__ void write(const GpuRows& rows, float factor, bool is_float32) const {
+  __device__ void write(const GpuRows& rows, float factor, bool is_float32, bool adds) const {
     const int head_dim = op_.forward.head_dim, keys = op_.forward.keys;
     const int64_t base = batch_ * rows.batch + key_head_ * rows.head;
 #pragma unroll
@@ -529,7 +374,7 @@ class BackwardTile {
           const float low = gradient_[i][n][2 * half] * factor, high = gradient_[i][n][2 * half + 1] * factor;
           const int64_t at = base + key * rows.row + column;
           if (is_float32) {
-            *reinterpret_cast<float2*>(static_cast<float*>(rows.data) + at) = make_float2(low, high);
+            put_two(static_cast<float*>(rows.data) + at, low, high, adds);
           } else {
             *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
           }
@@ -538,11 +383,6 @@ class BackwardTile {
     }
   }
 
-  const BackwardSm80& op_;
-  char* const shared_;
-  const uint32_t tiles_;
-  const int warp_, lane_;
-  int first_key_, batch_, key_head_, group_;
   Gradient gradient_;  // dv of a value warp's keys, dk of a key warp's
 };
 
@@ -574,15 +414,19 @@ template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   switch (backward_columns_sm80(op.forward.head_dim)) {
     case 64:
-      return launch_shape<Shape<T, 64, 64, 32, 4, 32>, kHasMask>(cuda, op);
+      return launch_shape<BackwardShape<T, 64, 64, 32, 4, 32>, kHasMask>(cuda, op);
     case 80:
-      return launch_fitting<Shape<T, 80, 64, 32, 4, 16>, Shape<T, 80, 32, 32, 2, 16>, kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 80, 64, 32, 4, 16>, BackwardShape<T, 80, 32, 32, 2, 16>,
+                            kHasMask>(cuda, op);
     case 96:
-      return launch_fitting<Shape<T, 96, 64, 32, 4, 32>, Shape<T, 96, 32, 32, 2, 32>, kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 96, 64, 32, 4, 32>, BackwardShape<T, 96, 32, 32, 2, 32>,
+                            kHasMask>(cuda, op);
     case 128:
-      return launch_fitting<Shape<T, 128, 64, 32, 4, 32>, Shape<T, 128, 32, 32, 2, 32>, kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 128, 64, 32, 4, 32>, BackwardShape<T, 128, 32, 32, 2, 32>,
+                            kHasMask>(cuda, op);
     default:
-      return launch_fitting<Shape<T, 256, 32, 16, 4, 32>, Shape<T, 256, 16, 16, 2, 16>, kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 256, 32, 16, 4, 32>, BackwardShape<T, 256, 16, 16, 2, 16>,
+                            kHasMask>(cuda, op);
   }
 }
 

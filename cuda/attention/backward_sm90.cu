@@ -229,8 +229,8 @@ class Consumer {
       release(channels_.queries_empty(stage));
     }
     if (lane_ == 0) finish_reductions();
-    write(dv, op_.dv, S::kWeightUnit, op_.dv_float32);
-    write(dk, op_.dk, op_.scale, op_.dk_float32);
+    write(dv, op_.dv, S::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
+    write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
   }
 
  private:
@@ -390,7 +390,8 @@ class Consumer {
                  kBytes);
   }
 
-  __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32) const {
+  __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32,
+                        bool adds) const {
     const ForwardSm80& forward = op_.forward;
     const KeyTile<S> keys(launch_);
     const int64_t base = keys.batch * rows.batch + keys.key_head * rows.head;
@@ -405,7 +406,7 @@ class Consumer {
         const float low = gradient[4 * j + 2 * half] * factor, high = gradient[4 * j + 2 * half + 1] * factor;
         const int64_t at = base + key * rows.row + column;
         if (is_float32) {
-          *reinterpret_cast<float2*>(static_cast<float*>(rows.data) + at) = make_float2(low, high);
+          put_two(static_cast<float*>(rows.data) + at, low, high, adds);
         } else {
           *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
         }

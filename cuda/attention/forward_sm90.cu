@@ -459,18 +459,24 @@ class Consumer {
     for (int half = 0; half < 2; half++) {
       if (tile.first_row + row_of(half) >= op_.queries) continue;
       float* const to = out + (tile.first_row + row_of(half)) * op_.out.row;
+      // Some are read before any is written: so the reads wait for memory side by side.
+      constexpr int kTogether = 8;
 #pragma unroll
-      for (int j = 0; j < S::kHeadDim / 8; j++) {
-        const int column = 8 * j + lane_ % 4 * 2;
-        if (column >= op_.head_dim) continue;
-        float2 result = make_float2(out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]);
-        auto* const place = reinterpret_cast<float2*>(to + column);
-        if (op_.merges) {
-          const float2 before = *place;
-          result.x = fmaf(before.x, kept[half], result.x);
-          result.y = fmaf(before.y, kept[half], result.y);
+      for (int first = 0; first < S::kHeadDim / 8; first += kTogether) {
+        float2 before[kTogether] = {};
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int column = 8 * (first + i) + lane_ % 4 * 2;
+          if (op_.merges && column < op_.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
         }
-        *place = result;
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int j = first + i, column = 8 * j + lane_ % 4 * 2;
+          if (8 * j >= S::kHeadDim || column >= op_.head_dim) continue;
+          *reinterpret_cast<float2*>(to + column) =
+              make_float2(fmaf(before[i].x, kept[half], out_[4 * j + 2 * half]),
+                          fmaf(before[i].y, kept[half], out_[4 * j + 2 * half + 1]));
+        }
       }
     }
   }

@@ -15,18 +15,18 @@ inline constexpr int64_t kGpuTileRows =
 bool rows_aligned(const Tensor& x);
 /** x, or a copy of it, in a form that the kernels read. */
 Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype);
-/** The kernels take scores times a positive scale: of another, the sign goes to the queries. */
+/** The kernels take scores times a positive scale: of another, the sign goes to the queries and to dq. */
 float positive_scale(float scale);
-/** Of float32 and in place, of rows with gaps too: x = -x where the scale is negative, 0 where it is 0. */
-void apply_sign(const Cuda& cuda, const Tensor& x, float scale);
+/** 1, -1 or 0. */
+float sign_of(float scale);
 
 inline GpuRows rows_of(const Tensor& x) { return {x.data<char>(), x.stride(0), x.stride(1), x.stride(2)}; }
 inline GpuStatistics statistics_of(const Tensor& x) { return {x.data<float>(), x.stride(0), x.stride(1)}; }
 
-/** A result that the kernels can write; copied to its place when this ends. */
+/** A result that the kernels can write, or add to; copied to its place when this ends. */
 class GpuResult {
  public:
-  GpuResult(const Cuda& cuda, const Tensor& y);
+  GpuResult(const Cuda& cuda, const Tensor& y, bool is_read = false);
   const Tensor& written() const { return written_; }
   void finish() const;
 

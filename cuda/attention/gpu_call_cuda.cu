@@ -118,13 +118,12 @@ Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype) {
 
 float positive_scale(float scale) { return scale == 0 ? 1 : std::fabs(scale); }
 
-void apply_sign(const Cuda& cuda, const Tensor& x, float scale) {
-  if (scale == 0) return run(cuda, Fill{x, 0});
-  if (scale < 0) run(cuda, Copy{negated(cuda, x), x});
-}
+float sign_of(float scale) { return static_cast<float>((scale > 0) - (scale < 0)); }
 
-GpuResult::GpuResult(const Cuda& cuda, const Tensor& y)
-    : cuda_(cuda), y_(y), written_(rows_aligned(y) ? y : scratch_like(cuda, y, y.dtype)) {}
+GpuResult::GpuResult(const Cuda& cuda, const Tensor& y, bool is_read)
+    : cuda_(cuda), y_(y), written_(rows_aligned(y) ? y : scratch_like(cuda, y, y.dtype)) {
+  if (is_read && written_.storage != y_.storage) run(cuda, Copy{y_, written_});
+}
 
 void GpuResult::finish() const {
   if (written_.storage != y_.storage) run(cuda_, Copy{written_, y_});

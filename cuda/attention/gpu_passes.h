@@ -21,7 +21,7 @@ void merge_parts(const Cuda& cuda, const std::vector<GpuPart>& parts, const Tens
 /** Writes what BackwardSm80 calls statistics, padded_queries of them a head. */
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to);
 
-/** dq = scale times dq_sum. */
+/** dq = scale times dq_sum, added to what is there where the operation says so. */
 void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale, const Tensor& dq);
 
 }  // namespace longseq

@@ -31,8 +31,8 @@ class OnHost {
     cuda_check(cudaStreamSynchronize(cuda_.stream.get()), "a copy from the GPU");
     return host;
   }
-  Tensor output(const Tensor& y) {
-    Tensor host = Tensor::empty(device_, y.dtype, shape_of(y));
+  Tensor output(const Tensor& y, bool is_read = false) {
+    Tensor host = is_read ? input(y) : Tensor::empty(device_, y.dtype, shape_of(y));
     outputs_.push_back({host, y});
     return host;
   }
@@ -75,9 +75,9 @@ void run(const Cuda& cuda, const ReferenceBackward& op) {
   copy.forward = forward_on_host(host, op.op.forward, true);
   copy.dout = host.input(op.op.dout);
   copy.dlog_sum_exp = host.input(op.op.dlog_sum_exp);
-  copy.dq = host.output(op.op.dq);
-  copy.dk = host.output(op.op.dk);
-  copy.dv = host.output(op.op.dv);
+  copy.dq = host.output(op.op.dq, op.op.adds_to_dq);
+  copy.dk = host.output(op.op.dk, op.op.adds_to_dk);
+  copy.dv = host.output(op.op.dv, op.op.adds_to_dv);
   run(host.engine(), ReferenceBackward{copy});
   host.write_outputs();
 }

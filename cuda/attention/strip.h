@@ -30,8 +30,18 @@ LONGSEQ_INLINE void widen(const T* x, int count, float* out) {
   for (; i < count; i++) out[i] = static_cast<float>(x[i]);
 }
 
+/** y[0, count) += factor * x, of float32, in two loops: the compiler would make one rounding of product and
+ * sum, and a sum of gradients would depend on which of them were written first and added later. */
+LONGSEQ_INLINE void add_row(const HeadRows& rows, int64_t row, const float* x, int count, float factor) {
+  float* const y = row_of<float>(rows, row);
+  float terms[kLargestHeadDim];
+  for (int i = 0; i < count; i++) terms[i] = factor * x[i];
+  for (int i = 0; i < count; i++) y[i] += terms[i];
+}
+
 /** y[0, count) = factor * x, rounded to the rows' dtype. */
 LONGSEQ_INLINE void write_row(const HeadRows& rows, int64_t row, const float* x, int count, float factor) {
+  if (rows.adds) return add_row(rows, row, x, count, factor);
   visit_pointer(rows.dtype, [&]<class T>(const T*) {
     T* const y = row_of<T>(rows, row);
     const Vec f = set(factor);

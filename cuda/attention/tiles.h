@@ -22,6 +22,7 @@ struct HeadRows {
   char* data;      // null: none
   int64_t stride;  // in elements
   DType dtype;
+  bool adds = false;  // what is written is added to what is there, of float32
 };
 
 /** The interval of keys of each query, cut down by a mask that may be null. */

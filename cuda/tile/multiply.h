@@ -9,6 +9,8 @@ using Fragment = uint32_t[4];
 /**
  * c += a b, `kSteps` times 16 deep: left(step, begins) gives the fragments of a, load(to, step, n) those of
  * 16 columns of b, kAhead before their turn; beside(step, n) is what else is done while they are multiplied.
+ *
+ * One loop over both is more than the compiler unrolls at D 256, and c would lie in local memory.
  */
 template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load, class Beside>
 __device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load, Beside beside) {
@@ -17,16 +19,19 @@ __device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load, Bes
 #pragma unroll
   for (int at = 0; at < kAhead; at++) load(right[at], at / kPairs, at % kPairs);
 #pragma unroll
-  for (int at = 0; at < kSteps * kPairs; at++) {
-    const int later = at + kAhead, n = at % kPairs;
-    if (later < kSteps * kPairs) load(right[later % (kAhead + 1)], later / kPairs, later % kPairs);
-    const auto& a = left(at / kPairs, n == 0);
-    const Fragment& b = right[at % (kAhead + 1)];
+  for (int step = 0; step < kSteps; step++) {
 #pragma unroll
-    for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
+    for (int n = 0; n < kPairs; n++) {
+      const int at = step * kPairs + n, later = at + kAhead;
+      if (later < kSteps * kPairs) load(right[later % (kAhead + 1)], later / kPairs, later % kPairs);
+      const auto& a = left(step, n == 0);
+      const Fragment& b = right[at % (kAhead + 1)];
 #pragma unroll
-    for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
-    beside(at / kPairs, n);
+      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n], a[i], b[0], b[1]);
+#pragma unroll
+      for (int i = 0; i < kLeft; i++) multiply_add<T>(c[i][2 * n + 1], a[i], b[2], b[3]);
+      beside(step, n);
+    }
   }
 }
 template <class T, int kSteps, int kAhead, int kLeft, int kTiles, class Left, class Load>

@@ -1,9 +1,41 @@
 #pragma once
-// Sums of fragments in global memory, [rows x columns] in tiles of 16 x 8 of 128 floats: a lane's four lie so
-// that a warp's additions are as few and as wide as they can be.
+// Sums in global memory that nobody waits for. Those of fragments are [rows x columns] in tiles of 16 x 8 of
+// 128 floats: a lane's four lie so that a warp's additions are as few and as wide as they can be.
 #include <cstdint>
 
 namespace longseq {
+
+__device__ inline void add_one(float* to, float value) {
+  asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(value) : "memory");
+}
+
+/** To neighbours, which lie on a multiple of their size: stored, or added, by predicates. With a branch for
+ * each the kernels spill more. */
+__device__ inline void put_two(float* to, float low, float high, bool adds) {
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\t"
+#if __CUDA_ARCH__ >= 900
+      "@p red.global.add.v2.f32 [%0], {%1, %2};\n\t"
+#else
+      "@p red.global.add.f32 [%0], %1;\n\t@p red.global.add.f32 [%0 + 4], %2;\n\t"
+#endif
+      "@!p st.global.v2.f32 [%0], {%1, %2};\n\t}" ::"l"(to),
+      "f"(low), "f"(high), "r"(int{adds})
+      : "memory");
+}
+__device__ inline void put_four(float* to, const float (&values)[4], bool adds) {
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+#if __CUDA_ARCH__ >= 900
+      "@p red.global.add.v4.f32 [%0], {%1, %2, %3, %4};\n\t"
+#else
+      "@p red.global.add.f32 [%0], %1;\n\t@p red.global.add.f32 [%0 + 4], %2;\n\t"
+      "@p red.global.add.f32 [%0 + 8], %3;\n\t@p red.global.add.f32 [%0 + 12], %4;\n\t"
+#endif
+      "@!p st.global.v4.f32 [%0], {%1, %2, %3, %4};\n\t}" ::"l"(to),
+      "f"(values[0]), "f"(values[1]), "f"(values[2]), "f"(values[3]), "r"(int{adds})
+      : "memory");
+}
 
 #if __CUDA_ARCH__ >= 900
 __device__ inline int sum_lane_offset(int lane) { return 4 * lane; }
@@ -24,9 +56,7 @@ __device__ inline void load_four(const float* from, int lane, float (&values)[4]
 __device__ inline int sum_lane_offset(int lane) { return lane; }
 __device__ inline void add_four(float* to, const float (&values)[4]) {
 #pragma unroll
-  for (int e = 0; e < 4; e++) {
-    asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to + 32 * e), "f"(values[e]) : "memory");
-  }
+  for (int e = 0; e < 4; e++) add_one(to + 32 * e, values[e]);
 }
 __device__ inline void load_four(const float* from, int lane, float (&values)[4]) {
 #pragma unroll

@@ -11,6 +11,7 @@
 // Rows lie in shared memory an odd number of 16-byte chunks apart: neither the eight rows of a matrix nor
 // rows 0, 2, 4 and 6 side by side then meet in a bank.
 #include "tile/sm80.h"
+#include "tile/sum.h"
 
 namespace longseq::sm80 {
 
@@ -149,19 +150,21 @@ __device__ inline void multiply_columns(float (&c)[kColumns / 8][4], const float
   }
 }
 
-/** Stores a lane's part of row lane / 4 + 8 half of what multiply_columns left. */
+/** Stores a lane's part of row lane / 4 + 8 half of what multiply_columns left, or adds it to what is there.
+ */
 template <int kTiles>
-__device__ inline void store_row(float* row, const float (&c)[kTiles][4], int half, float factor,
-                                 int columns) {
+__device__ inline void store_row(float* row, const float (&c)[kTiles][4], int half, float factor, int columns,
+                                 bool adds = false) {
 #pragma unroll
   for (int group = 0; group < kTiles / 4; group++) {
 #pragma unroll
     for (int e = 2 * half; e < 2 * half + 2; e++) {
       const int column = 32 * group + threadIdx.x % 4 * 8 + e % 2 * 4;
       if (column >= columns) continue;
-      *reinterpret_cast<float4*>(row + column) =
-          make_float4(c[4 * group][e] * factor, c[4 * group + 1][e] * factor, c[4 * group + 2][e] * factor,
-                      c[4 * group + 3][e] * factor);
+      float four[4];
+#pragma unroll
+      for (int n = 0; n < 4; n++) four[n] = c[4 * group + n][e] * factor;
+      put_four(row + column, four, adds);
     }
   }
 }

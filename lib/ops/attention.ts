@@ -103,7 +103,7 @@ export function attentionForward(
  * @param tensors q, k, v, what `attentionForward` returned for them under the same options (of all keys, where they
  * were split), and the gradients of those results: dout of out's shape and dtype, dlogSumExp [B, Hq, Sq] float32.
  * @param options those of the forward pass; gradientDtype: "float32" leaves the gradients of 16-bit tensors unrounded,
- * for sums of several parts'.
+ * for sums of several parts'; addTo: tensors of float32, each of which the gradient is added to, and which is returned.
  * @returns of the shapes of q, k and v, and of their dtypes.
  *
  * @example
@@ -121,7 +121,10 @@ export function attentionBackward(
     dout: Tensor;
     dlogSumExp?: Tensor;
   },
-  options: AttentionOptions & { gradientDtype?: "float32" } = {},
+  options: AttentionOptions & {
+    gradientDtype?: "float32";
+    addTo?: { dq?: Tensor; dk?: Tensor; dv?: Tensor };
+  } = {},
 ): { dq: Tensor; dk: Tensor; dv: Tensor } {
   if (typeof tensors !== "object" || tensors === null) {
     throw wrongKind("attentionBackward: tensors", "an object of Tensors", tensors);
@@ -136,15 +139,24 @@ export function attentionBackward(
   if (gradientDtype !== undefined && gradientDtype !== "float32") {
     throw failure("ERR_OPTION", `attention: gradientDtype is ${shown(gradientDtype)}, expected "float32"`);
   }
-  const gradients = gradientsLike([q, k, v], gradientDtype);
-  return queued(gradients, () => {
+  const { addTo = {} } = options;
+  if (typeof addTo !== "object" || addTo === null) {
+    throw wrongKind("attentionBackward: addTo", "an object of Tensors", addTo);
+  }
+  const sums = [addTo.dq, addTo.dk, addTo.dv];
+  const gradients = gradientsLike([q, k, v], sums, gradientDtype);
+  const made = gradients.filter((_, i) => sums[i] === undefined);
+  return queued(made, () => {
     const [dq, dk, dv] = gradients;
     native.attentionBackward(
       ...inputs,
       extra,
-      handleOf(dq, "dq"),
-      handleOf(dk, "dk"),
-      handleOf(dv, "dv"),
+      handleOf(dq, "attention: dq"),
+      handleOf(dk, "attention: dk"),
+      handleOf(dv, "attention: dv"),
+      addTo.dq !== undefined,
+      addTo.dk !== undefined,
+      addTo.dv !== undefined,
       given,
     );
     return { dq, dk, dv };
@@ -187,22 +199,28 @@ export function mergeAttention(parts: readonly AttentionResult[]): AttentionResu
 
 type Handle = ReturnType<typeof handleOf>;
 
-/** Where q, k and v are parts of one tensor, as one product gives them, parts of one too: nothing puts them together later. */
+type Tensors = [Tensor, Tensor, Tensor];
+
+/**
+ * The sums, and tensors where there are none. Where q, k and v are parts of one tensor, as one product gives them, parts
+ * of one too: nothing puts them together later.
+ */
 function gradientsLike(
-  inputs: [Tensor, Tensor, Tensor],
+  inputs: Tensors,
+  sums: readonly (Tensor | undefined)[],
   wide: "float32" | undefined,
-): [Tensor, Tensor, Tensor] {
+): Tensors {
   const axis = inputs[0].shape.length - 2;
   const [{ dtype, device }] = inputs;
   const options = { dtype: wide ?? dtype, device };
-  using whole = joined(inputs, axis);
-  if (!whole) return inputs.map(({ shape }) => Tensor.empty(shape, options)) as [Tensor, Tensor, Tensor];
+  using whole = sums.some((sum) => sum) ? undefined : joined(inputs, axis);
+  if (!whole) return inputs.map(({ shape }, i) => sums[i] ?? Tensor.empty(shape, options)) as Tensors;
   using packed = Tensor.empty(whole.shape, options);
   let begin = 0;
   return inputs.map(({ shape }) => {
     begin += shape[axis] ?? 0;
     return packed.slice(axis, begin - (shape[axis] ?? 0), begin);
-  }) as [Tensor, Tensor, Tensor];
+  }) as Tensors;
 }
 
 function statisticsShape(q: Tensor): number[] {

@@ -9,7 +9,7 @@ import type { Piece } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { type Attended, type AttentionCore, allRounded, type Gradients } from "./core.ts";
-import { addInto, copyInto, mergeInto, packed } from "./key-values.ts";
+import { copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
 import { isNeeded, keptByRule, partOfMask } from "./ring-plan.ts";
@@ -168,48 +168,51 @@ function backward(
   const [q, k, v, out, logSumExp] = saved as [Tensor, Tensor, Tensor, Tensor, Tensor];
   const dq = Tensor.zeros(q.shape, { device });
   const dkv = Tensor.zeros([2, ...k.shape], { device });
+  /** Of what a chunk of queries sees of one of keys. */
+  const addGradients = (queries: Chunk, keys: Chunk, held: Tensor, dkv: Tensor) => {
+    attentionBackward(
+      {
+        q: rowsOf(q, queries, 1),
+        k: held.select(0, 0),
+        v: held.select(0, 1),
+        out: rowsOf(out, queries, 1),
+        logSumExp: rowsOf(logSumExp, queries, 2),
+        dout: rowsOf(dout, queries, 1),
+      },
+      {
+        ...options,
+        ...placesOf(queries, keys, options.mask),
+        addTo: { dq: rowsOf(dq, queries, 1), dk: dkv.select(0, 0), dv: dkv.select(0, 1) },
+      },
+    );
+  };
   let finish: (() => void) | undefined;
   eachTurn(communicator, turns, k, v, ({ keys, seeing }, held) => {
-    const parts = new Map<Chunk, Tensor>();
-    for (const queries of seeing.filter(({ owner }) => owner === rank)) {
-      const [k, v] = [0, 1].map((i) => (held as Tensor).select(0, i)) as [Tensor, Tensor];
-      const [rows, results, gradients] = [q, out, dout].map((x) => rowsOf(x, queries, 1)) as [
-        Tensor,
-        Tensor,
-        Tensor,
-      ];
-      const made = attentionBackward(
-        {
-          q: rows,
-          k,
-          v,
-          out: results,
-          logSumExp: rowsOf(logSumExp, queries, 2),
-          dout: gradients,
-        },
-        { ...options, ...placesOf(queries, keys, options.mask), gradientDtype: "float32" },
-      );
-      addInto(rowsOf(dq, queries, 1), made.dq);
-      parts.set(queries, packed(made.dk, made.dv));
-      for (const tensor of Object.values(made)) tensor.dispose();
-    }
+    /** dk and dv of these keys, from one chunk of queries after the other. */
+    const terms: Tensor[] = [];
+    const [outgoing, incoming]: [Parcel[], Parcel[]] = [[], []];
     const isOwner = keys.owner === rank;
-    const terms = isOwner
-      ? seeing.map(
-          (queries) => parts.get(queries) ?? Tensor.empty([2, ...k.shape.with(1, keys.length)], { device }),
-        )
-      : [];
-    const incoming: Parcel[] = terms.flatMap((tensor, i) => {
-      const peer = seeing[i]?.owner ?? rank;
-      return peer === rank ? [] : [{ peer, tensor }];
-    });
-    const outgoing = isOwner ? [] : [...parts.values()].map((tensor) => ({ peer: keys.owner, tensor }));
+    const shape = [2, ...k.shape.with(1, keys.length)];
+    for (const queries of seeing) {
+      if (queries.owner === rank) {
+        // What is made here before anything comes adds up in one term: the order is the same.
+        const begun = isOwner && incoming.length === 0 ? terms[0] : undefined;
+        const term = begun ?? Tensor.zeros(shape, { device });
+        addGradients(queries, keys, held as Tensor, term);
+        if (!begun) terms.push(term);
+        if (!isOwner) outgoing.push({ peer: keys.owner, tensor: term });
+      } else if (isOwner) {
+        const tensor = Tensor.empty(shape, { device });
+        terms.push(tensor);
+        incoming.push({ peer: queries.owner, tensor });
+      }
+    }
     const moved = communicator.exchange(outgoing, incoming);
     finish?.();
     finish = () => {
       moved.wait();
-      if (terms.length > 0) sumInto(rowsOf(dkv, keys, 2), terms);
-      for (const tensor of [...parts.values(), ...terms]) tensor.dispose();
+      if (isOwner && terms.length > 0) sumInto(rowsOf(dkv, keys, 2), terms);
+      for (const term of terms) term.dispose();
     };
   });
   finish?.();
@@ -217,6 +220,11 @@ function backward(
 }
 
 function sumInto(place: Tensor, terms: readonly Tensor[]): void {
+  const [first] = terms;
+  if (first && terms.length === 1) {
+    copyInto(place, first);
+    return;
+  }
   using total = Tensor.empty(place.shape, { device: place.device });
   native.sum(
     terms.map((term) => handleOf(term, "term")),

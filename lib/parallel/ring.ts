@@ -78,6 +78,12 @@ export function ringAttention(
   };
 }
 
+/** In row-major order, as they are sent: one copy where there are several steps to send them at. */
+function sentOften(own: KeyValues, steps: readonly RingStep[]): KeyValues {
+  if (steps.length <= 2) return own;
+  return own.map((x) => (x.isContiguous ? x : x.contiguous())) as readonly Tensor[] as KeyValues;
+}
+
 type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
 
 const isSeen = ({ distance, queries }: RingStep) => distance === 0 || queries.length > 0;
@@ -88,7 +94,7 @@ function forward(
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
   options: ShardedAttentionOptions,
 ): AttentionResult {
-  const own: KeyValues = [k, v];
+  const own = sentOften([k, v], steps);
   let held = own;
   let result: AttentionResult | undefined;
   const isSplit = steps.filter(isSeen).length > 1;
@@ -125,8 +131,8 @@ function forward(
 }
 
 /**
- * dq stays. dk and dv go to the keys' owner in float32, while the next step is computed, and are summed there in the order
- * of the steps. Where no keys go anywhere, attention's gradients are all there is.
+ * dq stays, and each step adds to it. dk and dv go to the keys' owner in float32, while the next step is computed, and
+ * are summed there in the order of the steps. Where no keys go anywhere, attention's gradients are all there is.
  */
 function backward(
   communicator: Communicator,
@@ -136,16 +142,20 @@ function backward(
   options: ShardedAttentionOptions,
   isWide: boolean,
 ): Gradients {
-  const partOf = (step: RingStep, [k, v]: KeyValues): Gradients => {
+  const partOf = (step: RingStep, [k, v]: KeyValues, sum?: Tensor): Gradients => {
     const { queries } = step;
     const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
     const { dq, dk, dv } = attentionBackward(
       { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
-      { ...optionsAt(step, options), ...(isWide && { gradientDtype: "float32" as const }) },
+      {
+        ...optionsAt(step, options),
+        ...(isWide && { gradientDtype: "float32" as const }),
+        ...(sum && { addTo: { dq: rowsOf(sum, queries) } }),
+      },
     );
     return [dq, dk, dv];
   };
-  const own: KeyValues = [k, v];
+  const own = sentOften([k, v], steps);
   let held = own;
   let sums: Gradients | undefined;
   /** Gradients of the keys that came for the step before. */
@@ -157,9 +167,8 @@ function backward(
     const terms = made && exchange.gradients(made.dkv, made.by);
     const arriving = (next ?? terms) && exchange.start();
     if (made) release(made.dkv);
-    const part = isSeen(step) ? partOf(step, held) : undefined;
+    const part = isSeen(step) ? partOf(step, held, sums?.[0]) : undefined;
     if (held !== own) release(held);
-    if (part && sums) addRows(sums[0], part[0], step.queries);
     sums ??= part as Gradients;
     arriving?.wait();
     if (made && terms) addKeys(sums, terms, made.by);

@@ -1,0 +1,116 @@
+#pragma once
+// What the forward kernel writes at its end: out and log-sum-exp, or what they become with those of other
+// keys, which are there. Included by .cu files alone.
+#include "attention/forward_rows_sm80.h"
+#include "tile/sm80.h"
+
+namespace longseq {
+
+template <class S>
+using ForwardSums = float[S::kRowTiles][S::kColumnTiles][4];
+
+/** sums + kept times what is there, where the call merges. */
+template <class S>
+__device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows, int64_t part,
+                              const ForwardSums<S>& sums, const float (&kept)[2 * S::kRowTiles]) {
+  const int lane = threadIdx.x % 32;
+  float* const out = static_cast<float*>(op.out.data) + (part * op.batch + rows.tile().batch) * op.out.batch;
+#pragma unroll
+  for (int r = 0; r < 2 * S::kRowTiles; r++) {
+    const int row = rows.row_of(r / 2, r % 2);
+    if (row >= rows.tile().rows) continue;
+    float* const to = out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head;
+    // Some are read before any is written: so the reads wait for memory side by side.
+    constexpr int kTogether = 8;
+#pragma unroll
+    for (int first = 0; first < S::kColumnTiles; first += kTogether) {
+      float2 before[kTogether] = {};
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int column = 8 * (first + i) + lane % 4 * 2;
+        if (op.merges && column < op.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int n = first + i, column = 8 * n + lane % 4 * 2;
+        if (n >= S::kColumnTiles || column >= op.head_dim) continue;
+        *reinterpret_cast<float2*>(to + column) =
+            make_float2(fmaf(before[i].x, kept[r], sums[r / 2][n][r % 2 * 2]),
+                        fmaf(before[i].y, kept[r], sums[r / 2][n][r % 2 * 2 + 1]));
+      }
+    }
+  }
+}
+
+/** Through shared memory, so that rows leave in 16-byte pieces. */
+template <class S>
+__device__ void write_elements(const ForwardSm80& op, const ForwardRows<S>& rows,
+                               const ForwardSums<S>& sums) {
+  using T = typename S::T;
+  constexpr int kChunks = S::kHeadDim / 8;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2 * S::kRowTiles; r++) {
+    char* const to = rows.shared() + rows.row_of(r / 2, r % 2) * S::kPitch + lane % 4 * 4;
+#pragma unroll
+    for (int n = 0; n < S::kColumnTiles; n++) {
+      *reinterpret_cast<uint32_t*>(to + 16 * n) =
+          sm80::pack<T>(sums[r / 2][n][r % 2 * 2], sums[r / 2][n][r % 2 * 2 + 1]);
+    }
+  }
+  __syncwarp();
+  T* const out = static_cast<T*>(op.out.data) + rows.tile().batch * op.out.batch;
+  constexpr int kWarpRows = 16 * S::kRowTiles;
+#pragma unroll 1
+  for (int chunk = lane; chunk < kWarpRows * kChunks; chunk += 32) {
+    const int row = warp * kWarpRows + chunk / kChunks, column = chunk % kChunks;
+    if (row >= rows.tile().rows || column * 8 >= op.head_dim) continue;
+    *reinterpret_cast<uint4*>(out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head +
+                              column * 8) =
+        *reinterpret_cast<const uint4*>(rows.shared() + row * S::kPitch + column * 16);
+  }
+}
+
+/** Of a block: sums of weighted values, and per row the weights' base and total. The sums are scaled in
+ * place. */
+template <class S>
+__device__ void write_result(const ForwardSm80& op, const ForwardRows<S>& rows, ForwardSums<S>& sums,
+                             const float (&base)[2 * S::kRowTiles], const float (&total)[2 * S::kRowTiles]) {
+  constexpr float kLn2 = 0.6931471805599453f;
+  const int lane = threadIdx.x % 32;
+  __syncthreads();  // the last stages are read: results may take their place
+  const int64_t part = op.splits > 1 ? blockIdx.y : 0;
+  float kept[2 * S::kRowTiles];  // of what is there already
+#pragma unroll
+  for (int r = 0; r < 2 * S::kRowTiles; r++) {
+    const int row = rows.row_of(r / 2, r % 2);
+    float inverse = total[r] == 0 ? 0 : 1 / total[r];
+    float value = total[r] == 0 ? -INFINITY : (base[r] + log2f(total[r])) * kLn2;
+    float* const at = op.log_sum_exp.data + (part * op.batch + rows.tile().batch) * op.log_sum_exp.batch +
+                      rows.head_of(row) * op.log_sum_exp.head + rows.query_of(row);
+    kept[r] = 0;
+    if (op.merges) {
+      const float before = row < rows.tile().rows ? *at : -INFINITY, most = fmaxf(before, value);
+      __syncwarp();  // all have read it
+      if (most != -INFINITY) {
+        const float whole = most + logf(expf(before - most) + expf(value - most));
+        kept[r] = expf(before - whole);
+        inverse *= expf(value - whole);
+        value = whole;
+      }
+    }
+    if (row < rows.tile().rows && lane % 4 == 0) *at = value;
+#pragma unroll
+    for (int n = 0; n < S::kColumnTiles; n++) {
+      sums[r / 2][n][r % 2 * 2] *= inverse;
+      sums[r / 2][n][r % 2 * 2 + 1] *= inverse;
+    }
+  }
+  if (op.out_float32) {
+    write_float32(op, rows, part, sums, kept);
+  } else {
+    write_elements(op, rows, sums);
+  }
+}
+
+}  // namespace longseq
