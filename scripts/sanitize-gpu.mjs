@@ -30,11 +30,14 @@ const programs = [
       name: `kernels ${dtype} D ${sizes}`,
       args: ["build/ts/test/attention/kernels.test.js"],
       environment: { TAP_GREP: `/^${dtype}, D (${sizes.join("|")})$/`, TAP_TIMEOUT: values.timeout },
+      // racecheck takes no account of barrier.arrive, nor of copies that an mbarrier tells of: kernels of 16 bits use both.
+      ...(dtype === "float32" ? {} : { tools: ["memcheck"] }),
     })),
   ),
   ...dtypes.map((dtype) => ({
     name: `vectors ${dtype}`,
     args: ["dist/cli/index.js", "verify", "test/vectors", "--device", "cuda", "--dtype", dtype],
+    ...(dtype === "float32" ? {} : { tools: ["memcheck"] }),
   })),
   {
     name: "panels",

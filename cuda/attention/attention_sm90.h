@@ -15,7 +15,7 @@ struct ForwardSm90 {
   CUtensorMap q, k, v;
   ForwardSm80 op;
   BlockOrder order;
-  int* counter;  // tiles that were taken, beside the first of each block
+  int* counter;  // tiles that were taken, beside the first of each block; null: each block has one
 };
 
 /** A launch of the backward kernel. */

@@ -49,7 +49,8 @@ struct Shape {
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
                        kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
                        kTilesAt = kSumsAt + kStages * kRows * kHeadDim * 4, kBarriersAt = kTilesAt + 64;
-  static constexpr int kSharedBytes = kBarriersAt + 128 + 1024;  // which begin at a multiple of 1,024
+  static constexpr int kSharedBytes = kBarriersAt + 128;
+  static_assert(kSharedBytes <= 227 << 10);
   // A warpgroup's share of dq.
   static constexpr bool kSharesRows = kRows == 128;
   static constexpr int kQueryColumns = kSharesRows ? kHeadDim : kHeadDim / 2;

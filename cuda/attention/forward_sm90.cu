@@ -61,7 +61,8 @@ struct Shape {
   static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
   static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
   static constexpr int kNextAt = kBarriersAt + 96;               // the tile that the queries are of
-  static constexpr int kSharedBytes = kBarriersAt + 128 + 1024;  // which begin at a multiple of 1,024
+  static constexpr int kSharedBytes = kBarriersAt + 128;
+  static_assert(kSharedBytes <= 227 << 10);
 };
 
 /** A block's barriers, and the tile that is next, behind its tiles in shared memory. */
@@ -149,7 +150,8 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
   while (index < total) {
     const Tile<S, kHasMask> tile(launch, index);
     const int key_head = tile.head / op.group;
-    const int following = static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
+    const int following =
+        launch.counter == nullptr ? total : static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
     const auto load_keys = [&](int first) {
       channels.keys_empty(stages.stage).wait(stages.parity ^ 1);
       load_pages(launch.k, channels.keys_full(stages.stage), base + S::kKeysAt + stages.stage * S::kTileBytes,
@@ -547,8 +549,13 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
     return tensor_map(kDType, of, {op.head_dim, count, heads, op.batch}, box);
   };
   const BlockOrder order = order_query_tiles(cuda, op, S::kRows, sizeof(typename S::T), 1);
-  const Memory counter = allocate(cuda, sizeof(int));
-  cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
+  const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, cuda.gpu->multiprocessors));
+  Memory counter;
+  if (tiles > blocks) {
+    counter = allocate(cuda, sizeof(int));
+    cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
+  }
   const int key_heads = op.heads / op.group;
   const ForwardSm90 launch{rows(op.q, op.queries, op.heads, S::kRows),
                            rows(op.k, op.keys, key_heads, S::kKeys),
@@ -556,8 +563,6 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
                            op,
                            order,
                            static_cast<int*>(counter.data)};
-  const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, cuda.gpu->multiprocessors));
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }
 

@@ -64,10 +64,10 @@ struct Ring {
   }
 };
 
-/** A block's shared memory, from a multiple of 1,024 on. */
+/** A block's shared memory, which begins at a multiple of 1,024, as pages must. */
 __device__ inline char* aligned_memory() {
-  extern __shared__ char bytes[];
-  return bytes + (-sm80::shared_address(bytes) & 1023);
+  extern __shared__ __align__(1024) char bytes[];
+  return bytes;
 }
 
 /** The barriers that a thread has made are there for the copies of tensors too. */

@@ -161,7 +161,7 @@ function engineFacts(cuda: Info["cuda"] | undefined, system: Accelerator): Fact[
     { name: "engine", value: "in this binary" },
     ...cuda.gpus.map(({ name, memoryBytes, maskBudget, computeCapability, multiprocessors }, i): Fact => {
       const capability = computeCapability.toFixed(1);
-      const value = `${name}, ${formatBytes(memoryBytes)} (${formatBytes(maskBudget)} for a mask), ${multiprocessors} multiprocessors, compute capability ${capability}`;
+      const value = `${name}, ${formatBytes(memoryBytes)} (${formatBytes(maskBudget)} for a mask), ${multiprocessors} multiprocessors, compute capability ${capability}, attention by ${kernelsText(computeCapability)}`;
       const fact = { name: `cuda:${i}`, value };
       return computeCapability >= oldestGpu
         ? fact
@@ -169,6 +169,10 @@ function engineFacts(cuda: Info["cuda"] | undefined, system: Accelerator): Fact[
     }),
   ];
 }
+
+/** As cuda/attention/kernels.cc has it. */
+const kernelsText = (computeCapability: number) =>
+  computeCapability === 9 ? "sm90 (16 bits), sm80 (float32)" : "sm80";
 
 /** Where there is neither driver nor GPU, nothing is wrong. */
 const driverMatters = ({ driver, gpus }: Accelerator) => driver !== null || gpus.length > 0;
