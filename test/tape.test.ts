@@ -12,7 +12,7 @@ import {
 } from "longseq";
 import t from "tap";
 import { differing } from "./support/bits.ts";
-import { at } from "./support/compare.ts";
+import { at, relativeError } from "./support/compare.ts";
 
 const shape = [2, 40, 2, 16];
 const normal = (seed: number, of: readonly number[] = shape) => Tensor.normal(of, { seed });
@@ -290,7 +290,8 @@ t.test(
     const [dx, dactivated] = pass((activated) => [activated]);
     const expected = linear(dy, weight.permute(1, 0).contiguous());
     t.strictSame(await differing({ dx }, { dx: alone }), []);
-    t.strictSame(await differing({ dactivated }, { dactivated: expected }), []);
+    // A GPU's product sums in another order where an operand lies otherwise.
+    t.ok(relativeError(await dactivated.data(), await expected.data()) < 1e-6);
 
     using tape = new Tape();
     tape.watch(x);

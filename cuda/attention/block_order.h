@@ -42,6 +42,11 @@ struct BlockOrder {
   }
 };
 
+/** Every query sees every key, as far as intervals go. */
+inline bool sees_all(const GpuIntervals& visible) {
+  return visible.begin == nullptr && visible.left == INT32_MAX && visible.right == INT32_MAX;
+}
+
 /** Tiles of a head share `head_bytes`, which they do best to find in the cache; a multiprocessor runs
  * `blocks_each` blocks at once. */
 inline BlockOrder order_blocks(const Cuda& cuda, int64_t tiles, int64_t heads, int64_t head_bytes,
@@ -70,9 +75,7 @@ inline BlockOrder order_key_tiles(const Cuda& cuda, const BackwardSm80& op, int 
   const int64_t head_bytes = 8 * int64_t{forward.group} * forward.queries * forward.head_dim;
   // Blocks of one head that take turns wait for each other: those of all heads side by side wait less, unless
   // all have the same work and keep step.
-  const GpuIntervals& visible = forward.visible;
-  const bool is_even = visible.begin == nullptr && visible.left == INT32_MAX && visible.right == INT32_MAX;
-  const bool is_spread = op.dq_turns != nullptr && !is_even;
+  const bool is_spread = op.dq_turns != nullptr && !sees_all(forward.visible);
   return order_blocks(cuda, ceil_div(forward.keys, rows),
                       int64_t{forward.heads} / forward.group * forward.batch, is_spread ? 0 : head_bytes,
                       blocks_each);

@@ -1,7 +1,8 @@
 // Flash attention forward for compute capability 9.0 (wgmma, TMA).
 //
-// A block takes tiles of 128 queries of one head, one after the other. Its first warpgroup copies: keys and
-// values pass through shared memory in stages of kKeys. Two warpgroups compute, each with 64 of the queries:
+// A block takes tiles of queries of one head, one after the other. Its first warpgroup copies: keys and
+// values pass through shared memory in stages of kKeys. The others, mostly two, compute, each with 64 of the
+// queries:
 //
 //   S = q k^T     P = exp2(c S - base)     l += rowsum P     out += P v
 //
@@ -11,7 +12,7 @@
 // weights that are larger by 2^100 (P as float16: by 2^15), so no maximum is taken on the way, and nothing is
 // rescaled until a row's sum outgrows the room.
 //
-// May spill registers: some twenty words at D 256, whose sums take half of them.
+// May spill registers: some twenty words at D 256, whose sums take half of them, and with three warpgroups.
 #include <algorithm>
 #include <type_traits>
 
@@ -46,11 +47,12 @@ struct Room<sm80::Half> {  // P must stay below 65,504
   static constexpr float margin = 6, most = 8;
 };
 
-template <class Element, int kHeadDim_, int kKeys_>
+/** Of two warpgroups that compute, or three with fewer registers each. */
+template <class Element, int kHeadDim_, int kKeys_, int kConsumers_ = 2>
 struct Shape {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_, kKeys = kKeys_, kStages = 2;
-  static constexpr int kConsumers = 2, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kConsumers = kConsumers_, kRows = 64 * kConsumers, kThreads = 128 * (kConsumers + 1);
   static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kQueryPage = kRows * 128, kKeyPage = kKeys * 128;
   static constexpr int kQueryBytes = kPages * kQueryPage, kTileBytes = kPages * kKeyPage;
@@ -60,9 +62,11 @@ struct Shape {
   static constexpr bool kSharesQueries = kStreamEnd + kQueryBytes > 226 << 10;
   static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
   static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
-  static constexpr int kNextAt = kBarriersAt + 96;               // the tile that the queries are of
+  static constexpr int kNextAt = kBarriersAt + 96;  // the tile that the queries are of
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
+  static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24,
+                       kConsumerRegisters = kConsumers == 3 ? 160 : 240;
 };
 
 /** A block's barriers, and the tile that is next, behind its tiles in shared memory. */
@@ -97,7 +101,7 @@ class Channels {
   uint32_t base_;
 };
 
-/** 128 queries of a head, and the keys they see. */
+/** The queries of a head that a block takes, and the keys they see. */
 template <class S, bool kHasMask>
 struct Tile {
   using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
@@ -534,10 +538,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
   if (threadIdx.x == 0) Channels<S>(base).init();
   __syncthreads();
   if (threadIdx.x < 128) {
-    give_registers<24>();
+    give_registers<S::kProducerRegisters>();
     if (threadIdx.x == 0) produce<S, kHasMask>(launch, base, reinterpret_cast<int*>(shared + S::kNextAt));
   } else {
-    take_registers<240>();
+    take_registers<S::kConsumerRegisters>();
     Consumer<S, kHasMask>(launch, shared).run();
   }
 }
@@ -569,6 +573,9 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   if (op.head_dim <= 64) {
+    // Exponentials bound it, of which three warpgroups have more under way; tiles of 192 cut causal rows
+    // coarser.
+    if (!kHasMask && sees_all(op.visible)) return launch_shape<Shape<T, 64, 128, 3>, false>(cuda, op);
     launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 80) {
     launch_shape<Shape<T, 80, 128>, kHasMask>(cuda, op);

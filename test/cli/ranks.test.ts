@@ -84,7 +84,7 @@ t.test("a model is measured by all together, and printed by rank 0", async (t) =
     for (const line of jsonLines<ModelMeasurement>(first?.json ?? "")) {
       const { ms = 0, runs = 0, communicationShare = -1, peakBytes = 0 } = line;
       t.match(line, { what: "gpt", ranks: 3, devices: 3, sequenceParallel: type });
-      t.ok(ms > 0 && runs >= 3 && peakBytes > 0, `${ms} ms, ${runs} runs, ${peakBytes} bytes`);
+      t.ok(ms > 0 && runs > 0 && peakBytes > 0, `${ms} ms, ${runs} runs, ${peakBytes} bytes`);
       t.ok(communicationShare >= 0 && communicationShare <= 1, `waiting: ${communicationShare}`);
     }
     t.strictSame(others, [
