@@ -9,7 +9,8 @@
 //   dP^T = v dout^T  dS^T = P^T * (dP^T - delta)       dk += dS^T q       dq += dS k
 //
 // dS goes through shared memory to both warpgroups, which share the product for dq: a half of its columns
-// each, or of its rows. dq is summed in float32 in global memory, since many blocks add to a query.
+// each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many blocks add
+// to a query.
 //
 // As float16, P is in units of 2^-12: a weight of one in a million keys would have four bits left.
 #include <type_traits>
@@ -38,7 +39,7 @@ struct Shape {
   static constexpr float kWeightBits = kIsHalf ? 12 : 0, kWeightUnit = kIsHalf ? 1.f / 4096 : 1;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
   static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
-  static constexpr int kPages = kHeadDim / 64, kDepthSteps = kHeadDim / 16;
+  static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
   static constexpr int kKeyBytes = kPages * kKeyPage, kRowBytes = kPages * kRowPage;
   static constexpr int kScoreBytes = kConsumers * kRowPage, kStatisticBytes = kRows * 8;
@@ -51,10 +52,9 @@ struct Shape {
                        kTilesAt = kSumsAt + kStages * kRows * kHeadDim * 4, kBarriersAt = kTilesAt + 64;
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
-  // A warpgroup's share of dq.
-  static constexpr bool kSharesRows = kRows == 128;
-  static constexpr int kQueryColumns = kSharesRows ? kHeadDim : kHeadDim / 2;
-  static_assert(kSharesRows || kQueryColumns == 64);
+  // A warpgroup's share of dq: 64 of the rows, or half of the columns, or every other tile's.
+  static constexpr bool kSharesRows = kRows == 128, kAlternates = !kSharesRows && kHeadDim % 128 != 0;
+  static constexpr int kQueryColumns = kSharesRows || kAlternates ? kHeadDim : kHeadDim / 2;
 };
 
 /** What a stage holds. */
@@ -217,14 +217,18 @@ class Consumer {
       publish_writes();
       sm80::named_barrier(1, 128 * S::kConsumers);
       float dq[S::kQueryColumns / 2];
-      multiply_scores(dq, stage);
+      const bool makes_dq = !S::kAlternates || group_ == stage;
+      if (makes_dq) multiply_scores(dq, stage);
+      commit_products();
       wait_products<1>();
       pin(dv);
       release(channels_.gradients_empty(stage));
       add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
       wait_products<1>();
-      pin(dq);
-      add_query_gradients(dq, rows.row, stage);
+      if (makes_dq) {
+        pin(dq);
+        add_query_gradients(dq, rows.row, stage);
+      }
       wait_products<0>();
       pin(dk);
       release(channels_.queries_empty(stage));
@@ -277,9 +281,12 @@ class Consumer {
     commit_products();
   }
 
+  /** The first of the columns of dq that are this warpgroup's. */
+  __device__ int first_column() const { return S::kSharesRows || S::kAlternates ? 0 : 64 * group_; }
+
   /** dq = dS k, this warpgroup's share. */
   __device__ void multiply_scores(float (&dq)[S::kQueryColumns / 2], int stage) const {
-    const int row = S::kSharesRows ? 64 * group_ : 0, page = S::kSharesRows ? 0 : group_;
+    const int row = S::kSharesRows ? 64 * group_ : 0, page = first_column() / 64;
     const uint64_t left = depth_operand(base_ + S::kScoresAt + stage * S::kScoreBytes + row * 128);
     const uint64_t right = row_operand(base_ + page * S::kKeyPage, S::kKeyPage);
     begin_products();
@@ -293,7 +300,6 @@ class Consumer {
         Product<T, S::kQueryColumns>::template add<true>(dq, a, b);
       }
     }
-    commit_products();
   }
 
   /** s = P^T. */
@@ -373,11 +379,11 @@ class Consumer {
   /** dq += this warp's share of what multiply_scores gave, 16 rows, in the order of tile/sum.h. */
   __device__ void add_query_gradients(const float (&dq)[S::kQueryColumns / 2], int first_row,
                                       int stage) const {
-    const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_,
-              column = S::kSharesRows ? 0 : 64 * group_;
+    const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_;
     constexpr int kBytes = 16 * S::kQueryColumns * 4;
-    char* const mine = aligned_memory() + S::kSumsAt + (8 * stage + 4 * group_ + warp_) * kBytes;
-    if (lane_ == 0) wait_reductions<S::kStages - 1>();
+    const int place = S::kAlternates ? 4 * group_ + warp_ : 8 * stage + 4 * group_ + warp_;
+    char* const mine = aligned_memory() + S::kSumsAt + place * kBytes;
+    if (lane_ == 0) wait_reductions<S::kAlternates ? 0 : S::kStages - 1>();
     __syncwarp();
 #pragma unroll
     for (int j = 0; j < S::kQueryColumns / 8; j++) {
@@ -387,8 +393,8 @@ class Consumer {
     publish_writes();
     __syncwarp();
     if (lane_ != 0) return;
-    reduce_bytes(op_.dq_sum + sum_offset(int64_t{first_row} + row, column, S::kHeadDim), shared_address(mine),
-                 kBytes);
+    reduce_bytes(op_.dq_sum + sum_offset(int64_t{first_row} + row, first_column(), S::kHeadDim),
+                 shared_address(mine), kBytes);
   }
 
   __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32,
@@ -460,6 +466,8 @@ template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   if (op.forward.head_dim <= 64) {
     launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
+  } else if (op.forward.head_dim <= 96) {
+    launch_shape<Shape<T, 96, 64>, kHasMask>(cuda, op);
   } else {
     launch_shape<Shape<T, 128, 64>, kHasMask>(cuda, op);
   }
@@ -467,7 +475,7 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 
 }  // namespace
 
-int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : 128; }
+int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
 
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
   const auto typed = [&]<class T>(T) {

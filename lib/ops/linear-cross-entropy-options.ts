@@ -12,7 +12,7 @@ export interface LinearCrossEntropyOptions extends Pick<CrossEntropyOptions, "ig
    * number, or a tensor of one float32. Below 1 it is 1.
    */
   count?: number | Tensor;
-  /** Rows whose logits exist at a time. Default: as many as make 64 MiB. */
+  /** Rows whose logits exist at a time. Default: as many as make 64 MiB; on a GPU 2,048, or what 512 MiB have room for. */
   tileRows?: number;
   /**
    * Of weight's shape, float32 or weight's dtype: the backward pass of the tape adds weight's gradient to this, and
@@ -23,6 +23,9 @@ export interface LinearCrossEntropyOptions extends Pick<CrossEntropyOptions, "ig
 
 const operation = "linearCrossEntropy";
 const tileElements = 2 ** 26 / 4;
+/** Each tile's product reads and writes all of dweight's sums, which fewer rows than these do not keep a GPU busy beside. */
+const gpuRows = 2048;
+const gpuElements = 2 ** 29 / 4;
 /** Rows of the tiles that a GPU's matrix product is made of: of more, whole ones. */
 const productRows = 128;
 
@@ -45,7 +48,9 @@ export function checkedCall(
   }
   if (count !== undefined) checkCount(count, reduction, x);
   if (dweight !== undefined) checkGradientSum(operation, "dweight", dweight, weight);
-  const most = Math.max(1, Math.floor(tileElements / Math.max(1, weight.shape[0] ?? 0)));
+  const rowsOf = (elements: number) => Math.max(1, Math.floor(elements / Math.max(1, weight.shape[0] ?? 0)));
+  const enough = x.device.kind === "cuda" ? Math.min(gpuRows, rowsOf(gpuElements)) : 1;
+  const most = Math.max(rowsOf(tileElements), enough);
   const { tileRows = most < productRows ? most : most - (most % productRows) } = options;
   if (!Number.isSafeInteger(tileRows) || tileRows < 1) {
     throw failure(
