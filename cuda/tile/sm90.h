@@ -117,9 +117,6 @@ __device__ inline void store_matrices_transposed(uint32_t to, const uint32_t* r)
                "r"(r[1]), "r"(r[2]), "r"(r[3])
                : "memory");
 }
-__device__ inline void prefetch(const CUtensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
 
 template <int kRegisters>
 __device__ inline void take_registers() {
