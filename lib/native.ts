@@ -133,6 +133,14 @@ export interface Native {
   ): void;
   fill(y: TensorHandle, value: number): void;
   fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
+  attentionKernels(
+    device: DeviceHandle,
+    dtype: number,
+    headDim: number,
+    pass: "forward" | "backward",
+    deterministic: boolean,
+    implementation: string | null,
+  ): string;
   attentionForward(
     q: TensorHandle,
     k: TensorHandle,
@@ -142,14 +150,6 @@ export interface Native {
     options: NativeAttentionOptions,
   ): void;
   /** Merged with what out, of float32, and logSumExp hold. */
-  /** The name of the fastest for long sequences. */
-  attentionKernels(
-    device: DeviceHandle,
-    dtype: number,
-    headDim: number,
-    pass: "forward" | "backward",
-    implementation: string | null,
-  ): string;
   attentionForwardMerged(
     q: TensorHandle,
     k: TensorHandle,

@@ -2,7 +2,6 @@
 #include "attention/kernels.h"
 
 #include <variant>
-#include <vector>
 
 #include "core/error.h"
 
@@ -43,25 +42,20 @@ Kernels choose_kernels(const Device& device, const AttentionShape& shape,
                        const std::optional<std::string>& implementation) {
   const int capability =
       std::visit([](const auto& engine) { return compute_capability(engine); }, device.engine());
-  std::vector<Kernels> able{device.is_cpu() ? Kernels::Cpu : Kernels::Sm80};
-  if (has_sm90(capability, shape.dtype)) able.push_back(Kernels::Sm90);
-  if (!implementation) {
-    if (able.back() == Kernels::Sm90 && !(serves_sm90(shape) && fills_tiles(shape))) return Kernels::Sm80;
-    return able.back();
-  }
-  std::string names = "\"reference\"";
-  for (const Kernels kernels : able) {
-    if (*implementation == name_of(kernels)) {
-      return kernels == Kernels::Sm90 && !serves_sm90(shape) ? Kernels::Sm80 : kernels;
-    }
-    names += text(", \"", name_of(kernels), "\"");
-  }
-  throw Error(Code::Option, text("attention: implementation \"", *implementation, "\" is not there on ",
-                                 device.name(), " for ", name_of(shape.dtype), ", expected one of ", names));
+  const Kernels own = device.is_cpu() ? Kernels::Cpu : Kernels::Sm80;
+  const bool is_able = has_sm90(capability, shape.dtype), serves = is_able && serves_sm90(shape);
+  if (!implementation) return serves && fills_tiles(shape) ? Kernels::Sm90 : own;
+  if (*implementation == name_of(own)) return own;
+  if (is_able && *implementation == name_of(Kernels::Sm90)) return serves ? Kernels::Sm90 : own;
+  throw Error(Code::Option,
+              text("attention: implementation \"", *implementation, "\" is not there on ", device.name(),
+                   " for ", name_of(shape.dtype), ", expected one of \"reference\", \"", name_of(own),
+                   is_able ? "\", \"sm90\"" : "\""));
 }
 
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
-                              const std::string& pass, const std::optional<std::string>& implementation) {
+                              const std::string& pass, bool is_deterministic,
+                              const std::optional<std::string>& implementation) {
   check(pass == "forward" || pass == "backward", Code::Option, "attentionKernels: pass is \"", pass,
         "\", expected \"forward\" or \"backward\"");
   constexpr int64_t kMany = 1 << 20;
@@ -70,7 +64,7 @@ std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype
                              .head_dim = head_dim,
                              .group = 1,
                              .is_backward = pass == "backward",
-                             .is_deterministic = false};
+                             .is_deterministic = is_deterministic};
   return name_of(choose_kernels(*device, shape, implementation));
 }
 

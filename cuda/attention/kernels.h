@@ -28,7 +28,8 @@ Kernels choose_kernels(const Device& device, const AttentionShape& shape,
 
 /** The name of those that run for many queries; the pass is "forward" or "backward". */
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
-                              const std::string& pass, const std::optional<std::string>& implementation);
+                              const std::string& pass, bool is_deterministic,
+                              const std::optional<std::string>& implementation);
 
 inline int compute_capability(const Cpu&) { return 0; }
 int compute_capability(const Cuda& cuda);  // 10 major + minor

@@ -20,15 +20,24 @@ export function attentionKernels(
     dtype?: DType;
     headDim?: number;
     pass?: "forward" | "backward";
+    deterministic?: boolean;
     implementation?: AttentionOptions["implementation"] | undefined;
   } = {},
 ): NonNullable<AttentionOptions["implementation"]> {
-  const { device = Device.default, dtype = "float32", headDim = 64, pass = "forward", implementation } = of;
+  const { device = Device.default, dtype = "float32", headDim = 64, pass = "forward" } = of;
+  const { deterministic = false, implementation } = of;
   if (implementation === "reference") return implementation;
   const index = dtypes.indexOf(dtype);
   if (index < 0) {
     throw failure("ERR_DTYPE", `attentionKernels: dtype is ${shown(dtype)}, expected ${dtypes.join(", ")}`);
   }
-  const name = native.attentionKernels(handleOfDevice(device), index, headDim, pass, implementation ?? null);
+  const name = native.attentionKernels(
+    handleOfDevice(device),
+    index,
+    headDim,
+    pass,
+    deterministic,
+    implementation ?? null,
+  );
   return name as "cpu" | "sm80" | "sm90";
 }

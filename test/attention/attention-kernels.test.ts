@@ -18,6 +18,7 @@ t.test("Hopper's are of 16 bits, and sm80's stand in where they have none", { sk
   t.match(best, /^sm(80|90)$/);
   t.equal(attentionKernels({ dtype: "float16", headDim: 128, pass: "backward" }), best);
   t.equal(attentionKernels({ dtype: "bfloat16", headDim: 256, pass: "backward" }), "sm80");
+  t.equal(attentionKernels({ dtype: "bfloat16", pass: "backward", deterministic: true }), "sm80");
   t.end();
 });
 
