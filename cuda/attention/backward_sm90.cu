@@ -63,7 +63,7 @@ struct StagedTile {
   int head;   // of the query
   int tile;   // of the mask, or -1
   int row;    // its first, among all heads' padded queries: fewer than 2^31, or dq_sum would fill any memory
-  bool is_plain;  // all its queries see all of the block's keys, and scores are what products are
+  bool sees_all;  // each of its queries all of the block's keys
 };
 
 /** A block's barriers, behind its tiles in shared memory. */
@@ -133,7 +133,6 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   load_pages(launch.k, channels.keys_full(), base, S::kKeyPage, keys.first_key, keys.key_head);
   load_pages(launch.v, channels.keys_full(), base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
 
-  const bool is_adjusted = forward.score.has_softcap || forward.score.slopes != nullptr;
   auto* const staged = reinterpret_cast<StagedTile*>(aligned_memory() + S::kTilesAt);
   RowTiles<S::kRows, kHasMask> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
   Ring<S::kStages> stages;
@@ -151,7 +150,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
         visible_keys(forward.visible, rows.first, forward.keys).y >= keys.first_key + S::kKeys;
     const int row =
         static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
-    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0 && !is_adjusted};
+    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0};
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
@@ -173,6 +172,8 @@ class Consumer {
   using Scores = float[S::kRows / 2];
   using Weights = uint32_t[S::kRows / 4];
   using Gradient = float[S::kHeadDim / 2];
+  /** Which of the warp's 16 keys queries see, a bit a key: in lane i query i and those 32 apart. */
+  using Seen = uint32_t[S::kRows / 32];
 
  public:
   __device__ Consumer(const BackwardSm90& launch, int group)
@@ -189,25 +190,30 @@ class Consumer {
     Gradient dk, dv;
 #pragma unroll
     for (int i = 0; i < S::kHeadDim / 2; i++) dk[i] = dv[i] = 0;
+    const bool adjusts = op_.forward.score.has_softcap || op_.forward.score.slopes != nullptr;
     channels_.keys_full().wait(0);
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
       const StagedTile rows = staged(stage);
       if (rows.first < 0) break;
+      // Before the products, beside which documents and masks arrive.
+      Seen seen;
+      if (!rows.sees_all) find_seen(seen, rows);
       Scores s, dp;
       multiply_own(s, base_, base_ + S::kQueriesAt + stage * S::kRowBytes);
       channels_.gradients_full(stage).wait(stages.parity);
       multiply_own(dp, base_ + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
       wait_products<1>();
       pin(s);
-      if (rows.is_plain) {
+      if (!adjusts) {
         weigh(s, stage);
       } else {
         wait_products<0>();
         pin(dp);
         adjust(s, dp, rows, stage);
       }
+      if (!rows.sees_all) hide(s, seen);
       wait_products<0>();
       pin(dp);
       Weights p, ds;
@@ -314,23 +320,17 @@ class Consumer {
     }
   }
 
-  /** The same with softcap, ALiBi, and 0 where a query does not see a key; the softcap's derivative goes to
-   * dP.
-   */
+  /** The same with softcap and ALiBi; the softcap's derivative goes to dP. */
   __device__ void adjust(Scores& s, Scores& dp, const StagedTile& rows, int stage) const {
     const ForwardSm80& forward = op_.forward;
     const GpuScore& score = forward.score;
-    const int key = first_key();
+    const float slope = score.slopes == nullptr ? 0 : score.slopes[rows.head] * score.slope_unit;
 #pragma unroll
     for (int j = 0; j < S::kRows / 8; j++) {
       const float4 two = statistics(stage)[4 * j];
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int query = min(rows.first + 8 * j + lane_ % 4 * 2 + e, forward.queries - 1);
-        const int2 seen = visible_keys(forward.visible, query, forward.keys);
-        uint32_t bits = ~0u;
-        if (kHasMask) bits = mask_bits(forward.mask, rows.tile, query, key);
-        const float slope = score.slopes == nullptr ? 0 : score.slopes[rows.head] * score.slope_unit;
         const int position = slope == 0 ? 0 : query_position(score, forward.visible, query);
         const float base = S::kWeightBits - (e == 0 ? two.x : two.z), delta = e == 0 ? two.y : two.w;
 #pragma unroll
@@ -340,13 +340,38 @@ class Consumer {
             x = tanh_accurate(x * score.before_cap);
             gradient = fmaf(gradient - delta, 1 - x * x, delta);
           }
-          const int at = key + 8 * half;
           if (slope != 0) {
-            x -= slope * static_cast<float>(abs(position - key_position(score, min(at, forward.keys - 1))));
+            const int key = min(first_key() + 8 * half, forward.keys - 1);
+            x -= slope * static_cast<float>(abs(position - key_position(score, key)));
           }
-          const bool is_seen = at >= seen.x && at < seen.y && (!kHasMask || (bits >> 8 * half & 1) != 0);
-          x = is_seen ? exp2_approximate(fmaf(x, score.exponent, base)) : 0;
+          x = exp2_approximate(fmaf(x, score.exponent, base));
         }
+      }
+    }
+  }
+
+  __device__ void find_seen(Seen& seen, const StagedTile& rows) const {
+    const ForwardSm80& forward = op_.forward;
+    const int first_key = first_key_ + 64 * group_ + 16 * warp_;
+#pragma unroll
+    for (int i = 0; i < S::kRows / 32; i++) {
+      const int query = min(rows.first + 32 * i + lane_, forward.queries - 1);
+      const int2 keys = visible_keys(forward.visible, query, forward.keys);
+      const int begin = min(max(keys.x - first_key, 0), 16), end = min(max(keys.y - first_key, begin), 16);
+      seen[i] = (1u << end) - (1u << begin);
+      if (kHasMask) seen[i] &= mask_bits(forward.mask, rows.tile, query, first_key);
+    }
+  }
+
+  /** 0 where a query does not see a key. */
+  __device__ void hide(Scores& s, const Seen& seen) const {
+#pragma unroll
+    for (int j = 0; j < S::kRows / 8; j++) {
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const uint32_t keys = __shfl_sync(~0u, seen[j / 4], 8 * (j % 4) + lane_ % 4 * 2 + e) >> lane_ / 4;
+        if ((keys & 1) == 0) s[4 * j + e] = 0;
+        if ((keys & 0x100) == 0) s[4 * j + 2 + e] = 0;
       }
     }
   }
