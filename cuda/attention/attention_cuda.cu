@@ -83,14 +83,22 @@ int columns_of(Kernels kernels, int head_dim) {
   return kernels == Kernels::Sm90 ? backward_columns_sm90(head_dim) : backward_columns_sm80(head_dim);
 }
 
-void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                      const AttentionBackward& op) {
+/** dq by blocks of queries, which write it as it is, and then dk and dv: launch_query, launch_keys. */
+template <class LaunchQuery, class LaunchKeys>
+void backward_apart(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, const AttentionBackward& op,
+                    LaunchQuery launch_query, LaunchKeys launch_keys_of) {
+  const DType dtype = op.forward.q.dtype;
   const GpuResult dq(cuda, op.dq, op.adds_to_dq);
   kernel.dq = rows_of(dq.written());
+  kernel.dq_float32 = op.dq.dtype == DType::Float32;
   kernel.dq_sign = sign_of(op.forward.score.scale);
-  launch_queries(cuda, call, DType::Float32, kernel,
-                 [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); });
+  launch_queries(cuda, call, dtype, kernel, launch_query);
   dq.finish();
+  launch_keys(cuda, call, dtype, kernel, launch_keys_of);
+}
+
+void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
   std::shared_ptr<const GpuMaskCopy> transposed;
   if (call.mask && call.mask->in_panels) {
     kernel.mask_transposed = kernel.mask_columns;  // of which each panel is transposed there
@@ -98,15 +106,18 @@ void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
     transposed = transposed_gpu_mask(cuda, *op.forward.visibility->mask);
     kernel.mask_transposed = transposed->columns;
   }
-  launch_keys(cuda, call, DType::Float32, kernel,
-              [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
+  backward_apart(
+      cuda, call, kernel, op, [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); },
+      [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
-void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                      const AttentionBackward& op) {
+/** dq is summed where it is needed in the order in which blocks of keys come, or in turns. */
+void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                       const AttentionBackward& op) {
   const auto clear = [&](const Memory& memory) {
     cuda_check(cudaMemsetAsync(memory.data, 0, memory.bytes, cuda.stream.get()), "clearing");
   };
+  const DType dtype = op.forward.q.dtype;
   const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
   const bool is_sm90 = op.kernels == Kernels::Sm90;
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
@@ -118,16 +129,32 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
-  launch_keys(cuda, call, op.forward.q.dtype, kernel, [&](const BackwardSm80& part) {
+  launch_keys(cuda, call, dtype, kernel, [&](const BackwardSm80& part) {
     if (op.deterministic) clear(turns);
     if (is_sm90) {
-      launch_backward_sm90(cuda, op.forward.q.dtype, part);
+      launch_backward_sm90(cuda, dtype, part);
     } else {
-      launch_backward_sm80(cuda, op.forward.q.dtype, part);
+      launch_backward_sm80(cuda, dtype, part);
     }
   });
-  const float unit = is_sm90 ? 1 : backward_sum_unit_sm80(op.forward.q.dtype);
-  finish_query_gradient(cuda, kernel, op.forward.score.scale * unit, op.dq);
+  finish_query_gradient(cuda, kernel, op.forward.score.scale * (is_sm90 ? 1 : backward_sum_unit_sm80(dtype)),
+                        op.dq);
+}
+
+/** Whether dq is made by blocks of queries, with two products more. */
+bool is_apart(const AttentionForward& op, Kernels kernels, bool deterministic) {
+  return op.q.dtype == DType::Float32 ||
+         (kernels == Kernels::Sm90 && (deterministic || op.q.size(3) > kMostSummedSm90));
+}
+
+void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
+  if (!is_apart(op.forward, op.kernels, op.deterministic)) return backward_together(cuda, call, kernel, op);
+  const DType dtype = op.forward.q.dtype;
+  backward_apart(
+      cuda, call, kernel, op,
+      [&](const BackwardSm80& part) { launch_query_gradient_sm90(cuda, dtype, part); },
+      [&](const BackwardSm80& part) { launch_backward_sm90(cuda, dtype, part); });
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -157,10 +184,10 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
 
 /** Key heads whose sums of dq, in float32, are there at once: all, unless those are large and fewer fill the
  * GPU. */
-int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels) {
+int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels, bool deterministic) {
   constexpr int64_t kSumBytes = int64_t{1} << 30, kBlocksEach = 32;
   const int64_t heads = op.k.size(2);
-  if (op.q.dtype == DType::Float32) return heads;
+  if (is_apart(op, kernels, deterministic)) return heads;
   const int64_t head_bytes =
       op.q.elements() / heads / op.q.size(3) * columns_of(kernels, static_cast<int>(op.q.size(3))) * 4;
   const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
@@ -233,7 +260,7 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
     return;
   }
-  const int64_t count = heads_at_once(cuda, forward, op.kernels);
+  const int64_t count = heads_at_once(cuda, forward, op.kernels, op.deterministic);
   for (int64_t begin = 0; begin < heads; begin += count) {
     run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
   }

@@ -17,8 +17,10 @@
 
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
+#include "attention/gradient_rows_sm90.h"
 #include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
+#include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
 #include "tile/sum.h"
@@ -32,12 +34,13 @@ using sm80::pack;
 using sm80::shared_address;
 using sm80::tanh_accurate;
 
-template <class Element, int kHeadDim_, int kRows_>
+template <class Element, int kHeadDim_, int kRows_, bool kMakesQueryGradient_>
 struct Shape {
   using T = Element;
   static constexpr bool kIsHalf = std::is_same_v<T, sm80::Half>;
   static constexpr float kWeightBits = kIsHalf ? 12 : 0, kWeightUnit = kIsHalf ? 1.f / 4096 : 1;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
+  static constexpr bool kMakesQueryGradient = kMakesQueryGradient_;
   static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
   static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
@@ -49,7 +52,8 @@ struct Shape {
                        kScoresAt = kGradientsAt + kStages * kRowBytes,
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
                        kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
-                       kTilesAt = kSumsAt + kStages * kRows * kHeadDim * 4, kBarriersAt = kTilesAt + 64;
+                       kTilesAt = kSumsAt + (kMakesQueryGradient ? kStages * kRows * kHeadDim * 4 : 0),
+                       kBarriersAt = kTilesAt + 64;
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
   // A warpgroup's share of dq: 64 of the rows, or half of the columns, or every other tile's.
@@ -68,10 +72,10 @@ struct StagedTile {
 
 /** A block's barriers, behind its tiles in shared memory. */
 template <class S>
-class Channels {
+class Channels : public Barriers {
  public:
-  __device__ explicit Channels(uint32_t base) : base_(base) {}
-  __device__ Barrier keys_full() const { return at(0, 0); }
+  __device__ explicit Channels(uint32_t base) : Barriers(base + S::kBarriersAt) {}
+  __device__ Barrier keys_full() const { return at(0); }
   __device__ Barrier queries_full(int stage) const { return at(1, stage); }
   __device__ Barrier queries_empty(int stage) const { return at(3, stage); }
   __device__ Barrier gradients_full(int stage) const { return at(5, stage); }
@@ -88,12 +92,6 @@ class Channels {
     }
     publish_barriers();
   }
-
- private:
-  __device__ Barrier at(int first, int stage) const {
-    return Barrier(base_ + 8 * stage + (S::kBarriersAt + 8 * first));
-  }
-  uint32_t base_;
 };
 
 /** 128 keys of a head. */
@@ -218,6 +216,17 @@ class Consumer {
       pin(dp);
       Weights p, ds;
       differentiate(s, dp, p, ds, stage);
+      if constexpr (!S::kMakesQueryGradient) {
+        add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+        add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+        wait_products<1>();
+        pin(dv);
+        release(channels_.gradients_empty(stage));
+        wait_products<0>();
+        pin(dk);
+        release(channels_.queries_empty(stage));
+        continue;
+      }
       pass(ds, stage);
       add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
       publish_writes();
@@ -422,28 +431,11 @@ class Consumer {
                  shared_address(mine), kBytes);
   }
 
-  __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32,
+  __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool is_float32,
                         bool adds) const {
-    const ForwardSm80& forward = op_.forward;
     const KeyTile<S> keys(launch_);
-    const int64_t base = keys.batch * rows.batch + keys.key_head * rows.head;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int key = first_key() + 8 * half;
-      if (key >= forward.keys) continue;
-#pragma unroll
-      for (int j = 0; j < S::kHeadDim / 8; j++) {
-        const int column = 8 * j + lane_ % 4 * 2;
-        if (column >= forward.head_dim) continue;
-        const float low = gradient[4 * j + 2 * half] * factor, high = gradient[4 * j + 2 * half + 1] * factor;
-        const int64_t at = base + key * rows.row + column;
-        if (is_float32) {
-          put_two(static_cast<float*>(rows.data) + at, low, high, adds);
-        } else {
-          *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
-        }
-      }
-    }
+    write_gradient<T>(gradient, to, keys.batch, keys.key_head, first_key(), op_.forward.keys,
+                      op_.forward.head_dim, factor, is_float32, adds);
   }
 
   const BackwardSm90& launch_;
@@ -487,14 +479,14 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   longseq::launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, launch);
 }
 
-template <class T, bool kHasMask>
+template <class T, bool kHasMask, bool kMakesQueryGradient>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   if (op.forward.head_dim <= 64) {
-    launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 64, 128, kMakesQueryGradient>, kHasMask>(cuda, op);
   } else if (op.forward.head_dim <= 96) {
-    launch_shape<Shape<T, 96, 64>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 96, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
   } else {
-    launch_shape<Shape<T, 128, 64>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 128, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
   }
 }
 
@@ -503,18 +495,13 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
 
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
-  const auto typed = [&]<class T>(T) {
-    if (op.forward.mask.first_run != nullptr) {
-      launch_typed<T, true>(cuda, op);
+  visit_kernel(dtype, op.forward.mask, [&]<class T, bool kHasMask>() {
+    if (op.dq_sum != nullptr) {
+      launch_typed<T, kHasMask, true>(cuda, op);
     } else {
-      launch_typed<T, false>(cuda, op);
+      launch_typed<T, kHasMask, false>(cuda, op);
     }
-  };
-  if (dtype == DType::BFloat16) {
-    typed(sm80::Bf16{});
-  } else {
-    typed(sm80::Half{});
-  }
+  });
 }
 
 }  // namespace longseq
