@@ -154,7 +154,13 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
   backward_apart(
       cuda, call, kernel, op,
       [&](const BackwardSm80& part) { launch_query_gradient_sm90(cuda, dtype, part); },
-      [&](const BackwardSm80& part) { launch_backward_sm90(cuda, dtype, part); });
+      [&](const BackwardSm80& part) {
+        if (part.forward.head_dim > kMostSummedSm90) {
+          launch_key_gradients_sm90(cuda, dtype, part);
+        } else {
+          launch_backward_sm90(cuda, dtype, part);
+        }
+      });
 }
 
 /** Some of a tensor's heads; none of no tensor. */

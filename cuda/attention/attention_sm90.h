@@ -34,8 +34,10 @@ void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op);
 inline constexpr int kMostSummedSm90 = 128;
 /** Columns of dq_sum. */
 int backward_columns_sm90(int head_dim);
-/** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. */
+/** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. D is at most
+ * kMostSummedSm90; above it dk and dv are the next one's. */
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+void launch_key_gradients_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** dq alone, of bfloat16 or float16. */
 void launch_query_gradient_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 

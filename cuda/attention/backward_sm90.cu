@@ -11,15 +11,9 @@
 // dS goes through shared memory to both warpgroups, which share the product for dq: a half of its columns
 // each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many blocks add
 // to a query.
-//
-// As float16, P is in units of 2^-12: a weight of one in a million keys would have four bits left.
-#include <type_traits>
-
 #include "attention/attention_sm90.h"
-#include "attention/block_order.h"
 #include "attention/gradient_rows_sm90.h"
-#include "attention/key_blocks.h"
-#include "attention/query_tiles.h"
+#include "attention/key_stream_sm90.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
@@ -29,16 +23,12 @@ namespace longseq {
 namespace {
 
 using namespace sm90;
-using sm80::exp2_approximate;
 using sm80::pack;
 using sm80::shared_address;
-using sm80::tanh_accurate;
 
 template <class Element, int kHeadDim_, int kRows_, bool kMakesQueryGradient_>
 struct Shape {
   using T = Element;
-  static constexpr bool kIsHalf = std::is_same_v<T, sm80::Half>;
-  static constexpr float kWeightBits = kIsHalf ? 12 : 0, kWeightUnit = kIsHalf ? 1.f / 4096 : 1;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
   static constexpr bool kMakesQueryGradient = kMakesQueryGradient_;
   static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
@@ -61,117 +51,14 @@ struct Shape {
   static constexpr int kQueryColumns = kSharesRows || kAlternates ? kHeadDim : kHeadDim / 2;
 };
 
-/** What a stage holds. */
-struct StagedTile {
-  int first;  // query; -1: there are no more
-  int head;   // of the query
-  int tile;   // of the mask, or -1
-  int row;    // its first, among all heads' padded queries: fewer than 2^31, or dq_sum would fill any memory
-  bool sees_all;  // each of its queries all of the block's keys
-};
-
-/** A block's barriers, behind its tiles in shared memory. */
-template <class S>
-class Channels : public Barriers {
- public:
-  __device__ explicit Channels(uint32_t base) : Barriers(base + S::kBarriersAt) {}
-  __device__ Barrier keys_full() const { return at(0); }
-  __device__ Barrier queries_full(int stage) const { return at(1, stage); }
-  __device__ Barrier queries_empty(int stage) const { return at(3, stage); }
-  __device__ Barrier gradients_full(int stage) const { return at(5, stage); }
-  __device__ Barrier gradients_empty(int stage) const { return at(7, stage); }
-
-  __device__ void init() const {
-    constexpr int kWarps = 4 * S::kConsumers;
-    keys_full().init(1);
-    for (int stage = 0; stage < S::kStages; stage++) {
-      queries_full(stage).init(1);
-      queries_empty(stage).init(kWarps);
-      gradients_full(stage).init(1);
-      gradients_empty(stage).init(kWarps);
-    }
-    publish_barriers();
-  }
-};
-
-/** 128 keys of a head. */
-template <class S>
-struct KeyTile {
-  int first_key, batch, key_head;
-  __device__ explicit KeyTile(const BackwardSm90& launch) {
-    const ForwardSm80& forward = launch.op.forward;
-    const auto [tile, head] = launch.order.place(blockIdx.x);
-    const int key_heads = forward.heads / forward.group;
-    first_key = tile * S::kKeys;
-    batch = head / key_heads;
-    key_head = head % key_heads;
-  }
-};
-
-/** Copies keys, values, queries, their gradients and statistics to shared memory; one warp. */
-template <class S, bool kHasMask>
-__device__ void produce(const BackwardSm90& launch, uint32_t base) {
-  const BackwardSm80& op = launch.op;
-  const ForwardSm80& forward = op.forward;
-  const KeyTile<S> keys(launch);
-  const Channels<S> channels(base);
-  const int last_key = min(keys.first_key + S::kKeys, forward.keys) - 1;
-  const int2 seeing =
-      make_int2(first_query_by_warp(forward, [&](int2 seen) { return seen.y > keys.first_key; }),
-                first_query_by_warp(forward, [&](int2 seen) { return seen.x > last_key; }));
-  if (threadIdx.x != 0) return;
-  const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int page_bytes,
-                              int row, int head) {
-#pragma unroll
-    for (int page = 0; page < S::kPages; page++) {
-      copy_box(to + page * page_bytes, map, full, 64 * page, row, head, keys.batch);
-    }
-  };
-  channels.keys_full().arrive_expecting(2 * S::kKeyBytes);
-  load_pages(launch.k, channels.keys_full(), base, S::kKeyPage, keys.first_key, keys.key_head);
-  load_pages(launch.v, channels.keys_full(), base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
-
-  auto* const staged = reinterpret_cast<StagedTile*>(aligned_memory() + S::kTilesAt);
-  RowTiles<S::kRows, kHasMask> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
-  Ring<S::kStages> stages;
-  for (RowTile rows = tiles.next();; rows = tiles.next(), stages.advance()) {
-    const int stage = stages.stage;
-    channels.queries_empty(stage).wait(stages.parity ^ 1);
-    if (rows.first < 0) {
-      staged[stage].first = -1;
-      channels.queries_full(stage).arrive();
-      break;
-    }
-    const int last = min(rows.first + S::kRows, forward.queries) - 1;
-    const bool sees_all =
-        visible_keys(forward.visible, last, forward.keys).x <= keys.first_key &&
-        visible_keys(forward.visible, rows.first, forward.keys).y >= keys.first_key + S::kKeys;
-    const int row =
-        static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
-    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0};
-    const Barrier queries_full = channels.queries_full(stage),
-                  gradients_full = channels.gradients_full(stage);
-    queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
-    load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, rows.first,
-               rows.head);
-    copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, op.statistics + row, S::kStatisticBytes,
-               queries_full);
-    channels.gradients_empty(stage).wait(stages.parity ^ 1);
-    gradients_full.arrive_expecting(S::kRowBytes);
-    load_pages(launch.dout, gradients_full, base + S::kGradientsAt + stage * S::kRowBytes, S::kRowPage,
-               rows.first, rows.head);
-  }
-}
-
 /** A warpgroup that computes: 64 of the block's keys. */
 template <class S, bool kHasMask>
 class Consumer {
   using T = typename S::T;
-  using Scores = float[S::kRows / 2];
+  using OfKeys = KeyScores<S, kHasMask>;
+  using Scores = typename OfKeys::Scores;
   using Weights = uint32_t[S::kRows / 4];
   using Gradient = float[S::kHeadDim / 2];
-  /** Which of the warp's 16 keys queries see, a bit a key: in lane i query i and those 32 apart. */
-  using Seen = uint32_t[S::kRows / 32];
 
  public:
   __device__ Consumer(const BackwardSm90& launch, int group)
@@ -179,16 +66,16 @@ class Consumer {
         op_(launch.op),
         base_(shared_address(aligned_memory())),
         channels_(base_),
-        first_key_(KeyTile<S>(launch).first_key),
         group_(group),
         warp_(static_cast<int>(threadIdx.x) / 32 % 4),
-        lane_(static_cast<int>(threadIdx.x) % 32) {}
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        of_keys_(op_, KeyTile<S>(launch).first_key + 64 * group_ + 16 * warp_) {}
 
   __device__ void run() {
     Gradient dk, dv;
 #pragma unroll
     for (int i = 0; i < S::kHeadDim / 2; i++) dk[i] = dv[i] = 0;
-    const bool adjusts = op_.forward.score.has_softcap || op_.forward.score.slopes != nullptr;
+    const uint32_t own = base_ + group_ * 64 * 128;
     channels_.keys_full().wait(0);
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
@@ -196,29 +83,33 @@ class Consumer {
       const StagedTile rows = staged(stage);
       if (rows.first < 0) break;
       // Before the products, beside which documents and masks arrive.
-      Seen seen;
-      if (!rows.sees_all) find_seen(seen, rows);
+      typename OfKeys::Seen seen;
+      if (!rows.sees_all) of_keys_.find_seen(seen, rows);
       Scores s, dp;
-      multiply_own(s, base_, base_ + S::kQueriesAt + stage * S::kRowBytes);
+      multiply_own<S>(s, own, base_ + S::kQueriesAt + stage * S::kRowBytes);
       channels_.gradients_full(stage).wait(stages.parity);
-      multiply_own(dp, base_ + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
+      multiply_own<S>(dp, own + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
       wait_products<1>();
       pin(s);
-      if (!adjusts) {
-        weigh(s, stage);
+      if (!of_keys_.has_rules()) {
+        of_keys_.weigh(s, stage);
       } else {
         wait_products<0>();
         pin(dp);
-        adjust(s, dp, rows, stage);
+        of_keys_.adjust(s, rows, stage, [&](int i, float derivative, float delta) {
+          dp[i] = fmaf(dp[i] - delta, derivative, delta);
+        });
       }
-      if (!rows.sees_all) hide(s, seen);
+      if (!rows.sees_all) of_keys_.hide(s, seen);
       wait_products<0>();
       pin(dp);
       Weights p, ds;
       differentiate(s, dp, p, ds, stage);
       if constexpr (!S::kMakesQueryGradient) {
-        add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
-        add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+        add_rows<S>(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+        commit_products();
+        add_rows<S>(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+        commit_products();
         wait_products<1>();
         pin(dv);
         release(channels_.gradients_empty(stage));
@@ -228,7 +119,8 @@ class Consumer {
         continue;
       }
       pass(ds, stage);
-      add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+      add_rows<S>(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+      commit_products();
       publish_writes();
       sm80::named_barrier(1, 128 * S::kConsumers);
       float dq[S::kQueryColumns / 2];
@@ -238,7 +130,8 @@ class Consumer {
       wait_products<1>();
       pin(dv);
       release(channels_.gradients_empty(stage));
-      add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+      add_rows<S>(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+      commit_products();
       wait_products<1>();
       if (makes_dq) {
         pin(dq);
@@ -249,7 +142,7 @@ class Consumer {
       release(channels_.queries_empty(stage));
     }
     if (lane_ == 0) finish_reductions();
-    write(dv, op_.dv, S::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
+    write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
     write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
   }
 
@@ -257,45 +150,10 @@ class Consumer {
   __device__ const StagedTile& staged(int stage) const {
     return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
   }
-  /** Log-sum-exp and delta of queries 8 j + 2 (lane % 4) and the next, at 4 j. */
-  __device__ const float4* statistics(int stage) const {
-    return reinterpret_cast<const float4*>(aligned_memory() + S::kStatisticsAt + stage * S::kStatisticBytes) +
-           lane_ % 4;
-  }
   /** A warp is done with what the barrier stands for. */
   __device__ void release(const Barrier& barrier) const {
     if (lane_ == 0) barrier.arrive();
   }
-  /** The key of this lane's elements 4 j and 4 j + 1; that of 4 j + 2 and 4 j + 3 is 8 further. */
-  __device__ int first_key() const { return first_key_ + 64 * group_ + 16 * warp_ + lane_ / 4; }
-
-  /** c = own rows^T: this warpgroup's keys or values, times the streamed ones. */
-  __device__ void multiply_own(Scores& c, uint32_t own, uint32_t rows) const {
-    const uint64_t left = depth_operand(own + group_ * 64 * 128), right = depth_operand(rows);
-    begin_products();
-#pragma unroll
-    for (int d = 0; d < S::kDepthSteps; d++) {
-      const int of_left = d / 4 * S::kKeyPage + d % 4 * 32, of_right = d / 4 * S::kRowPage + d % 4 * 32;
-      if (d == 0) {
-        Product<T, S::kRows>::begin(c, further(left, of_left), further(right, of_right));
-      } else {
-        Product<T, S::kRows>::add(c, further(left, of_left), further(right, of_right));
-      }
-    }
-    commit_products();
-  }
-
-  /** gradient += weights rows, the streamed ones. */
-  __device__ static void add(Gradient& gradient, const Weights& weights, uint32_t rows) {
-    const uint64_t right = row_operand(rows, S::kRowPage);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < S::kRows / 16; step++) {
-      Product<T, S::kHeadDim>::add(gradient, weights + 4 * step, further(right, 2048 * step));
-    }
-    commit_products();
-  }
-
   /** The first of the columns of dq that are this warpgroup's. */
   __device__ int first_column() const { return S::kSharesRows || S::kAlternates ? 0 : 64 * group_; }
 
@@ -317,85 +175,17 @@ class Consumer {
     }
   }
 
-  /** s = P^T. */
-  __device__ void weigh(Scores& s, int stage) const {
-    const float exponent = op_.forward.score.exponent;
-#pragma unroll
-    for (int j = 0; j < S::kRows / 8; j++) {
-      const float4 two = statistics(stage)[4 * j];
-      const float base[2] = {S::kWeightBits - two.x, S::kWeightBits - two.z};
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[4 * j + e] = exp2_approximate(fmaf(s[4 * j + e], exponent, base[e % 2]));
-    }
-  }
-
-  /** The same with softcap and ALiBi; the softcap's derivative goes to dP. */
-  __device__ void adjust(Scores& s, Scores& dp, const StagedTile& rows, int stage) const {
-    const ForwardSm80& forward = op_.forward;
-    const GpuScore& score = forward.score;
-    const float slope = score.slopes == nullptr ? 0 : score.slopes[rows.head] * score.slope_unit;
-#pragma unroll
-    for (int j = 0; j < S::kRows / 8; j++) {
-      const float4 two = statistics(stage)[4 * j];
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const int query = min(rows.first + 8 * j + lane_ % 4 * 2 + e, forward.queries - 1);
-        const int position = slope == 0 ? 0 : query_position(score, forward.visible, query);
-        const float base = S::kWeightBits - (e == 0 ? two.x : two.z), delta = e == 0 ? two.y : two.w;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          float &x = s[4 * j + 2 * half + e], &gradient = dp[4 * j + 2 * half + e];
-          if (score.has_softcap) {
-            x = tanh_accurate(x * score.before_cap);
-            gradient = fmaf(gradient - delta, 1 - x * x, delta);
-          }
-          if (slope != 0) {
-            const int key = min(first_key() + 8 * half, forward.keys - 1);
-            x -= slope * static_cast<float>(abs(position - key_position(score, key)));
-          }
-          x = exp2_approximate(fmaf(x, score.exponent, base));
-        }
-      }
-    }
-  }
-
-  __device__ void find_seen(Seen& seen, const StagedTile& rows) const {
-    const ForwardSm80& forward = op_.forward;
-    const int first_key = first_key_ + 64 * group_ + 16 * warp_;
-#pragma unroll
-    for (int i = 0; i < S::kRows / 32; i++) {
-      const int query = min(rows.first + 32 * i + lane_, forward.queries - 1);
-      const int2 keys = visible_keys(forward.visible, query, forward.keys);
-      const int begin = min(max(keys.x - first_key, 0), 16), end = min(max(keys.y - first_key, begin), 16);
-      seen[i] = (1u << end) - (1u << begin);
-      if (kHasMask) seen[i] &= mask_bits(forward.mask, rows.tile, query, first_key);
-    }
-  }
-
-  /** 0 where a query does not see a key. */
-  __device__ void hide(Scores& s, const Seen& seen) const {
-#pragma unroll
-    for (int j = 0; j < S::kRows / 8; j++) {
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const uint32_t keys = __shfl_sync(~0u, seen[j / 4], 8 * (j % 4) + lane_ % 4 * 2 + e) >> lane_ / 4;
-        if ((keys & 1) == 0) s[4 * j + e] = 0;
-        if ((keys & 0x100) == 0) s[4 * j + 2 + e] = 0;
-      }
-    }
-  }
-
   /** p = P^T and ds = P^T * (dP^T - delta), rounded. */
   __device__ void differentiate(const Scores& s, const Scores& dp, Weights& p, Weights& ds, int stage) const {
 #pragma unroll
     for (int j = 0; j < S::kRows / 8; j++) {
-      const float4 two = statistics(stage)[4 * j];
+      const float4 two = of_keys_.statistics(stage)[4 * j];
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int i = 4 * j + 2 * half;
         p[2 * j + half] = pack<T>(s[i], s[i + 1]);
-        ds[2 * j + half] =
-            pack<T>(s[i] * S::kWeightUnit * (dp[i] - two.y), s[i + 1] * S::kWeightUnit * (dp[i + 1] - two.w));
+        ds[2 * j + half] = pack<T>(s[i] * OfKeys::kWeightUnit * (dp[i] - two.y),
+                                   s[i + 1] * OfKeys::kWeightUnit * (dp[i + 1] - two.w));
       }
     }
   }
@@ -434,22 +224,23 @@ class Consumer {
   __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool is_float32,
                         bool adds) const {
     const KeyTile<S> keys(launch_);
-    write_gradient<T>(gradient, to, keys.batch, keys.key_head, first_key(), op_.forward.keys,
+    write_gradient<T>(gradient, to, keys.batch, keys.key_head, of_keys_.key(), op_.forward.keys,
                       op_.forward.head_dim, factor, is_float32, adds);
   }
 
   const BackwardSm90& launch_;
   const BackwardSm80& op_;
   const uint32_t base_;
-  const Channels<S> channels_;
-  const int first_key_, group_, warp_, lane_;
+  const KeyChannels<S> channels_;
+  const int group_, warp_, lane_;
+  const OfKeys of_keys_;
 };
 
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm90 launch) {
   const uint32_t base = shared_address(aligned_memory());
-  if (threadIdx.x == 0) Channels<S>(base).init();
+  if (threadIdx.x == 0) KeyChannels<S>(base).init();
   __syncthreads();
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
@@ -463,20 +254,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  const ForwardSm80& forward = op.forward;
-  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
-    return tensor_map(S::kIsHalf ? DType::Float16 : DType::BFloat16, of,
-                      {forward.head_dim, count, heads, forward.batch}, box);
-  };
-  const BlockOrder order = order_key_tiles(cuda, op, S::kKeys, 1);
-  const int key_heads = forward.heads / forward.group;
-  const BackwardSm90 launch{rows(forward.q, forward.queries, forward.heads, S::kRows),
-                            rows(forward.k, forward.keys, key_heads, S::kKeys),
-                            rows(forward.v, forward.keys, key_heads, S::kKeys),
-                            rows(op.dout, forward.queries, forward.heads, S::kRows),
-                            op,
-                            order};
-  longseq::launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, launch);
+  const BackwardSm90 launch = key_launch<S>(cuda, op);
+  longseq::launch<backward_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
+                                                launch);
 }
 
 template <class T, bool kHasMask, bool kMakesQueryGradient>
