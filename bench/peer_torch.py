@@ -20,7 +20,7 @@ Reads one JSON request a line on standard input and answers each with one JSON l
 Under `longseq launch` each rank has a peer of its own, and all of them are one layer's ranks. After hello:
   {"op": "listen", "host"} -> {"port": N}, of rank 0, where the others will find it
   {"op": "join", "rank", "size", "host", "port"} -> {}, once all have met
-From then on all are asked the same in the same order, and seqLen is still the whole sequence's.
+From then on all are asked the same in the same order, and seqLen stays that of the whole sequence.
 A request that fails is answered {"error": text}, with "oom": true where memory ran out, "unsupported": true where this
 implementation has no kernel for it. Ends with its input.
 

@@ -37,7 +37,7 @@ def portions(serial, rank):
     return {**parameters, **columns, **packed, **rows}
 
 
-def compare(rank, implementation, port, recompute, results):
+def compare(rank, implementation, port, results):
     device = torch.device("cpu") if implementation == "torch-cpu" else torch.device("cuda", rank)
     dtype = "float32" if implementation in ("torch-cpu", "torch-efficient") else "bfloat16"
     peer = peer_torch.Peer()
@@ -55,7 +55,7 @@ def compare(rank, implementation, port, recompute, results):
             x.copy_(portions(serial, rank)[name])
     x, dy = (torch.randn(PROBLEM["batch"], PROBLEM["seqLen"], PROBLEM["hidden"], **options) for _ in range(2))
 
-    def run(layer, x, dy):
+    def run(layer, x, dy, recompute=False):
         x = x.clone().requires_grad_()
         y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
         names, parameters = zip(*layer.named_parameters())
@@ -65,25 +65,25 @@ def compare(rank, implementation, port, recompute, results):
     def shard(x):
         return x.transpose(0, 1).chunk(RANKS)[rank].contiguous()
 
-    whole, own = run(serial, x, dy), run(parallel, shard(x), shard(dy))
+    whole = run(serial, x, dy)
     with torch.no_grad():
-        for name, x in serial.named_parameters():
-            x.copy_(whole[name])
+        for name, parameter in serial.named_parameters():
+            parameter.copy_(whole[name])
     expected = {**portions(serial, rank), "y": shard(whole["y"]), "dx": shard(whole["dx"])}
-    for name, gradient in own.items():
-        # This rank's terms, of parameters that all ranks have.
-        if name.endswith(("norm.weight", "norm.bias", "proj.bias", "mlp_down.bias")):
-            dist.all_reduce(gradient)
-        difference = (gradient - expected[name]).abs().max() / expected[name].abs().max()
-        results[f"{name}{' recomputed' if recompute else ''}, rank {rank}"] = difference.item()
+    for recompute in (False, True):
+        for name, found in run(parallel, shard(x), shard(dy), recompute).items():
+            # This rank's terms, of parameters that all ranks have.
+            if name.endswith(("norm.weight", "norm.bias", "proj.bias", "mlp_down.bias")):
+                dist.all_reduce(found)
+            difference = (found - expected[name]).abs().max() / expected[name].abs().max()
+            results[f"{name}{' recomputed' if recompute else ''}, rank {rank}"] = difference.item()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     with multiprocessing.Manager() as manager:
         results = manager.dict()
-        for recompute in (False, True):
-            listener = peer_torch.Peer()
-            port = listener.listen({"host": "127.0.0.1"})["port"]
-            multiprocessing.spawn(compare, (sys.argv[1], port, recompute, results), RANKS)
+        listener = peer_torch.Peer()
+        port = listener.listen({"host": "127.0.0.1"})["port"]
+        multiprocessing.spawn(compare, (sys.argv[1], port, results), RANKS)
         print(json.dumps(dict(results)))
