@@ -56,7 +56,7 @@ export async function standInPeer(folder: string): Promise<StandIn> {
 export async function standInRankedPeer(folder: string): Promise<StandIn> {
   return await standIn(
     folder,
-    `({ op, rank, implementation, seqLen }, kept) => {
+    `({ op, rank, implementation, seqLen, count }, kept) => {
   kept.rank = rank ?? kept.rank;
   if (op === "prepare" && implementation === "torch-cudnn") {
     if (seqLen === 128) return kept.rank === 1 ? { error: "too much", oom: true } : undefined;
@@ -66,7 +66,7 @@ export async function standInRankedPeer(folder: string): Promise<StandIn> {
     hello: { torch: "9.9", implementations: ["torch-flash", "torch-cudnn"] },
     listen: { port: 4321 },
     run: { ms: kept.rank + 1 },
-    runMany: { ms: [kept.rank + 1] },
+    runMany: { ms: Array(count).fill(kept.rank + 1) },
     peak: { bytes: 1024 * (kept.rank + 1) },
   };
   return answers[op] ?? {};
