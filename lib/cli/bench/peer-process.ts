@@ -88,6 +88,8 @@ export class PythonProcess {
     if (/No module named 'torch'/.test(this.#complaint)) {
       return "it has no torch; set LONGSEQ_PYTHON to a Python that has it";
     }
+    // What it had to say before says nothing of that.
+    if (this.#child.signalCode !== null) return `it ended with ${this.#child.signalCode}`;
     return this.#complaint.trim().split("\n").at(-1) || "it ended without a word";
   }
 }
