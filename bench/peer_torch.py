@@ -17,19 +17,26 @@ Reads one JSON request a line on standard input and answers each with one JSON l
   {"op": "runMany", "implementation", "count": N} -> {"ms": [by the GPU's clock, each with its inputs out of the cache]}
   {"op": "resetPeak", "implementation"} -> {}     {"op": "peak", "implementation"} -> {"bytes": N or null}
   {"op": "dispose", "implementation"} -> {}
+Under `longseq launch` each rank has a peer of its own, and all of them are one layer's ranks. After hello:
+  {"op": "listen", "host"} -> {"port": N}, of rank 0, where the others will find it
+  {"op": "join", "rank", "size", "host", "port"} -> {}, once all have met
+From then on all are asked the same in the same order, and seqLen stays that of the whole sequence.
 A request that fails is answered {"error": text}, with "oom": true where memory ran out, "unsupported": true where this
 implementation has no kernel for it. Ends with its input.
 
 On a GPU tensors are [B, S, H, D] in memory, as a projection makes them and as ours are, seen as [B, H, S, D].
 """
 
+import datetime
 import json
+import os
 import signal
 import sys
 import time
 
 import torch
 import torch._functorch.config
+import torch.distributed as dist
 import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -45,6 +52,8 @@ BACKENDS = {
 COLD_BYTES = 2**28
 # From this length on a block mask is made without the dense one.
 LONG = 2**15
+# For a rank that does not come, or a collective that does not end: far longer than any run.
+TIMEOUT = datetime.timedelta(minutes=5)
 
 
 class Unsupported(Exception):
@@ -162,40 +171,125 @@ def adamw_step(parameter, gradient):
     return step
 
 
+def start_gathering(x):
+    """The shards of all ranks, and the work that brings them."""
+    whole = x.new_empty((dist.get_world_size() * x.shape[0], *x.shape[1:]))
+    return whole, dist.all_gather_into_tensor(whole, x.contiguous(), async_op=True)
+
+
+def start_scattering(x):
+    """This rank's shard of the sum of all ranks' terms, and the work that makes it."""
+    shard = x.new_empty((x.shape[0] // dist.get_world_size(), *x.shape[1:]))
+    return shard, dist.reduce_scatter_tensor(shard, x.contiguous(), async_op=True)
+
+
+def finished(started):
+    result, work = started
+    work.wait()
+    return result
+
+
+class GatherThenMultiply(torch.autograd.Function):
+    """
+    As Megatron-LM has it: only the shard is kept, and gathered again backward beside the product that gives the
+    gradient of x, which is scattered beside the one that gives the weight's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return F.linear(finished(start_gathering(x)), weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gathering = start_gathering(x)
+        scattering = start_scattering(gradient @ weight)
+        rows = gradient.flatten(0, 1)
+        weight_gradient = rows.t() @ finished(gathering).flatten(0, 1)
+        bias_gradient = rows.sum(0) if ctx.has_bias else None
+        return finished(scattering), weight_gradient, bias_gradient
+
+
+class ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return finished(start_scattering(x))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return finished(start_gathering(gradient))
+
+
+class ColumnParallelLinear(torch.nn.Linear):
+    def forward(self, x):
+        return GatherThenMultiply.apply(x, self.weight, self.bias)
+
+
+class RowParallelLinear(torch.nn.Linear):
+    def forward(self, x):
+        y = ReduceScatter.apply(F.linear(x, self.weight))
+        return y if self.bias is None else y + self.bias
+
+
 class Layer(torch.nn.Module):
     """GPT's, with the norms before the branches, as one writes it in PyTorch; ours is lib/model/layer.ts."""
 
-    def __init__(self, request, backend):
+    column_linear = row_linear = torch.nn.Linear
+    # From [B, S, H, D] to attention's [B, H, S, D], and back.
+    to_attention = from_attention = (0, 2, 1, 3)
+
+    def __init__(self, request, backend, ranks=1):
         super().__init__()
         hidden, bias = request["hidden"], request["bias"]
+        feed_forward = request["feedForward"] // ranks
         self.dim, self.is_causal, self.backend = request["headDim"], request["causal"], backend
-        self.heads = [request["heads"], request["kvHeads"], request["kvHeads"]]
+        self.heads = [request[name] // ranks for name in ("heads", "kvHeads", "kvHeads")]
         self.input_norm = torch.nn.LayerNorm(hidden)
-        self.qkv = torch.nn.Linear(hidden, sum(self.heads) * self.dim, bias=bias)
-        self.proj = torch.nn.Linear(self.heads[0] * self.dim, hidden, bias=bias)
+        self.qkv = self.column_linear(hidden, sum(self.heads) * self.dim, bias=bias)
+        self.proj = self.row_linear(self.heads[0] * self.dim, hidden, bias=bias)
         self.mlp_norm = torch.nn.LayerNorm(hidden)
-        self.mlp_up = torch.nn.Linear(hidden, request["feedForward"], bias=bias)
-        self.mlp_down = torch.nn.Linear(request["feedForward"], hidden, bias=bias)
+        self.mlp_up = self.column_linear(hidden, feed_forward, bias=bias)
+        self.mlp_down = self.row_linear(feed_forward, hidden, bias=bias)
 
     def forward(self, x):
-        batch, length, _ = x.shape
-        packed = self.qkv(self.input_norm(x)).view(batch, length, sum(self.heads), self.dim)
-        q, k, v = (heads.transpose(1, 2) for heads in packed.split(self.heads, dim=2))
+        packed = self.qkv(self.input_norm(x))
+        packed = packed.view(*packed.shape[:2], sum(self.heads), self.dim)
+        q, k, v = (heads.permute(self.to_attention) for heads in packed.split(self.heads, dim=2))
         groups = self.heads[0] // self.heads[1]
         if groups > 1:
             # Not every kernel takes grouped heads.
             k, v = (heads.repeat_interleave(groups, dim=1) for heads in (k, v))
         with sdpa_kernel([self.backend]):
             attended = F.scaled_dot_product_attention(q, k, v, is_causal=self.is_causal)
-        x = x + self.proj(attended.transpose(1, 2).reshape(batch, length, -1))
+        x = x + self.proj(attended.permute(self.from_attention).flatten(2))
         return x + self.mlp_down(F.gelu(self.mlp_up(self.mlp_norm(x)), approximate="tanh"))
+
+
+class ParallelLayer(Layer):
+    """
+    A rank's part of it, as Megatron-LM divides it (tensor and sequence parallelism): some heads and columns of all
+    rows, and between them all columns of some rows. The sequence comes first, [S / ranks, B, h], so that shards lie
+    one behind the other. Gradients of the norms and of the biases behind a sum are this rank's terms: Megatron-LM
+    sums them once a step, outside its layers.
+    """
+
+    column_linear, row_linear = ColumnParallelLinear, RowParallelLinear
+    to_attention, from_attention = (1, 2, 0, 3), (2, 0, 1, 3)
+
+    def __init__(self, request, backend, ranks):
+        for name in ("seqLen", "heads", "kvHeads", "feedForward"):
+            if request[name] % ranks != 0:
+                raise Unsupported(f"{name} is {request[name]}, expected a multiple of {ranks} (the ranks)")
+        super().__init__(request, backend, ranks)
 
 
 class Prepared:
     """One implementation of one pass of one problem, with its inputs, on a device."""
 
-    def __init__(self, request, device):
-        self.device = device
+    def __init__(self, request, device, ranks):
+        self.device, self.ranks = device, ranks
         self.is_cuda = device.type == "cuda"
         self.is_backward = request["pass"] == "backward"
         before = torch.cuda.memory_allocated(device) if self.is_cuda else 0
@@ -238,8 +332,13 @@ class Prepared:
 
     def prepare_layer(self, request):
         dtype = getattr(torch, request["dtype"])
-        layer = Layer(request, backend_of(request)).to(self.device, dtype)
-        x = torch.randn(request["batch"], request["seqLen"], request["hidden"], dtype=dtype, device=self.device)
+        if self.ranks == 1:
+            layer, rows = Layer(request, backend_of(request)), (request["batch"], request["seqLen"])
+        else:
+            layer = ParallelLayer(request, backend_of(request), self.ranks)
+            rows = (request["seqLen"] // self.ranks, request["batch"])
+        layer = layer.to(self.device, dtype)
+        x = torch.randn(*rows, request["hidden"], dtype=dtype, device=self.device)
         self.inputs = [x, *layer.parameters()]
         for tensor in self.inputs:
             tensor.requires_grad_(request["pass"] != "forward")
@@ -297,6 +396,9 @@ class Prepared:
 
 
 class Peer:
+    store = None
+    ranks = 1
+
     def hello(self, request):
         torch.set_num_threads(request["threads"])
         self.device = torch.device(request["device"])
@@ -325,13 +427,39 @@ class Peer:
         name = torch.cuda.get_device_name(self.device)
         return {"torch": torch.__version__, "device": name, "implementations": names}
 
+    def listen(self, request):
+        # wait_for_workers: they hear of the port by this answer.
+        self.store = dist.TCPStore(request["host"], 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        return {"port": self.store.port}
+
+    def join(self, request):
+        # As ours has it: no NVLink multicast unless it is asked for.
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+        if self.store is None:
+            self.store = dist.TCPStore(request["host"], request["port"], is_master=False, timeout=TIMEOUT)
+        place = {"rank": request["rank"], "world_size": request["size"]}
+        backend = "nccl" if self.is_cuda else "gloo"
+        dist.init_process_group(backend, store=self.store, timeout=TIMEOUT, **place)
+        self.ranks = request["size"]
+        self.token = torch.zeros(1, device=self.device)
+        # NCCL connects with the first collective: what fails there is to be heard of here.
+        self.align()
+        self.synchronize()
+        return {}
+
+    def align(self):
+        """Holds the GPU until those of all ranks have come here: one that is ahead would count its waiting for them."""
+        if self.ranks > 1:
+            dist.all_reduce(self.token)
+
     def prepare(self, request):
         self.dispose(request)
-        self.prepared[request["implementation"]] = Prepared(request, self.device)
+        self.prepared[request["implementation"]] = Prepared(request, self.device, self.ranks)
         return {}
 
     def run(self, request):
         prepared = self.prepared[request["implementation"]]
+        self.align()
         self.synchronize()
         start = time.perf_counter()
         prepared.once()
@@ -344,6 +472,7 @@ class Peer:
         for _ in range(request["count"]):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self.cold.zero_()
+            self.align()
             start.record()
             prepared.once()
             end.record()
@@ -382,14 +511,17 @@ class Peer:
 
 
 def is_out_of_memory(error):
-    # The CPU's allocator raises a plain RuntimeError.
+    # The CPU's allocator raises a plain RuntimeError, and NCCL an error of its own.
     kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "allocate memory" in str(error)
+    return isinstance(error, kinds) or any(words in str(error) for words in ("allocate memory", "out of memory"))
 
 
 def main():
     # Ctrl-C reaches the whole process group; the bench decides when this one ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What libraries print there (NCCL_DEBUG, gloo) is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     peer = Peer()
     for line in sys.stdin:
         request = json.loads(line)
@@ -401,7 +533,8 @@ def main():
                 "oom": is_out_of_memory(error),
                 "unsupported": request["op"] == "prepare" and peer.is_cuda and not is_out_of_memory(error),
             }
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

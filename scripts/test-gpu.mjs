@@ -110,8 +110,8 @@ async function main() {
       }
     }
   };
-  // They fill the GPU's memory, or time what it does: alone, after all others.
-  const isGreedy = (name) => /(^|\/)(cuda|large-tensors|mask-panels)\.test\.js$/.test(name);
+  // They fill the GPU's memory, time what it does, or look who is on it: alone, after all others.
+  const isGreedy = (name) => /(^|\/)(cuda|large-tensors|mask-panels|nccl-failures)\.test\.js$/.test(name);
   const together = files.filter((name) => !isGreedy(name));
   await Promise.all(Array.from({ length: jobs }, () => work(together)));
   await work(files.filter(isGreedy));

@@ -6,6 +6,7 @@ import { benchModel } from "./bench/model-bench.ts";
 import { modelSettings } from "./bench/model-settings.ts";
 import { benchOperation } from "./bench/operation-sweep.ts";
 import { benchOptions, whatOf } from "./bench/options.ts";
+import { TorchPeer } from "./bench/peer.ts";
 import { commandLine, defaultDtype, finish, type Run, startPeer } from "./bench/run.ts";
 import { benchSettings, type Settings } from "./bench/settings.ts";
 import { type Measurement, sweep } from "./bench/sweep.ts";
@@ -38,7 +39,8 @@ what is recomputed: 3 (24 S h^2 + 2 S^2 h) for a causal GPT layer; "original" co
 were published for long sequences in 2023 do: all pairs, and recomputation as work. Memory is that of
 the rank that held most. "Waiting" is the share of a rank's time, on their mean, in which its queue
 waited for the link: for what other ranks send, and for them to have made it; ranks that share one
-processor wait for each other's turn too.`,
+processor wait for each other's turn too. Where ranks are processes --peer has one beside each, which
+together are a layer as Megatron-LM divides it, however ours share the sequence.`,
   options: benchOptions,
   async run(given) {
     const what = whatOf(given);
@@ -82,7 +84,8 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   const dtype = settings.dtype ?? defaultDtype(device);
   const { what } = settings;
   const masked = settings.mask !== "none" || settings.window !== undefined;
-  using peer = await startPeer(settings.peer, device, { what, dtype, masked });
+  const hello = { device: device.name, threads: info().cpu.threads, what, dtype, masked };
+  using peer = await startPeer(settings.peer, run, (name) => TorchPeer.start(name, hello));
   const onProgress = (text: string) => progress.show(text);
   if (what !== "attention") {
     return await benchOperation({ settings, device, dtype, peer, signal, stream, json, onProgress });

@@ -11,16 +11,10 @@ import {
   ulysses,
   zigzag,
 } from "../index.ts";
-import { RemoteFailure } from "./output.ts";
+import { failed, failureAmong, type Outcome } from "./outcome.ts";
 import type { Parallel } from "./ranks.ts";
 import type { Rank } from "./verify/ranks.ts";
 import type { World } from "./world.ts";
-
-/** What became of a process's part: its value, or its error. */
-interface Outcome<T> {
-  readonly value?: T;
-  readonly error?: { readonly code?: string; readonly message: string };
-}
 
 /**
  * On queues of their own of one device, or for "cuda" on a GPU each where there are as many. Where ranks are processes,
@@ -88,16 +82,14 @@ export class RankGroup implements Disposable {
       async (error: unknown) => {
         own = error;
         await this.leave();
-        return { error: described(error) };
+        return failed(error);
       },
     );
     const outcomes = await this.world.gather(outcome);
-    const rank = mostTelling(outcomes);
-    if (rank === undefined) return outcomes.map(({ value }) => value as T);
+    const failure = failureAmong(outcomes, this.world.rank, own);
+    if (!failure) return outcomes.map(({ value }) => value as T);
     if (outcome.error === undefined) await this.leave();
-    if (rank === this.world.rank) throw own;
-    const { code, message = "" } = outcomes[rank]?.error ?? {};
-    throw new RemoteFailure(`rank ${rank}: ${message}`, code, this.world.rank > 0);
+    throw failure.error;
   }
 
   /** Holds each device until those of all other processes have come here too. */
@@ -149,19 +141,4 @@ function middleDivisor(count: number): number {
   let divisor = Math.floor(Math.sqrt(count));
   while (count % divisor !== 0) divisor--;
   return divisor;
-}
-
-function described(error: unknown): NonNullable<Outcome<never>["error"]> {
-  const { code } = error as { code?: unknown };
-  const message = error instanceof Error ? error.message : String(error);
-  return typeof code === "string" ? { code, message } : { message };
-}
-
-/** The ranks of one that has failed hear that it left: that says least. Having no memory says what to do about it. */
-function mostTelling(outcomes: readonly Outcome<unknown>[]): number | undefined {
-  const of = (isMeant: (code: string | undefined) => boolean) => {
-    const at = outcomes.findIndex(({ error }) => error !== undefined && isMeant(error.code));
-    return at < 0 ? undefined : at;
-  };
-  return of((code) => code === "ERR_OUT_OF_MEMORY") ?? of((code) => code !== "ERR_COMM") ?? of(() => true);
 }

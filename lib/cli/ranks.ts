@@ -35,11 +35,6 @@ export function parallelOf(given: Arguments, launched = launchedProcesses()): Pa
       `--ranks is ${size}, expected ${processes}: ${launcher} started ${processes} processes, each of them a rank`,
     );
   }
-  if (processes > 1 && given.has("peer")) {
-    throw new UsageError(
-      `--peer runs in turn with ranks of one process, expected none where ${launcher} started ${processes}`,
-    );
-  }
   const type = given.choice("sequence-parallel", parallelTypes);
   return { size, type: type ?? (size > 1 ? "zigzag" : "serial") };
 }

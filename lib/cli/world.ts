@@ -7,12 +7,15 @@ import {
   info,
   rankFromEnvironment,
 } from "../index.ts";
+import { addressOf } from "../launch/rendezvous.ts";
 import { UsageError } from "./arguments.ts";
 
 /** On every process the same calls are made in the same order. */
 export interface World {
   readonly rank: number;
   readonly size: number;
+  /** Where rank 0's machine is reached. */
+  readonly host: string;
   /** Every process's value, as JSON has it, in the order of their ranks. */
   gather<T>(value: T): Promise<T[]>;
   /** Milliseconds by rank 0's clock, so that what is decided by time is decided alike everywhere. */
@@ -44,6 +47,7 @@ export function openWorld(signal?: AbortSignal): World {
 export const alone: World = {
   rank: 0,
   size: 1,
+  host: "127.0.0.1",
   gather: async (value) => [value],
   now: async () => performance.now(),
   deviceNames: (named, ranks) => {
@@ -75,6 +79,10 @@ export class LaunchedWorld implements World {
     this.size = size;
     this.#place = place;
     this.#options = { timeoutMs: patienceMs, ...options, rank, size };
+  }
+
+  get host(): string {
+    return addressOf("bench", this.#options, this.rank).host;
   }
 
   async gather<T>(value: T): Promise<T[]> {

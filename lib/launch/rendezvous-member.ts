@@ -88,7 +88,7 @@ function attempt(value: Buffer, meeting: Meeting, where: string, leftMs: number)
         settle(() => resolve(values));
       } else if (type === "failed" && isWelcome) {
         socket.destroy();
-        const what = body.toString().replace(/^\w+: /, "");
+        const what = body.toString().replace(/^[\w.]+: /, "");
         settle(() => reject(communicationFailure(meeting, what)));
       } else throw new Error("out of turn");
     };

@@ -45,8 +45,8 @@ function gpu(): Device {
   return Object.defineProperty(new Device("cpu"), "kind", { value: "cuda" });
 }
 
-/** All ranks of a group, or what became of them. */
-async function meet(size: number, options: NcclOptions = {}) {
+/** The ranks of a group that come, by default all, or what became of them. */
+async function meet(size: number, options: NcclOptions = {}, coming = size) {
   const place = { size, token: "a token of these tests", timeoutMs: 20_000, ...options };
   const others: Promise<PromiseSettledResult<NcclMember>[]>[] = [];
   const outcome = await Promise.allSettled([
@@ -56,7 +56,7 @@ async function meet(size: number, options: NcclOptions = {}) {
       rank: 0,
       address: "127.0.0.1:0",
       onListening: (address) => {
-        for (let rank = 1; rank < size; rank++)
+        for (let rank = 1; rank < coming; rank++)
           others.push(Promise.allSettled([meetOverNccl({ ...place, device: gpu(), rank, address })]));
       },
     }),
@@ -110,6 +110,14 @@ t.test("one that fails tells all others", async (t) => {
   ]);
   await sleep(250);
   t.equal(told.length, 2, "once");
+});
+
+t.test("one that does not come is named to all others", async (t) => {
+  for (const { code, message } of reasons(await meet(3, { timeoutMs: 2000 }, 2))) {
+    t.equal(code, "ERR_COMM");
+    t.match(message, /^Communicator\.nccl: rank 2 of 3 did not come within [\d.]+ s$/);
+  }
+  t.strictSame(told, []);
 });
 
 t.test("one without NCCL is named to all", async (t) => {

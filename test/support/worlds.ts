@@ -41,6 +41,7 @@ export function standInWorlds(
     return {
       rank,
       size,
+      host: "127.0.0.1",
       gather,
       now: async () => (await gather(clock(rank)))[0] ?? 0,
       deviceNames: () => [kind],

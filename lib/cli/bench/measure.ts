@@ -1,5 +1,6 @@
 // Times contenders against each other: one run each, turn by turn, so that a machine that slows down or is shared
 // slows all of them alike; in a new order each round, so that none always finds it as hot as the same other left it.
+import { createHash } from "node:crypto";
 import { median } from "../quantity.ts";
 import type { Contender } from "./contender.ts";
 
@@ -72,8 +73,9 @@ export async function measure(
     }
     onRound(0);
     const start = await unlessAborted(effort.now(), signal);
+    let now = start;
     for (let round = 1; !contenders.every(isOut) && !signal.aborted; round++) {
-      for (const contender of shuffled(contenders)) {
+      for (const contender of shuffled(contenders, now)) {
         await attempt(contender, async () => {
           const before = samples.get(contender) ?? [];
           if (round > 1 && contender.runMany) {
@@ -91,7 +93,8 @@ export async function measure(
         });
       }
       onRound(round);
-      const elapsed = ((await unlessAborted(effort.now(), signal)) - start) / 1000;
+      now = await unlessAborted(effort.now(), signal);
+      const elapsed = (now - start) / 1000;
       const isLong = round >= fewestRuns ? elapsed >= effort.seconds : elapsed >= patience * effort.seconds;
       const most = Math.max(...[...samples.values()].map((times) => times.length));
       if (isLong || most >= effort.mostRuns) break;
@@ -123,10 +126,12 @@ function together(times: readonly number[]): number {
   return Math.min(mostTogether, Math.max(1, Math.round(togetherMs / median(times))));
 }
 
-function shuffled<T>(items: readonly T[]): T[] {
+/** In the order that the time decides: where processes measure together, it is the same on all of them. */
+function shuffled<T>(items: readonly T[], now: number): T[] {
+  const lot = (at: number) => createHash("sha256").update(`${now} ${at}`).digest("hex");
   return items
-    .map((item) => ({ item, at: Math.random() }))
-    .sort((a, b) => a.at - b.at)
+    .map((item, at) => ({ item, lot: lot(at) }))
+    .sort((a, b) => (a.lot < b.lot ? -1 : 1))
     .map(({ item }) => item);
 }
 

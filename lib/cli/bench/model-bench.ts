@@ -8,6 +8,8 @@ import { renderModelReport } from "../report/model-report.ts";
 import type { ModelSettings } from "./model-settings.ts";
 import { type ModelMeasurement, modelSweep, modelTitle } from "./model-sweep.ts";
 import { modelColumns, modelRowCells } from "./model-table.ts";
+import { TorchPeer } from "./peer.ts";
+import { RankedTorchPeer } from "./ranked-peer.ts";
 import { commandLine, defaultDtype, finish, type Run, startPeer } from "./run.ts";
 
 export async function benchModel(settings: ModelSettings, run: Run): Promise<number> {
@@ -16,7 +18,10 @@ export async function benchModel(settings: ModelSettings, run: Run): Promise<num
   using group = await openRanks(settings.parallel, settings.device, world);
   const [device] = group.devices as [Device];
   const dtype = settings.dtype ?? defaultDtype(device);
-  using peer = await startPeer(settings.peer, device, { what: "layer", dtype, masked: false });
+  const hello = { device: device.name, threads: info().cpu.threads, what: "layer", dtype, masked: false };
+  using peer = await startPeer(settings.peer, run, async (name) =>
+    world.size > 1 ? await RankedTorchPeer.start(name, hello, world) : await TorchPeer.start(name, hello),
+  );
   const peers = peer?.implementations ?? [];
   const unit = rateUnit(device.kind === "cuda" ? 1 : 0);
   const measurements: ModelMeasurement[] = [];

@@ -64,7 +64,7 @@ export interface ModelSweepOptions {
   readonly settings: ModelSettings;
   readonly group: RankGroup;
   readonly dtype: ModelProblem["dtype"];
-  readonly peer: TorchPeer | undefined;
+  readonly peer: Pick<TorchPeer, "operationContenders"> | undefined;
   readonly signal: AbortSignal;
   readonly onProgress: (text: string) => void;
 }
@@ -119,6 +119,8 @@ function description(
   implementation: string,
 ): ModelMeasurement {
   const isOwn = !implementation.startsWith("torch-");
+  // PyTorch's layer is divided where ranks are processes, and always as Megatron does it.
+  const isDivided = isOwn || group.world.size > 1;
   const { what, pass, preset, shape, parallel, recompute, mlpTiles, float32Gradients } = settings;
   const { batch, causal, mask, window } = settings;
   const [first] = group.devices;
@@ -129,10 +131,10 @@ function description(
     preset,
     device: first?.name ?? "",
     deviceName: first?.description ?? "",
-    devices: isOwn ? group.deviceCount : 1,
+    devices: isDivided ? group.deviceCount : 1,
     dtype,
-    ranks: isOwn ? parallel.size : 1,
-    sequenceParallel: isOwn ? parallel.type : "serial",
+    ranks: isDivided ? parallel.size : 1,
+    sequenceParallel: isOwn ? parallel.type : isDivided ? "megatron" : "serial",
     recompute,
     mlpTiles: isOwn ? mlpTiles : 1,
     ...(float32Gradients ? { float32Gradients } : {}),

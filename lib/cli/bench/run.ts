@@ -1,9 +1,9 @@
 // What every kind of bench begins and ends with.
 import { writeFile } from "node:fs/promises";
 import { type Device, info } from "../../index.ts";
-import type { Output } from "../output.ts";
+import { type Output, RemoteFailure } from "../output.ts";
 import type { World } from "../world.ts";
-import { PeerError, TorchPeer } from "./peer.ts";
+import { PeerError } from "./peer-process.ts";
 import type { CommonSettings, floatTypes } from "./settings.ts";
 
 /** Where it writes, and what stops it. */
@@ -21,18 +21,18 @@ export function defaultDtype(device: Device): (typeof floatTypes)[number] {
   return isNative ? "bfloat16" : "float32";
 }
 
-/** A machine without PyTorch still gets our own figures. */
-export async function startPeer(
+/** A machine without PyTorch still gets our own figures. `name` is what was asked for, and `start` starts it. */
+export async function startPeer<Peer>(
   name: string | undefined,
-  device: Device,
-  problem: { what: string; dtype: string; masked: boolean },
-): Promise<TorchPeer | undefined> {
+  { world }: Run,
+  start: (name: string) => Promise<Peer>,
+): Promise<Peer | undefined> {
   if (name === undefined) return undefined;
   try {
-    return await TorchPeer.start(name, device.name, info().cpu.threads, problem);
+    return await start(name);
   } catch (error) {
-    if (!(error instanceof PeerError)) throw error;
-    process.stderr.write(`longseq bench: no peer: ${error.message}\n`);
+    if (!(error instanceof PeerError || error instanceof RemoteFailure)) throw error;
+    if (world.rank === 0) process.stderr.write(`longseq bench: no peer: ${error.message}\n`);
     return undefined;
   }
 }

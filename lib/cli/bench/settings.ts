@@ -5,6 +5,7 @@ import type { AttentionOptions, DType } from "../../index.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
 import { parseLengths } from "../quantity.ts";
 import { type Parallel, parallelOf } from "../ranks.ts";
+import { launchedProcesses } from "../world.ts";
 import type { OperationName } from "./operations.ts";
 import { type MaskName, maskNames, type Pass, passes } from "./problem.ts";
 
@@ -61,6 +62,12 @@ export interface Settings extends CommonSettings {
 
 export function benchSettings(given: Arguments, what: Settings["what"]): Settings {
   if (what !== "attention") refuseParallel(given, what);
+  const { size, launcher } = launchedProcesses();
+  if (size > 1 && given.has("peer")) {
+    throw new UsageError(
+      `--peer has attention in one process, expected none where ${launcher} started ${size}; --what layer has a peer there`,
+    );
+  }
   const heads = given.integer("heads", 1) ?? 8;
   const kvHeads = given.integer("kv-heads", 1) ?? heads;
   if (heads % kvHeads !== 0) {
