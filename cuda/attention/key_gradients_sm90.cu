@@ -117,45 +117,34 @@ class ValueConsumer : Consumer<S, kHasMask> {
 
   __device__ void run() {
     typename Base::Gradient dv;
-    typename Base::Weights p;
     Base::clear(dv);
     channels_.keys_full().wait(0);
-    // Each product is in one place of the program: of arrays that are used in more, the compiler makes
-    // memory.
-    int before = -1;
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
       const StagedTile rows = staged(stage);
-      const bool is_tile = rows.first >= 0;
+      if (rows.first < 0) break;
       typename OfKeys::Seen seen;
+      if (!rows.sees_all) of_keys_.find_seen(seen, rows);
       Scores s;
-      if (is_tile) {
-        if (!rows.sees_all) of_keys_.find_seen(seen, rows);
-        multiply_own<S>(s, this->base_, this->queries(stage));
-      }
-      if (before >= 0) {
-        channels_.gradients_full(before).wait(stage == 0 ? stages.parity ^ 1 : stages.parity);
-        add_rows<S>(dv, p, this->gradients(before));
-      }
-      commit_products();
-      if (!is_tile) break;
-      wait_products<1>();
+      multiply_own<S>(s, this->base_, this->queries(stage));
+      channels_.weights_empty(stage).wait(stages.parity ^ 1);
+      wait_products<0>();
       pin(s);
       release(channels_.queries_empty(stage));
-      channels_.weights_empty(stage).wait(stages.parity ^ 1);
       weigh(s, rows, seen, stage);
       __syncwarp();
       release(channels_.weights_full(stage));
-      wait_products<0>();
-      pin(dv);
-      if (before >= 0) release(channels_.gradients_empty(before));
+      typename Base::Weights p;
 #pragma unroll
       for (int i = 0; i < S::kRows / 4; i++) p[i] = pack<T>(s[2 * i], s[2 * i + 1]);
-      before = stage;
+      channels_.gradients_full(stage).wait(stages.parity);
+      add_rows<S>(dv, p, this->gradients(stage));
+      commit_products();
+      wait_products<0>();
+      pin(dv);
+      release(channels_.gradients_empty(stage));
     }
-    wait_products<0>();
-    pin(dv);
     this->write(dv, this->op_.dv, OfKeys::kWeightUnit, this->op_.dv_float32, this->op_.adds_to_dv);
   }
 
@@ -198,37 +187,30 @@ class KeyConsumer : Consumer<S, kHasMask> {
 
   __device__ void run() {
     typename Base::Gradient dk;
-    typename Base::Weights ds;
     Base::clear(dk);
     channels_.keys_full().wait(0);
-    int before = -1;
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
-      const bool is_tile = staged(stage).first >= 0;
+      if (staged(stage).first < 0) break;
+      channels_.gradients_full(stage).wait(stages.parity);
       Scores dp;
-      if (is_tile) {
-        channels_.gradients_full(stage).wait(stages.parity);
-        multiply_own<S>(dp, this->base_ + S::kValuesAt, this->gradients(stage));
-      }
-      if (before >= 0) add_rows<S>(dk, ds, this->queries(before));
-      commit_products();
-      if (!is_tile) break;
-      wait_products<1>();
+      multiply_own<S>(dp, this->base_ + S::kValuesAt, this->gradients(stage));
+      channels_.weights_full(stage).wait(stages.parity);
+      wait_products<0>();
       pin(dp);
       release(channels_.gradients_empty(stage));
-      channels_.weights_full(stage).wait(stages.parity);
       differentiate(dp, stage);
       release(channels_.weights_empty(stage));
-      wait_products<0>();
-      pin(dk);
-      if (before >= 0) release(channels_.queries_empty(before));
+      typename Base::Weights ds;
 #pragma unroll
       for (int i = 0; i < S::kRows / 4; i++) ds[i] = pack<T>(dp[2 * i], dp[2 * i + 1]);
-      before = stage;
+      add_rows<S>(dk, ds, this->queries(stage));
+      commit_products();
+      wait_products<0>();
+      pin(dk);
+      release(channels_.queries_empty(stage));
     }
-    wait_products<0>();
-    pin(dk);
     this->write(dk, this->op_.dk, this->op_.scale, this->op_.dk_float32, this->op_.adds_to_dk);
   }
 
