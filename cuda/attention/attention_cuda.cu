@@ -102,6 +102,14 @@ void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
               [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
+int64_t padded(int64_t queries) { return round_up(queries, kGpuTileRows); }
+
+/** What turns the kernels' sums of dq into dq. */
+float sum_scale(const AttentionBackward& op) {
+  const float unit = op.kernels == Kernels::Sm90 ? 1 : backward_sum_unit_sm80(op.forward.q.dtype);
+  return op.forward.score.scale * unit;
+}
+
 void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
                       const AttentionBackward& op) {
   const auto clear = [&](const Memory& memory) {
@@ -110,9 +118,14 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
   const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
   const bool is_sm90 = op.kernels == Kernels::Sm90;
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
-  const Memory sum = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
-  clear(sum);
-  kernel.dq_sum = static_cast<float*>(sum.data);
+  Memory own;
+  if (op.sums) {
+    kernel.dq_sum = static_cast<float*>(op.sums->dq.data) + op.first_query * kernel.dq_columns;
+  } else {
+    own = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
+    clear(own);
+    kernel.dq_sum = static_cast<float*>(own.data);
+  }
   Memory turns;
   if (op.deterministic) {
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
@@ -126,8 +139,7 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
       launch_backward_sm80(cuda, op.forward.q.dtype, part);
     }
   });
-  const float unit = is_sm90 ? 1 : backward_sum_unit_sm80(op.forward.q.dtype);
-  finish_query_gradient(cuda, kernel, op.forward.score.scale * unit, op.dq);
+  if (!op.sums) finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -169,6 +181,15 @@ int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kern
   return ceil_div(heads, parts);
 }
 
+/** Of all its queries, what BackwardSm80 calls statistics. */
+Memory row_statistics(const Cuda& cuda, const AttentionBackward& op) {
+  const Tensor& q = op.forward.q;
+  const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
+  Memory statistics = allocate(cuda, static_cast<size_t>(rows) * sizeof(float2));
+  find_row_statistics(cuda, op, padded(q.size(1)), static_cast<float2*>(statistics.data));
+  return statistics;
+}
+
 void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   const AttentionForward& forward = op.forward;
   const GpuCall call(cuda, forward);
@@ -178,11 +199,14 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   const Tensor dout = as_input(cuda, op.dout, dtype);
   kernel.dout = rows_of(dout);
   kernel.scale = positive_scale(forward.score.scale);
-  kernel.padded_queries = ceil_div(kernel.forward.queries, kGpuTileRows) * kGpuTileRows;
-  const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
-  const Memory statistics = allocate(cuda, static_cast<size_t>(rows) * sizeof(float2));
-  find_row_statistics(cuda, op, kernel.padded_queries, static_cast<float2*>(statistics.data));
-  kernel.statistics = static_cast<const float2*>(statistics.data);
+  kernel.padded_queries = padded(op.sums ? op.sums->queries : kernel.forward.queries);
+  Memory own;
+  if (op.sums) {
+    kernel.statistics = static_cast<const float2*>(op.sums->statistics.data) + op.first_query;
+  } else {
+    own = row_statistics(cuda, op);
+    kernel.statistics = static_cast<const float2*>(own.data);
+  }
   if (call.mask) kernel.mask_columns = call.mask->columns;
   const GpuResult dk(cuda, op.dk, op.adds_to_dk), dv(cuda, op.dv, op.adds_to_dv);
   kernel.dk = rows_of(dk.written());
@@ -233,10 +257,42 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
     return;
   }
+  if (op.sums) {
+    check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+    return run_heads(cuda, op);
+  }
   const int64_t count = heads_at_once(cuda, forward, op.kernels);
   for (int64_t begin = 0; begin < heads; begin += count) {
     run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
   }
+}
+
+void run(const Cuda& cuda, const BeginQuerySums& begin) {
+  const AttentionBackward& op = begin.op;
+  const Tensor& q = op.forward.q;
+  if (is_empty(op.forward)) return;
+  const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
+  const int columns = columns_of(op.kernels, static_cast<int>(q.size(3)));
+  op.sums->statistics = row_statistics(cuda, op);
+  op.sums->dq = allocate(cuda, static_cast<size_t>(rows * columns) * sizeof(float));
+  cuda_check(cudaMemsetAsync(op.sums->dq.data, 0, op.sums->dq.bytes, cuda.stream.get()), "clearing");
+  op.sums->queries = q.size(1);
+}
+
+void run(const Cuda& cuda, const FinishQuerySums& finish) {
+  const AttentionBackward& op = finish.op;
+  const Tensor& q = op.forward.q;
+  if (is_empty(op.forward)) return;
+  check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+  BackwardSm80 kernel{};
+  kernel.forward.batch = static_cast<int32_t>(q.size(0));
+  kernel.forward.queries = static_cast<int32_t>(q.size(1));
+  kernel.forward.heads = static_cast<int32_t>(q.size(2));
+  kernel.forward.head_dim = static_cast<int32_t>(q.size(3));
+  kernel.padded_queries = padded(q.size(1));
+  kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
+  kernel.dq_sum = static_cast<float*>(op.sums->dq.data);
+  finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
 }
 
 }  // namespace longseq
