@@ -135,7 +135,7 @@ function countsOf(link: Link, what: string, counts: readonly number[]): readonly
   return counts;
 }
 
-export function broadcast(link: Link, x: Tensor, root: number): Pending<void> {
+export function fromRoot(link: Link, x: Tensor, root: number): Pending<void> {
   handleOf(x, "broadcast: x");
   if (!Number.isSafeInteger(root) || root < 0 || root >= link.size)
     throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${link.size - 1}`);

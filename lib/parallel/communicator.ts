@@ -2,7 +2,7 @@ import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
 import { wrongKind } from "../errors.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
 import type { Tensor } from "../tensor.ts";
-import { allGather, allReduce, allToAll, broadcast, reduceScatter, type SumOptions } from "./collectives.ts";
+import { allGather, allReduce, allToAll, fromRoot, reduceScatter, type SumOptions } from "./collectives.ts";
 import { Link, type Parcel } from "./link.ts";
 import { joinLocal, type LocalOptions, type LocalPlace, timeoutOf } from "./local.ts";
 import { meetOverNccl, type NcclOptions } from "./nccl.ts";
@@ -212,7 +212,7 @@ export class Communicator implements Disposable {
    * await all[0]?.data(); // [8]
    */
   broadcast(x: Tensor, root: number): Pending<void> {
-    return broadcast(this.#link, x, root);
+    return fromRoot(this.#link, x, root);
   }
 
   /**
