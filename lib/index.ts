@@ -36,7 +36,9 @@ export { presets } from "./model/presets.ts";
 export type { Recompute, RecomputeOptions } from "./model/recompute.ts";
 export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
+export type { ActivatedLinearOptions } from "./ops/activated-linear.ts";
 export {
+  type Activation,
   type GeluOptions,
   gelu,
   geluBackward,

@@ -306,8 +306,7 @@ QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_ex
   check_log_sum_exp(op.forward.log_sum_exp, "attention: logSumExp", queries);
   check_output_gradients(op);
   op.adds_to_dq = true;
-  // The others' kernels make dq of a part without sums: it is added up in plain rows.
-  if (options.implementation == "reference" || (!device->is_cpu() && queries.dtype == DType::Float32)) {
+  if (options.implementation == "reference") {  // adds dq of each part to rows of float32
     op.dq = Tensor::empty(device, DType::Float32,
                           std::span(queries.shape.data(), static_cast<size_t>(queries.rank)));
     device->submit(Fill{op.dq, 0});

@@ -30,8 +30,7 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
                         bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
 
-/** The backward pass where keys come in parts: dq of all queries, with what its parts share. Plain rows that
- * it is added up in, or sums. */
+/** The backward pass where keys come in parts: what its calls share, and dq of all queries. */
 using QueryGradientHandle = std::shared_ptr<AttentionBackward>;
 /** `options` say the scale and the engine. */
 QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout,

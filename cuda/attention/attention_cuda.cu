@@ -83,14 +83,22 @@ int columns_of(Kernels kernels, int head_dim) {
   return kernels == Kernels::Sm90 ? backward_columns_sm90(head_dim) : backward_columns_sm80(head_dim);
 }
 
-void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                      const AttentionBackward& op) {
+/** dq by blocks of queries, which write it as it is, and then dk and dv: launch_query, launch_keys. */
+template <class LaunchQuery, class LaunchKeys>
+void backward_apart(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, const AttentionBackward& op,
+                    LaunchQuery launch_query, LaunchKeys launch_keys_of) {
+  const DType dtype = op.forward.q.dtype;
   const GpuResult dq(cuda, op.dq, op.adds_to_dq);
   kernel.dq = rows_of(dq.written());
+  kernel.dq_float32 = op.dq.dtype == DType::Float32;
   kernel.dq_sign = sign_of(op.forward.score.scale);
-  launch_queries(cuda, call, DType::Float32, kernel,
-                 [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); });
+  launch_queries(cuda, call, dtype, kernel, launch_query);
   dq.finish();
+  launch_keys(cuda, call, dtype, kernel, launch_keys_of);
+}
+
+void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
   std::shared_ptr<const GpuMaskCopy> transposed;
   if (call.mask && call.mask->in_panels) {
     kernel.mask_transposed = kernel.mask_columns;  // of which each panel is transposed there
@@ -98,8 +106,9 @@ void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
     transposed = transposed_gpu_mask(cuda, *op.forward.visibility->mask);
     kernel.mask_transposed = transposed->columns;
   }
-  launch_keys(cuda, call, DType::Float32, kernel,
-              [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
+  backward_apart(
+      cuda, call, kernel, op, [&](const BackwardSm80& part) { launch_query_gradient_float32(cuda, part); },
+      [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
 int64_t padded(int64_t queries) { return round_up(queries, kGpuTileRows); }
@@ -110,11 +119,13 @@ float sum_scale(const AttentionBackward& op) {
   return op.forward.score.scale * unit;
 }
 
-void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                      const AttentionBackward& op) {
+/** dq is summed where it is needed in the order in which blocks of keys come, or in turns. */
+void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                       const AttentionBackward& op) {
   const auto clear = [&](const Memory& memory) {
     cuda_check(cudaMemsetAsync(memory.data, 0, memory.bytes, cuda.stream.get()), "clearing");
   };
+  const DType dtype = op.forward.q.dtype;
   const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
   const bool is_sm90 = op.kernels == Kernels::Sm90;
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
@@ -131,15 +142,31 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
-  launch_keys(cuda, call, op.forward.q.dtype, kernel, [&](const BackwardSm80& part) {
+  launch_keys(cuda, call, dtype, kernel, [&](const BackwardSm80& part) {
     if (op.deterministic) clear(turns);
     if (is_sm90) {
-      launch_backward_sm90(cuda, op.forward.q.dtype, part);
+      launch_backward_sm90(cuda, dtype, part);
     } else {
-      launch_backward_sm80(cuda, op.forward.q.dtype, part);
+      launch_backward_sm80(cuda, dtype, part);
     }
   });
   if (!op.sums) finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
+}
+
+/** Whether dq is made by blocks of queries, with two products more. */
+bool is_apart(const AttentionForward& op, Kernels kernels, bool deterministic) {
+  return op.q.dtype == DType::Float32 ||
+         (kernels == Kernels::Sm90 && (deterministic || op.q.size(3) > kMostSummedSm90));
+}
+
+void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
+                      const AttentionBackward& op) {
+  if (!is_apart(op.forward, op.kernels, op.deterministic)) return backward_together(cuda, call, kernel, op);
+  const DType dtype = op.forward.q.dtype;
+  backward_apart(
+      cuda, call, kernel, op,
+      [&](const BackwardSm80& part) { launch_query_gradient_sm90(cuda, dtype, part); },
+      [&](const BackwardSm80& part) { launch_backward_sm90(cuda, dtype, part); });
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -169,10 +196,10 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
 
 /** Key heads whose sums of dq, in float32, are there at once: all, unless those are large and fewer fill the
  * GPU. */
-int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels) {
+int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels, bool deterministic) {
   constexpr int64_t kSumBytes = int64_t{1} << 30, kBlocksEach = 32;
   const int64_t heads = op.k.size(2);
-  if (op.q.dtype == DType::Float32) return heads;
+  if (is_apart(op, kernels, deterministic)) return heads;
   const int64_t head_bytes =
       op.q.elements() / heads / op.q.size(3) * columns_of(kernels, static_cast<int>(op.q.size(3))) * 4;
   const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
@@ -225,6 +252,31 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   dv.finish();
 }
 
+/** dq of the call's queries among those of all, where it is not summed within kernels: rows of float32. */
+Tensor rows_among_sums(const AttentionBackward& op) {
+  Tensor dq = op.forward.q;
+  dq.dtype = DType::Float32;
+  dq.strides[3] = 1;
+  dq.strides[2] = dq.size(3);
+  dq.strides[1] = dq.size(2) * dq.stride(2);
+  dq.strides[0] = op.sums->queries * dq.stride(1);
+  dq.offset = op.first_query * dq.stride(1);
+  dq.storage = std::make_shared<Storage>(op.forward.q.device(), op.sums->dq);
+  return dq;
+}
+
+void check_sums(const AttentionBackward& op) {
+  check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+}
+
+/** A call whose dq is added to sums that it shares with others. */
+void run_part(const Cuda& cuda, const AttentionBackward& op) {
+  check_sums(op);
+  AttentionBackward part = op;
+  if (is_apart(op.forward, op.kernels, op.deterministic)) part.dq = rows_among_sums(op);
+  run_heads(cuda, part);
+}
+
 }  // namespace
 
 int compute_capability(const Cuda& cuda) { return cuda.gpu->compute_capability; }
@@ -257,11 +309,8 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
     return;
   }
-  if (op.sums) {
-    check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
-    return run_heads(cuda, op);
-  }
-  const int64_t count = heads_at_once(cuda, forward, op.kernels);
+  if (op.sums) return run_part(cuda, op);
+  const int64_t count = heads_at_once(cuda, forward, op.kernels, op.deterministic);
   for (int64_t begin = 0; begin < heads; begin += count) {
     run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
   }
@@ -272,9 +321,11 @@ void run(const Cuda& cuda, const BeginQuerySums& begin) {
   const Tensor& q = op.forward.q;
   if (is_empty(op.forward)) return;
   const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
-  const int columns = columns_of(op.kernels, static_cast<int>(q.size(3)));
+  const int64_t elements = is_apart(op.forward, op.kernels, op.deterministic)
+                               ? q.elements()
+                               : rows * columns_of(op.kernels, static_cast<int>(q.size(3)));
   op.sums->statistics = row_statistics(cuda, op);
-  op.sums->dq = allocate(cuda, static_cast<size_t>(rows * columns) * sizeof(float));
+  op.sums->dq = allocate(cuda, static_cast<size_t>(elements) * sizeof(float));
   cuda_check(cudaMemsetAsync(op.sums->dq.data, 0, op.sums->dq.bytes, cuda.stream.get()), "clearing");
   op.sums->queries = q.size(1);
 }
@@ -283,7 +334,8 @@ void run(const Cuda& cuda, const FinishQuerySums& finish) {
   const AttentionBackward& op = finish.op;
   const Tensor& q = op.forward.q;
   if (is_empty(op.forward)) return;
-  check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+  check_sums(op);
+  if (is_apart(op.forward, op.kernels, op.deterministic)) return run(cuda, Copy{rows_among_sums(op), op.dq});
   BackwardSm80 kernel{};
   kernel.forward.batch = static_cast<int32_t>(q.size(0));
   kernel.forward.queries = static_cast<int32_t>(q.size(1));

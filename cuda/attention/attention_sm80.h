@@ -67,7 +67,7 @@ struct BackwardSm80 {
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
-  float* dq_sum;   // [B Hq padded_queries dq_columns]; zero at first
+  float* dq_sum;   // [B Hq padded_queries dq_columns]; zero at first; null: dq is another kernel's
   int dq_columns;  // D rounded up as the kernel's is
   // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
   // queries' dq; null: blocks add in any order.
@@ -77,8 +77,8 @@ struct BackwardSm80 {
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
   GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32
   float scale;
-  float dq_sign;  // that of the scale, for dq of float32
-  bool dk_float32, dv_float32;
+  float dq_sign;  // that of the scale, where dq is written as it is made
+  bool dq_float32, dk_float32, dv_float32;
   bool adds_to_dq, adds_to_dk, adds_to_dv;  // of float32: to what is there
 };
 

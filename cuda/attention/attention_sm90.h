@@ -18,7 +18,7 @@ struct ForwardSm90 {
   int* counter;  // tiles that were taken, beside the first of each block; null: each block has one
 };
 
-/** A launch of the backward kernel. */
+/** A launch of a backward kernel. */
 struct BackwardSm90 {
   CUtensorMap q, k, v, dout;
   BackwardSm80 op;
@@ -30,9 +30,13 @@ CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t,
 
 /** Of bfloat16 or float16, whose rows are of one head (packed 1). */
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op);
+/** The largest D at which dq can be summed by blocks of keys. */
+inline constexpr int kMostSummedSm90 = 128;
 /** Columns of dq_sum. */
 int backward_columns_sm90(int head_dim);
-/** Of bfloat16 or float16, D at most 128; not in turns. The kernel's sums of dq are in units of 1. */
+/** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. */
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+/** dq alone, of bfloat16 or float16. */
+void launch_query_gradient_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 
 }  // namespace longseq

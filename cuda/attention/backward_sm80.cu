@@ -24,6 +24,7 @@
 #include "attention/block_order.h"
 #include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
+#include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/multiply.h"
 #include "tile/sm80.h"
@@ -439,18 +440,8 @@ int backward_columns_sm80(int head_dim) {
 float backward_sum_unit_sm80(DType dtype) { return dtype == DType::Float16 ? 1 : kWeightUnit; }
 
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
-  const auto typed = [&]<class T>(T) {
-    if (op.forward.mask.first_run != nullptr) {
-      launch_typed<T, true>(cuda, op);
-    } else {
-      launch_typed<T, false>(cuda, op);
-    }
-  };
-  if (dtype == DType::BFloat16) {
-    typed(Bf16{});
-  } else {
-    typed(Half{});
-  }
+  visit_kernel(dtype, op.forward.mask,
+               [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 
 }  // namespace longseq

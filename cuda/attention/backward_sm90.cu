@@ -17,8 +17,10 @@
 
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
+#include "attention/gradient_rows_sm90.h"
 #include "attention/key_blocks.h"
 #include "attention/query_tiles.h"
+#include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
 #include "tile/sum.h"
@@ -32,12 +34,13 @@ using sm80::pack;
 using sm80::shared_address;
 using sm80::tanh_accurate;
 
-template <class Element, int kHeadDim_, int kRows_>
+template <class Element, int kHeadDim_, int kRows_, bool kMakesQueryGradient_>
 struct Shape {
   using T = Element;
   static constexpr bool kIsHalf = std::is_same_v<T, sm80::Half>;
   static constexpr float kWeightBits = kIsHalf ? 12 : 0, kWeightUnit = kIsHalf ? 1.f / 4096 : 1;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
+  static constexpr bool kMakesQueryGradient = kMakesQueryGradient_;
   static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
   static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
@@ -49,7 +52,8 @@ struct Shape {
                        kScoresAt = kGradientsAt + kStages * kRowBytes,
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
                        kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
-                       kTilesAt = kSumsAt + kStages * kRows * kHeadDim * 4, kBarriersAt = kTilesAt + 64;
+                       kTilesAt = kSumsAt + (kMakesQueryGradient ? kStages * kRows * kHeadDim * 4 : 0),
+                       kBarriersAt = kTilesAt + 64;
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
   // A warpgroup's share of dq: 64 of the rows, or half of the columns, or every other tile's.
@@ -63,15 +67,15 @@ struct StagedTile {
   int head;   // of the query
   int tile;   // of the mask, or -1
   int row;    // its first, among all heads' padded queries: fewer than 2^31, or dq_sum would fill any memory
-  bool is_plain;  // all its queries see all of the block's keys, and scores are what products are
+  bool sees_all;  // each of its queries all of the block's keys
 };
 
 /** A block's barriers, behind its tiles in shared memory. */
 template <class S>
-class Channels {
+class Channels : public Barriers {
  public:
-  __device__ explicit Channels(uint32_t base) : base_(base) {}
-  __device__ Barrier keys_full() const { return at(0, 0); }
+  __device__ explicit Channels(uint32_t base) : Barriers(base + S::kBarriersAt) {}
+  __device__ Barrier keys_full() const { return at(0); }
   __device__ Barrier queries_full(int stage) const { return at(1, stage); }
   __device__ Barrier queries_empty(int stage) const { return at(3, stage); }
   __device__ Barrier gradients_full(int stage) const { return at(5, stage); }
@@ -88,12 +92,6 @@ class Channels {
     }
     publish_barriers();
   }
-
- private:
-  __device__ Barrier at(int first, int stage) const {
-    return Barrier(base_ + 8 * stage + (S::kBarriersAt + 8 * first));
-  }
-  uint32_t base_;
 };
 
 /** 128 keys of a head. */
@@ -133,7 +131,6 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   load_pages(launch.k, channels.keys_full(), base, S::kKeyPage, keys.first_key, keys.key_head);
   load_pages(launch.v, channels.keys_full(), base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
 
-  const bool is_adjusted = forward.score.has_softcap || forward.score.slopes != nullptr;
   auto* const staged = reinterpret_cast<StagedTile*>(aligned_memory() + S::kTilesAt);
   RowTiles<S::kRows, kHasMask> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
   Ring<S::kStages> stages;
@@ -151,7 +148,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
         visible_keys(forward.visible, rows.first, forward.keys).y >= keys.first_key + S::kKeys;
     const int row =
         static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
-    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0 && !is_adjusted};
+    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0};
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
@@ -173,6 +170,8 @@ class Consumer {
   using Scores = float[S::kRows / 2];
   using Weights = uint32_t[S::kRows / 4];
   using Gradient = float[S::kHeadDim / 2];
+  /** Which of the warp's 16 keys queries see, a bit a key: in lane i query i and those 32 apart. */
+  using Seen = uint32_t[S::kRows / 32];
 
  public:
   __device__ Consumer(const BackwardSm90& launch, int group)
@@ -189,29 +188,45 @@ class Consumer {
     Gradient dk, dv;
 #pragma unroll
     for (int i = 0; i < S::kHeadDim / 2; i++) dk[i] = dv[i] = 0;
+    const bool adjusts = op_.forward.score.has_softcap || op_.forward.score.slopes != nullptr;
     channels_.keys_full().wait(0);
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
       const StagedTile rows = staged(stage);
       if (rows.first < 0) break;
+      // Before the products, beside which documents and masks arrive.
+      Seen seen;
+      if (!rows.sees_all) find_seen(seen, rows);
       Scores s, dp;
       multiply_own(s, base_, base_ + S::kQueriesAt + stage * S::kRowBytes);
       channels_.gradients_full(stage).wait(stages.parity);
       multiply_own(dp, base_ + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
       wait_products<1>();
       pin(s);
-      if (rows.is_plain) {
+      if (!adjusts) {
         weigh(s, stage);
       } else {
         wait_products<0>();
         pin(dp);
         adjust(s, dp, rows, stage);
       }
+      if (!rows.sees_all) hide(s, seen);
       wait_products<0>();
       pin(dp);
       Weights p, ds;
       differentiate(s, dp, p, ds, stage);
+      if constexpr (!S::kMakesQueryGradient) {
+        add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+        add(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
+        wait_products<1>();
+        pin(dv);
+        release(channels_.gradients_empty(stage));
+        wait_products<0>();
+        pin(dk);
+        release(channels_.queries_empty(stage));
+        continue;
+      }
       pass(ds, stage);
       add(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
       publish_writes();
@@ -314,23 +329,17 @@ class Consumer {
     }
   }
 
-  /** The same with softcap, ALiBi, and 0 where a query does not see a key; the softcap's derivative goes to
-   * dP.
-   */
+  /** The same with softcap and ALiBi; the softcap's derivative goes to dP. */
   __device__ void adjust(Scores& s, Scores& dp, const StagedTile& rows, int stage) const {
     const ForwardSm80& forward = op_.forward;
     const GpuScore& score = forward.score;
-    const int key = first_key();
+    const float slope = score.slopes == nullptr ? 0 : score.slopes[rows.head] * score.slope_unit;
 #pragma unroll
     for (int j = 0; j < S::kRows / 8; j++) {
       const float4 two = statistics(stage)[4 * j];
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         const int query = min(rows.first + 8 * j + lane_ % 4 * 2 + e, forward.queries - 1);
-        const int2 seen = visible_keys(forward.visible, query, forward.keys);
-        uint32_t bits = ~0u;
-        if (kHasMask) bits = mask_bits(forward.mask, rows.tile, query, key);
-        const float slope = score.slopes == nullptr ? 0 : score.slopes[rows.head] * score.slope_unit;
         const int position = slope == 0 ? 0 : query_position(score, forward.visible, query);
         const float base = S::kWeightBits - (e == 0 ? two.x : two.z), delta = e == 0 ? two.y : two.w;
 #pragma unroll
@@ -340,13 +349,38 @@ class Consumer {
             x = tanh_accurate(x * score.before_cap);
             gradient = fmaf(gradient - delta, 1 - x * x, delta);
           }
-          const int at = key + 8 * half;
           if (slope != 0) {
-            x -= slope * static_cast<float>(abs(position - key_position(score, min(at, forward.keys - 1))));
+            const int key = min(first_key() + 8 * half, forward.keys - 1);
+            x -= slope * static_cast<float>(abs(position - key_position(score, key)));
           }
-          const bool is_seen = at >= seen.x && at < seen.y && (!kHasMask || (bits >> 8 * half & 1) != 0);
-          x = is_seen ? exp2_approximate(fmaf(x, score.exponent, base)) : 0;
+          x = exp2_approximate(fmaf(x, score.exponent, base));
         }
+      }
+    }
+  }
+
+  __device__ void find_seen(Seen& seen, const StagedTile& rows) const {
+    const ForwardSm80& forward = op_.forward;
+    const int first_key = first_key_ + 64 * group_ + 16 * warp_;
+#pragma unroll
+    for (int i = 0; i < S::kRows / 32; i++) {
+      const int query = min(rows.first + 32 * i + lane_, forward.queries - 1);
+      const int2 keys = visible_keys(forward.visible, query, forward.keys);
+      const int begin = min(max(keys.x - first_key, 0), 16), end = min(max(keys.y - first_key, begin), 16);
+      seen[i] = (1u << end) - (1u << begin);
+      if (kHasMask) seen[i] &= mask_bits(forward.mask, rows.tile, query, first_key);
+    }
+  }
+
+  /** 0 where a query does not see a key. */
+  __device__ void hide(Scores& s, const Seen& seen) const {
+#pragma unroll
+    for (int j = 0; j < S::kRows / 8; j++) {
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        const uint32_t keys = __shfl_sync(~0u, seen[j / 4], 8 * (j % 4) + lane_ % 4 * 2 + e) >> lane_ / 4;
+        if ((keys & 1) == 0) s[4 * j + e] = 0;
+        if ((keys & 0x100) == 0) s[4 * j + 2 + e] = 0;
       }
     }
   }
@@ -397,28 +431,11 @@ class Consumer {
                  shared_address(mine), kBytes);
   }
 
-  __device__ void write(const Gradient& gradient, const GpuRows& rows, float factor, bool is_float32,
+  __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool is_float32,
                         bool adds) const {
-    const ForwardSm80& forward = op_.forward;
     const KeyTile<S> keys(launch_);
-    const int64_t base = keys.batch * rows.batch + keys.key_head * rows.head;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int key = first_key() + 8 * half;
-      if (key >= forward.keys) continue;
-#pragma unroll
-      for (int j = 0; j < S::kHeadDim / 8; j++) {
-        const int column = 8 * j + lane_ % 4 * 2;
-        if (column >= forward.head_dim) continue;
-        const float low = gradient[4 * j + 2 * half] * factor, high = gradient[4 * j + 2 * half + 1] * factor;
-        const int64_t at = base + key * rows.row + column;
-        if (is_float32) {
-          put_two(static_cast<float*>(rows.data) + at, low, high, adds);
-        } else {
-          *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
-        }
-      }
-    }
+    write_gradient<T>(gradient, to, keys.batch, keys.key_head, first_key(), op_.forward.keys,
+                      op_.forward.head_dim, factor, is_float32, adds);
   }
 
   const BackwardSm90& launch_;
@@ -462,14 +479,14 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   longseq::launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, launch);
 }
 
-template <class T, bool kHasMask>
+template <class T, bool kHasMask, bool kMakesQueryGradient>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   if (op.forward.head_dim <= 64) {
-    launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 64, 128, kMakesQueryGradient>, kHasMask>(cuda, op);
   } else if (op.forward.head_dim <= 96) {
-    launch_shape<Shape<T, 96, 64>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 96, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
   } else {
-    launch_shape<Shape<T, 128, 64>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 128, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
   }
 }
 
@@ -478,18 +495,13 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
 
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
-  const auto typed = [&]<class T>(T) {
-    if (op.forward.mask.first_run != nullptr) {
-      launch_typed<T, true>(cuda, op);
+  visit_kernel(dtype, op.forward.mask, [&]<class T, bool kHasMask>() {
+    if (op.dq_sum != nullptr) {
+      launch_typed<T, kHasMask, true>(cuda, op);
     } else {
-      launch_typed<T, false>(cuda, op);
+      launch_typed<T, kHasMask, false>(cuda, op);
     }
-  };
-  if (dtype == DType::BFloat16) {
-    typed(sm80::Bf16{});
-  } else {
-    typed(sm80::Half{});
-  }
+  });
 }
 
 }  // namespace longseq

@@ -17,6 +17,7 @@
 #include "attention/forward_rows_sm80.h"
 #include "attention/forward_scores_sm80.h"
 #include "attention/key_blocks.h"
+#include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/multiply.h"
 #include "tile/sm80.h"
@@ -373,18 +374,7 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
 }  // namespace
 
 void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op) {
-  const auto typed = [&]<class T>(T) {
-    if (op.mask.first_run != nullptr) {
-      launch_typed<T, true>(cuda, op);
-    } else {
-      launch_typed<T, false>(cuda, op);
-    }
-  };
-  if (dtype == DType::BFloat16) {
-    typed(Bf16{});
-  } else {
-    typed(Half{});
-  }
+  visit_kernel(dtype, op.mask, [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 
 }  // namespace longseq

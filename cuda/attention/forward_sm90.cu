@@ -18,7 +18,8 @@
 
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
-#include "attention/key_blocks.h"
+#include "attention/query_tile_sm90.h"
+#include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
 
@@ -71,11 +72,11 @@ struct Shape {
 
 /** A block's barriers, and the tile that is next, behind its tiles in shared memory. */
 template <class S>
-class Channels {
+class Channels : public Barriers {
  public:
-  __device__ explicit Channels(uint32_t base) : base_(base) {}
-  __device__ Barrier queries_full() const { return at(0, 0); }
-  __device__ Barrier queries_empty() const { return at(1, 0); }
+  __device__ explicit Channels(uint32_t base) : Barriers(base + S::kBarriersAt) {}
+  __device__ Barrier queries_full() const { return at(0); }
+  __device__ Barrier queries_empty() const { return at(1); }
   __device__ Barrier keys_full(int stage) const { return at(2, stage); }
   __device__ Barrier keys_empty(int stage) const { return at(4, stage); }
   __device__ Barrier values_full(int stage) const { return at(6, stage); }
@@ -93,46 +94,10 @@ class Channels {
     }
     publish_barriers();
   }
-
- private:
-  __device__ Barrier at(int first, int stage) const {
-    return Barrier(base_ + 8 * stage + (S::kBarriersAt + 8 * first));
-  }
-  uint32_t base_;
 };
 
-/** The queries of a head that a block takes, and the keys they see. */
 template <class S, bool kHasMask>
-struct Tile {
-  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
-  int first_row, batch, head, part;
-  int begin, end;
-
-  __device__ Tile(const ForwardSm90& launch, int index) {
-    const ForwardSm80& op = launch.op;
-    const int tiles = launch.order.tiles * launch.order.heads;
-    part = index / tiles;
-    const auto [place, of] = launch.order.place(index % tiles);
-    first_row = (launch.order.tiles - 1 - place) * S::kRows;
-    batch = of / op.heads;
-    head = of % op.heads;
-    begin = interval(op, 0).x;
-    end = interval(op, S::kRows - 1).y;
-    if (op.splits > 1) {
-      const int length = ((end - begin + op.splits - 1) / op.splits + S::kKeys - 1) / S::kKeys * S::kKeys;
-      begin += part * length;
-      end = min(end, begin + length);
-    }
-  }
-  /** The query of a row; of rows behind the last, that one's. */
-  __device__ int query(const ForwardSm80& op, int row) const { return min(first_row + row, op.queries - 1); }
-  __device__ int2 interval(const ForwardSm80& op, int row) const {
-    return visible_keys(op.visible, query(op, row), op.keys);
-  }
-  __device__ Blocks blocks(const ForwardSm80& op) const {
-    return Blocks(op.mask, first_row / 128, begin, end);
-  }
-};
+using TileOf = QueryTile<S::kRows, S::kKeys, kHasMask>;
 
 /** Copies queries, keys and values to shared memory; one thread. */
 template <class S, bool kHasMask>
@@ -152,7 +117,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
   };
   int index = static_cast<int>(blockIdx.x);
   while (index < total) {
-    const Tile<S, kHasMask> tile(launch, index);
+    const TileOf<S, kHasMask> tile(op, launch.order, index);
     const int key_head = tile.head / op.group;
     const int following =
         launch.counter == nullptr ? total : static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
@@ -196,6 +161,7 @@ class Consumer {
   using T = typename S::T;
   using Scores = float[S::kKeys / 2];
   using Weights = uint32_t[S::kKeys / 4];
+  using Tile = TileOf<S, kHasMask>;
 
  public:
   __device__ Consumer(const ForwardSm90& launch, char* shared)
@@ -211,18 +177,16 @@ class Consumer {
     for (Ring<1> queries;; queries.advance()) {
       channels_.queries_full().wait(queries.parity);
       if (index() < 0) break;
-      attend(TileOf(launch_, index()));
+      attend(Tile(op_, launch_.order, index()));
       // Where the tile is, is found anew: the registers are all taken until here.
       const int done = index();
       if (!S::kSharesQueries) release(channels_.queries_empty());
-      write(TileOf(launch_, done));
+      write(Tile(op_, launch_.order, done));
       if (S::kSharesQueries) release(channels_.queries_empty());
     }
   }
 
  private:
-  using TileOf = Tile<S, kHasMask>;
-
   /** The tile that the queries are of; -1: there are no more. */
   __device__ int index() const { return *reinterpret_cast<const volatile int*>(shared() + S::kNextAt); }
   __device__ static char* shared() { return aligned_memory(); }
@@ -260,7 +224,7 @@ class Consumer {
     commit_products();
   }
 
-  __device__ void attend(const TileOf& tile) {
+  __device__ void attend(const Tile& tile) {
 #pragma unroll
     for (float& x : out_) x = 0;
 #pragma unroll
@@ -309,7 +273,7 @@ class Consumer {
   }
 
   /** s = exp2(c s - base), and l += rowsum s. */
-  __device__ void weigh(Scores& s, const TileOf& tile, const KeyBlock& block) {
+  __device__ void weigh(Scores& s, const Tile& tile, const KeyBlock& block) {
     const bool is_plain = block.tile < 0 && block.first >= plain_begin_ && block.first <= plain_end_;
     if (!is_plain) adjust(s, tile, block);
     bool has_room = is_plain && has_base_[0] && has_base_[1];
@@ -375,7 +339,7 @@ class Consumer {
   }
 
   /** Softcap, ALiBi, and -inf where a query does not see a key. */
-  __device__ void adjust(Scores& s, const TileOf& tile, const KeyBlock& block) const {
+  __device__ void adjust(Scores& s, const Tile& tile, const KeyBlock& block) const {
     const int column = 2 * (lane_ % 4);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -399,27 +363,18 @@ class Consumer {
           }
         }
       }
-      const int2 seen = visible_keys(op_.visible, query, op_.keys);
-      const int begin = max(seen.x, tile.begin) - block.first - column;
-      const int end = min(seen.y, tile.end) - block.first - column;
+      const SeenKeys<S::kKeys, kHasMask> sees(op_, tile, block, row_of(half), column);
 #pragma unroll
       for (int j = 0; j < S::kKeys / 8; j++) {
-        uint32_t bits = ~0u;
-        if (kHasMask && block.tile >= 0) {
-          bits = mask_bits(op_.mask, block.tile, query, block.first + 8 * j) >> column;
-        }
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-          const int at = 8 * j + e;
-          if (at < begin || at >= end || (kHasMask && (bits >> e & 1) == 0)) {
-            s[4 * j + 2 * half + e] = kMinusInfinity;
-          }
+          if (!sees(8 * j + e)) s[4 * j + 2 * half + e] = kMinusInfinity;
         }
       }
     }
   }
 
-  __device__ void write(const TileOf& tile) {
+  __device__ void write(const Tile& tile) {
     const int64_t part = op_.splits > 1 ? tile.part : 0;
     float kept[2];
 #pragma unroll
@@ -458,7 +413,7 @@ class Consumer {
     }
   }
 
-  __device__ void write_float32(const TileOf& tile, int64_t part, const float (&kept)[2]) const {
+  __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
     float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile.batch) * op_.out.batch +
                        tile.head * op_.out.head;
 #pragma unroll
@@ -488,7 +443,7 @@ class Consumer {
   }
 
   /** Through shared memory, where rows lie as the queries do, so that they leave in 16-byte pieces. */
-  __device__ void write_elements(const TileOf& tile) const {
+  __device__ void write_elements(const Tile& tile) const {
     constexpr int kChunks = S::kHeadDim / 8;
     char* const rows = shared() + S::kOutAt + (64 * group_ + 16 * warp_) * 128;
     const auto place = [&](int row, int chunk) {
@@ -591,18 +546,7 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
 }  // namespace
 
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op) {
-  const auto typed = [&]<class T>(T) {
-    if (op.mask.first_run != nullptr) {
-      launch_typed<T, true>(cuda, op);
-    } else {
-      launch_typed<T, false>(cuda, op);
-    }
-  };
-  if (dtype == DType::BFloat16) {
-    typed(sm80::Bf16{});
-  } else {
-    typed(sm80::Half{});
-  }
+  visit_kernel(dtype, op.mask, [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 
 }  // namespace longseq

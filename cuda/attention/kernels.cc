@@ -11,13 +11,10 @@ namespace {
 /** What compute capability, 10 major + minor, runs the code of forward_sm90.cu: no later one does. */
 constexpr int kHopper = 90;
 
-/** | kernels | compute capability | dtypes            | D, forward | D, backward                |
- *  | sm90    | 9.0                | bfloat16, float16 | up to 256  | up to 128; not in turns    |
- *  | sm80    | 8.0 and later      | all               | up to 256  | up to 256                  | */
+/** | kernels | compute capability | dtypes            | D         |
+ *  | sm90    | 9.0                | bfloat16, float16 | up to 256 |
+ *  | sm80    | 8.0 and later      | all               | up to 256 | */
 bool has_sm90(int capability, DType dtype) { return capability == kHopper && dtype != DType::Float32; }
-bool serves_sm90(const AttentionShape& shape) {
-  return !shape.is_backward || (shape.head_dim <= 128 && !shape.is_deterministic);
-}
 
 /** Where heads share keys and there are few queries, sm80 has a tile for the whole group. */
 bool fills_tiles(const AttentionShape& shape) {
@@ -43,10 +40,10 @@ Kernels choose_kernels(const Device& device, const AttentionShape& shape,
   const int capability =
       std::visit([](const auto& engine) { return compute_capability(engine); }, device.engine());
   const Kernels own = device.is_cpu() ? Kernels::Cpu : Kernels::Sm80;
-  const bool is_able = has_sm90(capability, shape.dtype), serves = is_able && serves_sm90(shape);
-  if (!implementation) return serves && fills_tiles(shape) ? Kernels::Sm90 : own;
+  const bool is_able = has_sm90(capability, shape.dtype);
+  if (!implementation) return is_able && fills_tiles(shape) ? Kernels::Sm90 : own;
   if (*implementation == name_of(own)) return own;
-  if (is_able && *implementation == name_of(Kernels::Sm90)) return serves ? Kernels::Sm90 : own;
+  if (is_able && *implementation == name_of(Kernels::Sm90)) return Kernels::Sm90;
   throw Error(Code::Option,
               text("attention: implementation \"", *implementation, "\" is not there on ", device.name(),
                    " for ", name_of(shape.dtype), ", expected one of \"reference\", \"", name_of(own),

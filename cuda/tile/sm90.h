@@ -51,6 +51,18 @@ class Barrier {
   uint32_t address_;
 };
 
+/** Barriers one behind the other in shared memory; a kernel gives them names. */
+class Barriers {
+ public:
+  __device__ explicit Barriers(uint32_t address) : address_(address) {}
+
+ protected:
+  __device__ Barrier at(int first, int stage = 0) const { return Barrier(address_ + 8 * stage + 8 * first); }
+
+ private:
+  uint32_t address_;
+};
+
 /** The place in a ring of stages, and how often it went round. */
 template <int kStages>
 struct Ring {

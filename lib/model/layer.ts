@@ -1,10 +1,10 @@
 // The transformer layer, once for every way of splitting it over ranks.
 import { checkpoint } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
-import { gelu, swiglu } from "../ops/activation.ts";
+import { activated } from "../ops/activation.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
 import { add } from "../ops/elementwise.ts";
-import { rotaryEmbedding } from "../ops/position.ts";
+import { rotaryEmbeddingInPlace } from "../ops/position.ts";
 import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { savedAs } from "../recipe.ts";
@@ -151,14 +151,27 @@ export class TransformerLayer {
   }
 
   #mlp(x: Tensor, bound: BoundParameters): Tensor {
-    const work = (rows: Tensor, weights: BoundParameters) =>
-      this.strategy.leave(this.#activated(rows, weights), ...weights.product("mlp_down"));
+    const { strategy } = this;
+    const { activation } = this.configuration;
+    const work = (rows: Tensor, weights: BoundParameters) => {
+      // One product for gate and up, for which the rows are gathered once.
+      const entered = strategy.enter(
+        rows,
+        ...weights.product(activation === "gelu" ? "mlp_up" : "mlp_gate_up"),
+      );
+      // The tape has its own of them.
+      rows.dispose();
+      const [weight, bias, options] = weights.product("mlp_down");
+      return this.#recompute === "none"
+        ? strategy.leave(activated(activation, entered), weight, bias, options)
+        : strategy.leave(entered, weight, bias, { ...options, activation });
+    };
     if (this.#mlpTiles === 1) return work(x, bound);
     const [names, tensors] = bound.ofMlp();
     return tiled((rows, ...given) => work(rows, bound.with(names, given)), x, this.#mlpTiles, ...tensors);
   }
 
-  /** [B, S, (Hq + 2 Hkv) D] of this rank's heads as q, k and v, views of it but for the rotary turn. */
+  /** [B, S, (Hq + 2 Hkv) D] of this rank's heads as q, k and v, views of it: what is turned is turned in place. */
   #heads(packed: Tensor, options: LayerForwardOptions): [q: Tensor, k: Tensor, v: Tensor] {
     const { headDim, rotary } = this.configuration;
     const { query, keyValue } = this.#held();
@@ -168,21 +181,7 @@ export class TransformerLayer {
     const [q, k, v] = split(heads, 2, sizes) as [Tensor, Tensor, Tensor];
     if (rotary === null) return [q, k, v];
     const turned = { ...rotary, positions: rowPositions(this.strategy.inner, options, packed.device) };
-    return [rotaryEmbedding(q, turned), rotaryEmbedding(k, turned), v];
-  }
-
-  #activated(x: Tensor, bound: BoundParameters): Tensor {
-    const { strategy } = this;
-    if (this.configuration.activation === "gelu") {
-      const activate = (up: Tensor) => gelu(up, { approximate: "tanh" });
-      const up = strategy.enter(x, ...bound.product("mlp_up"));
-      return this.#light(activate(up), activate, up);
-    }
-    // One product, for which x is gathered once.
-    const both = strategy.enter(x, ...bound.product("mlp_gate_up"));
-    const columns = (both.shape.at(-1) ?? 0) / 2;
-    const [gate, up] = split(both, 2, [columns, columns]) as [Tensor, Tensor];
-    return this.#light(swiglu(gate, up), swiglu, gate, up);
+    return [rotaryEmbeddingInPlace(q, turned), rotaryEmbeddingInPlace(k, turned), v];
   }
 
   #held() {

@@ -20,8 +20,9 @@ export interface RecomputeOptions {
   /**
    * What is computed again on the backward pass, so that it need not be kept: nothing; norms and activations, which is a
    * hundredth of the time for a third of the memory; everything but attention, whose result is kept with x (as in
-   * DISTFLASHATTN; Li et al., 2024); or everything, from x (Chen et al., 2016). The results are the same bits. Default:
-   * "pointwise".
+   * DISTFLASHATTN; Li et al., 2024); or everything, from x (Chen et al., 2016). The results are the same bits, unless the
+   * MLP is so large that it works on parts of the activation one after the other: then a GPU's products may be summed in
+   * another order than with "none". Default: "pointwise".
    */
   recompute?: Recompute;
   /**

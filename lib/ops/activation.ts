@@ -3,6 +3,7 @@ import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
+import { split } from "./split.ts";
 
 /** Which GeLU, and of what. */
 export interface GeluOptions {
@@ -132,6 +133,17 @@ export function swigluBackward(tensors: { gate: Tensor; up: Tensor; dy: Tensor }
     native.swigluBackward(...handles, handleOf(dgate, "dgate"), handleOf(dup, "dup"));
     return { dgate, dup };
   });
+}
+
+/** GeLU in its tanh form; or SwiGLU, whose gate and what it is multiplied by lie side by side, [.., 2 F]. */
+export type Activation = "gelu" | "swiglu";
+
+export function activated(activation: Activation, x: Tensor): Tensor {
+  if (activation === "gelu") return gelu(x, { approximate: "tanh" });
+  const axis = x.shape.length - 1;
+  const columns = (x.shape[axis] ?? 0) / 2;
+  const [gate, up] = split(x, axis, [columns, columns]) as [Tensor, Tensor];
+  return swiglu(gate, up);
 }
 
 function like({ shape, dtype, device }: Tensor): Tensor {

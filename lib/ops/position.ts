@@ -3,6 +3,7 @@ import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import type { Piece } from "./attention-options.ts";
 import { queued } from "./queued.ts";
 
@@ -78,7 +79,15 @@ export interface RotaryOptions extends RotaryFrequencyOptions {
  * });
  */
 export function rotaryEmbedding(x: Tensor, options: RotaryOptions = {}): Tensor {
-  const y = rotated(x, options, false);
+  return noted(x, rotated(x, options, false), options);
+}
+
+/** The same in x's place, whose values nobody may need later: a view of it. */
+export function rotaryEmbeddingInPlace(x: Tensor, options: RotaryOptions): Tensor {
+  return noted(x, rotated(x, options, false, referenceTo(x)), options);
+}
+
+function noted(x: Tensor, y: Tensor, options: RotaryOptions): Tensor {
   return record("rotaryEmbedding", [y], [x], (save) => {
     const { positions } = options;
     const given = positions instanceof Tensor ? { ...options, positions: save(positions) } : { ...options };
@@ -160,7 +169,7 @@ export function rotaryFrequencies(rotaryDim: number, options: RotaryFrequencyOpt
   }
 }
 
-function rotated(x: Tensor, options: RotaryOptions, isInverse: boolean): Tensor {
+function rotated(x: Tensor, options: RotaryOptions, isInverse: boolean, place?: Tensor): Tensor {
   const handle = handleOf(x, "rotaryEmbedding: x");
   checkOptions("rotaryEmbedding", options);
   const { interleaved = false, rotaryDim = x.shape.at(-1) ?? 0, scaling, positions } = options;
@@ -171,7 +180,7 @@ function rotated(x: Tensor, options: RotaryOptions, isInverse: boolean): Tensor 
   const rows = x.shape.at(-3) ?? 0;
   const tensor = positions instanceof Tensor ? handleOf(positions, "rotaryEmbedding: positions") : null;
   const pieces = positionPieces(options, rows);
-  const y = Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
+  const y = place ?? Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
   return queued([y], () => {
     const factor = magnitude(scaling);
     native.rope(handle, frequencies, factor, interleaved, isInverse, pieces, tensor, handleOf(y, "y"));

@@ -14,11 +14,10 @@ export class LentKeys implements RingKeys {
   readonly #communicator: Communicator;
   readonly #steps: readonly RingStep[];
   readonly #own: KeyValues;
-  /** What others see of them. */
-  readonly #shared: KeyValues;
   readonly #sums: KeyValues | undefined;
-  /** At each step, the keys that its owner shares. */
-  readonly #lent: readonly KeyValues[];
+  /** What others see of this rank's keys, for each of them; and of others' keys what their owners share. */
+  readonly #lent: readonly Parcel[];
+  readonly #borrowed = new Map<RingStep, readonly Parcel[]>();
   readonly #arriving: Pending<void>;
   #at = -1;
   /** Of the step's keys: this rank adds to them in its turn. */
@@ -36,14 +35,15 @@ export class LentKeys implements RingKeys {
     this.#sums = sums;
     this.#held = sums;
     const [{ shared }, ...others] = steps as [RingStep, ...RingStep[]];
-    this.#shared = pair(own, (x) => inRowMajor(rowsOf(x, shared)));
-    this.#lent = steps.map((step) => pair(own, (x) => this.#comingLike(x, step.shared)));
-    const sent = others.filter(({ sent }) => sent.length > 0);
-    const seen = others.filter(({ keys }) => keys.length > 0);
-    this.#arriving = this.#exchange(
-      sent.flatMap(({ distance }) => this.#parcels(distance, this.#shared)),
-      seen.flatMap((step) => this.#parcels(-step.distance, this.#lentAt(step))),
-    );
+    const rows = pair(own, (x) => inRowMajor(rowsOf(x, shared)));
+    this.#lent = others
+      .filter(({ sent }) => sent.length > 0)
+      .flatMap(({ distance }) => this.#parcels(distance, rows));
+    for (const step of others.filter(({ keys }) => keys.length > 0)) {
+      const coming = pair(own, (x) => comingLike(x, step.shared));
+      this.#borrowed.set(step, this.#parcels(-step.distance, coming));
+    }
+    this.#arriving = this.#exchange(this.#lent, [...this.#borrowed.values()].flat());
   }
 
   begin(): void {
@@ -54,37 +54,30 @@ export class LentKeys implements RingKeys {
     if (this.#held === undefined) return;
     // Whoever had this step's keys at the step before is as far behind as the steps are apart.
     const ahead = step.distance - before.distance;
-    const coming = pair(this.#held, (x) => this.#comingLike(x, step.shared));
+    const coming = pair(this.#held, (x) => comingLike(x, step.shared));
     this.#exchange(this.#parcels(ahead, this.#held), this.#parcels(-ahead, coming)).wait();
     this.#held = coming;
   }
 
   keys(): KeyValues {
-    if (this.#at === 0) return this.#own;
-    return pair(this.#lentAt(this.#step), (x) => rowsOf(x, this.#seenRows));
+    const borrowed = this.#borrowed.get(this.#step)?.map(({ tensor }) => tensor);
+    if (borrowed === undefined) return this.#own;
+    return pair(borrowed as readonly Tensor[] as KeyValues, (x) => rowsOf(x, this.#seenRows));
   }
 
   gradients(): { places: KeyValues; adds: boolean } {
     return { places: pair(this.#held as KeyValues, (x) => rowsOf(x, this.#seenRows)), adds: true };
   }
 
-  end(): void {}
+  end(): void {
+    // What is borrowed stays until the others have it back.
+  }
 
   finish(): Pending<void> {
-    const [, ...others] = this.#steps;
-    const sent = others.filter(({ sent }) => sent.length > 0);
-    const seen = others.filter(({ keys }) => keys.length > 0);
     const { distance } = this.#step;
-    const [held, sums] = [this.#held ?? [], this.#sums ?? []];
     return this.#exchange(
-      [
-        ...seen.flatMap((step) => this.#parcels(-step.distance, this.#lentAt(step))),
-        ...this.#parcels(-distance, held),
-      ],
-      [
-        ...sent.flatMap(({ distance }) => this.#parcels(distance, this.#shared)),
-        ...this.#parcels(distance, sums),
-      ],
+      [...[...this.#borrowed.values()].flat(), ...this.#parcels(-distance, this.#held ?? [])],
+      [...this.#lent, ...this.#parcels(distance, this.#sums ?? [])],
     );
   }
 
@@ -98,14 +91,6 @@ export class LentKeys implements RingKeys {
     return { start: keys.start - shared.start, length: keys.length };
   }
 
-  #lentAt(step: RingStep): KeyValues {
-    return this.#lent[this.#steps.indexOf(step)] as KeyValues;
-  }
-
-  #comingLike({ shape, dtype, device }: Tensor, { length }: Rows): Tensor {
-    return borrowed(shape.with(1, length), { dtype, device });
-  }
-
   /** To, or from, the rank so far ahead. */
   #parcels(ahead: number, tensors: readonly Tensor[]): Parcel[] {
     const { rank, size } = this.#communicator;
@@ -115,6 +100,10 @@ export class LentKeys implements RingKeys {
   #exchange(sent: readonly Parcel[], received: readonly Parcel[]): Pending<void> {
     return this.#communicator.exchange(filled(sent), filled(received));
   }
+}
+
+function comingLike({ shape, dtype, device }: Tensor, { length }: Rows): Tensor {
+  return borrowed(shape.with(1, length), { dtype, device });
 }
 
 function pair(from: KeyValues, make: (x: Tensor) => Tensor): KeyValues {

@@ -2,17 +2,37 @@
 // 2022): a rank has some heads and feed-forward columns of all rows within attention and the MLP, and all columns of its
 // own rows between them.
 import { failure } from "../errors.ts";
-import { native } from "../native.ts";
+import {
+  activateInto,
+  checkActivated,
+  differentiateInPlace,
+  type Part,
+  partsOf,
+  roomFor,
+  widest,
+} from "../ops/activated.ts";
+import type { ActivatedLinearOptions } from "../ops/activated-linear.ts";
+import type { Activation } from "../ops/activation.ts";
 import { keptAttention } from "../ops/attention.ts";
 import type { LinearOptions } from "../ops/linear.ts";
-import { asMatrix, inDtype, matmul } from "../ops/matmul.ts";
+import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { splitRows, sum, untracked } from "./portions.ts";
+import { splitRows, sum } from "./portions.ts";
+import {
+  biasGradient,
+  emptyProduct,
+  linearInto,
+  productInto,
+  savedSums,
+  weightGradient,
+  weightGradientInto,
+} from "./products.ts";
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
@@ -79,50 +99,109 @@ function enter(
   });
 }
 
-/** y = the sum over ranks of x weight^T, + bias: [B, S, share of I] to [B, n, O]. */
+/** y = the sum over ranks of x weight^T, + bias: [B, S, share of I] to [B, n, O]; of x's activation where there is one. */
 function leave(
   communicator: Communicator,
   counts: readonly number[],
   x: Tensor,
   weight: Tensor,
   bias: Tensor | undefined,
-  options: LinearOptions = {},
+  { activation, ...options }: ActivatedLinearOptions = {},
 ): Tensor {
   const { rank } = communicator;
-  checkProduct("leave", x, weight, sum(counts));
+  checkProduct("leave", x, weight, sum(counts), activation);
+  const own = x.isContiguous ? x : x.contiguous();
   const y = Scope.run(() => {
-    const places = splitRows(untracked(x), counts, 1);
+    const places = splitRows(referenceTo(own), counts, 1);
+    const operand = activation ? activatedRows(activation, own, weight, counts) : (rows: Tensor) => rows;
     return scattering(communicator, counts, (peer) => {
-      const rows = places[peer] as Tensor;
       const part = emptyProduct(x, counts[peer] ?? 0, weight, options);
       // Each row's bias is added once: by the rank that has the row.
-      linearInto(rows, weight, peer === rank ? bias : undefined, part);
+      linearInto(operand(places[peer] as Tensor), weight, peer === rank ? bias : undefined, part);
       return part;
     }).wait();
   });
-  return record("leave", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
-    const saved = { x: save(x), weight: save(weight) };
+  return record("leave", [y], bias === undefined ? [own, weight] : [own, weight, bias], (save) => {
+    const saved = { x: save(own), weight: save(weight) };
     const sums = savedSums(options, save);
     return ([dy]) =>
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
-        const dx = Tensor.empty(saved.x.shape, { dtype: saved.x.dtype, device: saved.x.device });
-        const places = splitRows(dx, counts, 1);
-        const all = gathering(communicator, given, counts, ({ peer, rows }) => {
-          productInto(rows, saved.weight, places[peer] as Tensor);
-        });
-        const dweight = weightGradient(all, saved.x, saved.weight, sums.dweight);
+        const products = activation
+          ? activatedGradients(communicator, counts, activation, { ...saved, dy: given }, sums.dweight)
+          : leaveGradients(communicator, counts, { ...saved, dy: given }, sums.dweight);
         const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
-        return [dx, dweight, ...dbias];
+        return [...products, ...dbias];
       });
   });
 }
 
+/** Of x and of the weight. */
+function leaveGradients(
+  communicator: Communicator,
+  counts: readonly number[],
+  { x, weight, dy }: { x: Tensor; weight: Tensor; dy: Tensor },
+  total: Tensor | undefined,
+): [dx: Tensor, dweight: Tensor | null] {
+  const dx = Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
+  const places = splitRows(dx, counts, 1);
+  const all = gathering(communicator, dy, counts, ({ peer, rows }) => {
+    productInto(rows, weight, places[peer] as Tensor);
+  });
+  return [dx, weightGradient(all, x, weight, total)];
+}
+
+/** The activation of a peer's rows, in the place of that of the peer before. */
+function activatedRows(activation: Activation, x: Tensor, weight: Tensor, counts: readonly number[]) {
+  const [batch = 1] = x.shape;
+  const [, columns = 0] = weight.shape;
+  const room = roomFor(batch * Math.max(...counts) * columns, x);
+  return (rows: Tensor): Tensor => {
+    const activated = room([batch, rows.shape[1] ?? 0, columns]);
+    activateInto(activation, rows, { begin: 0, end: columns }, activated);
+    return activated;
+  };
+}
+
+/** The same as `leaveGradients`, some columns of the activation after the others; x's gradient takes its place. */
+function activatedGradients(
+  communicator: Communicator,
+  counts: readonly number[],
+  activation: Activation,
+  { x, weight, dy }: { x: Tensor; weight: Tensor; dy: Tensor },
+  total: Tensor | undefined,
+): [dx: Tensor, dweight: Tensor | null] {
+  const [batch = 1, length = 0] = x.shape;
+  const [outputs = 0, columns = 0] = weight.shape;
+  const rows = batch * length;
+  const parts = partsOf(columns, Math.min(rows, outputs), x.device);
+  const room = roomFor(rows * widest(parts), x);
+  const shapeOf = ({ begin, end }: Part) => [batch, length, end - begin];
+  const columnsOf = (tensor: Tensor, { begin, end }: Part) => tensor.slice(1, begin, end);
+  // The first columns' gradient is made of rows as they come.
+  const [first] = parts as [Part];
+  const gradient = Tensor.empty(shapeOf(first), { dtype: x.dtype, device: x.device });
+  const places = splitRows(gradient, counts, 1);
+  const all = gathering(communicator, dy, counts, ({ peer, rows }) => {
+    productInto(rows, columnsOf(weight, first), places[peer] as Tensor);
+  });
+  const dweight = total ?? Tensor.empty(weight.shape, { dtype: weight.dtype, device: weight.device });
+  for (const part of parts) {
+    const activated = room(shapeOf(part));
+    activateInto(activation, x, part, activated);
+    weightGradientInto(all, activated, columnsOf(dweight, part), total !== undefined);
+    if (part !== first) productInto(all, columnsOf(weight, part), activated);
+    differentiateInPlace(activation, x, part, part === first ? gradient : activated);
+  }
+  return [referenceTo(x), total ? null : dweight];
+}
+
 /** Here, since what does not fit would be known to the other ranks alone, and end the group. */
-function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number): void {
+function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number, activation?: Activation): void {
   checkRows(`megatron.${move}: x`, x, 1, rows, move === "enter" ? "those of the shard" : "all of them");
   handleOf(weight, `megatron.${move}: weight`);
-  if (x.shape.length !== 3 || weight.shape.length !== 2 || x.shape[2] !== weight.shape[1]) {
+  if (activation !== undefined) checkActivated(`megatron.${move}`, activation, x, weight);
+  if (x.shape.length !== 3 || weight.shape.length !== 2 || (!activation && x.shape[2] !== weight.shape[1])) {
     throw failure(
       "ERR_SHAPE",
       `megatron.${move}: x is [${x.shape}] and weight [${weight.shape}], expected [B, S, I] and [O, I]`,
@@ -131,65 +210,6 @@ function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number): vo
   if (x.dtype !== weight.dtype) {
     throw failure("ERR_DTYPE", `megatron.${move}: weight is ${weight.dtype}, expected ${x.dtype} (x's)`);
   }
-}
-
-/** For x weight^T of so many rows of each sequence: [B, rows, O]. */
-function emptyProduct(x: Tensor, rows: number, weight: Tensor, { outDtype }: LinearOptions): Tensor {
-  const { shape, dtype, device } = x;
-  return Tensor.empty([shape[0] ?? 1, rows, weight.shape[0] ?? 0], { dtype: outDtype ?? dtype, device });
-}
-
-function savedSums(options: LinearOptions, save: (tensor: Tensor) => Tensor): LinearOptions {
-  return {
-    ...(options.dweight && { dweight: save(options.dweight) }),
-    ...(options.dbias && { dbias: save(options.dbias) }),
-  };
-}
-
-/** Batch by batch, since a peer's rows of several batches do not lie in one go. */
-function eachBatch(a: Tensor, b: Tensor, work: (a: Tensor, b: Tensor) => void): void {
-  for (let batch = 0; batch < (a.shape[0] ?? 0); batch++) work(a.select(0, batch), b.select(0, batch));
-}
-
-function linearInto(rows: Tensor, weight: Tensor, bias: Tensor | undefined, place: Tensor): void {
-  const parameters = [
-    handleOf(weight, "linear: weight"),
-    bias ? handleOf(bias, "linear: bias") : null,
-  ] as const;
-  eachBatch(rows, place, (x, y) => {
-    native.linear(handleOf(x, "linear: x"), ...parameters, handleOf(y, "linear: y"));
-  });
-}
-
-function productInto(rows: Tensor, weight: Tensor, place: Tensor): void {
-  const right = handleOf(weight, "linear: weight");
-  eachBatch(rows, place, (a, out) => {
-    native.matmul(handleOf(a, "linear: dy"), right, null, handleOf(out, "linear: dx"), false, false, false);
-  });
-}
-
-/** dy^T x, added to `total` where there is one; null then. */
-function weightGradient(dy: Tensor, x: Tensor, weight: Tensor, total: Tensor | undefined): Tensor | null {
-  const out = total ?? Tensor.empty(weight.shape, { dtype: weight.dtype, device: weight.device });
-  native.matmul(
-    handleOf(asMatrix(dy), "linear: dy"),
-    handleOf(asMatrix(x), "linear: x"),
-    null,
-    handleOf(out, "linear: dweight"),
-    true,
-    false,
-    total !== undefined,
-  );
-  return total ? null : out;
-}
-
-function biasGradient(dy: Tensor, shape: readonly number[], total: Tensor | undefined): Tensor | null {
-  const out = Tensor.empty(shape, { dtype: total?.dtype ?? dy.dtype, device: dy.device });
-  native.columnSum(handleOf(dy, "linear: dy"), handleOf(out, "linear: dbias"));
-  if (total === undefined) return out;
-  const into = handleOf(total, "linear: dbias");
-  native.add(into, handleOf(out, "linear: dbias"), into);
-  return null;
 }
 
 /** All ranks' rows of x [B, n, h], on their way. */

@@ -1,5 +1,6 @@
 // How a layer is split over ranks: a few moves around a layer that is written once.
 
+import { type ActivatedLinearOptions, activatedLinear } from "../ops/activated-linear.ts";
 import { keptAttention } from "../ops/attention.ts";
 import type { AttentionOptions, KeepAttention } from "../ops/attention-options.ts";
 import type { EmbeddingOptions } from "../ops/embedding.ts";
@@ -35,8 +36,11 @@ export interface Strategy {
   columns(count: number): Range;
   /** x weight^T + bias. x: [B, S of shard, h], weight: [its share of O, h]; gives [B, S of inner, share of O]. */
   enter(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
-  /** x weight^T + bias. x: [B, S of inner, share of I], weight: [h, share of I], bias: [h]; gives [B, S of shard, h]. */
-  leave(x: Tensor, weight: Tensor, bias?: Tensor, options?: LinearOptions): Tensor;
+  /**
+   * x weight^T + bias, or that of x's activation. x: [B, S of inner, share of I], weight: [h, share of I], bias: [h]; gives
+   * [B, S of shard, h].
+   */
+  leave(x: Tensor, weight: Tensor, bias?: Tensor, options?: ActivatedLinearOptions): Tensor;
   /**
    * Over the whole sequence. q, k, v: [B, S of inner, H, D]; cuSeqlens and mask are those of the whole sequence,
    * alibiSlopes those of the heads held. What is to be kept for a recomputation goes through `keep`.
@@ -95,7 +99,7 @@ export function replicated(shard: SequenceShard, sum: Strategy["sum"]): Omit<Str
     }),
     columns: (count) => ({ begin: 0, end: count }),
     enter: linear,
-    leave: linear,
+    leave: activatedLinear,
     sum,
   };
 }

@@ -3,7 +3,7 @@ import { existsSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import t from "tap";
 import { root, skipFileOnGpu } from "../support/devices.ts";
-import { install, pack, pathWithoutCompilers, quickly, run } from "./npm.ts";
+import { hasCuda, install, pack, pathWithoutCompilers, quickly, run } from "./npm.ts";
 
 skipFileOnGpu("it needs npm and compilers");
 
@@ -107,7 +107,3 @@ t.test("where there is no binary, the import says how to get one", async (t) => 
   t.match(message, "ERR_NO_BINARY");
   t.match(message, "npm rebuild longseq");
 });
-
-function hasCuda(): boolean {
-  return existsSync(join(root, "build/cmake/CMakeFiles/gpu_cuda.dir"));
-}

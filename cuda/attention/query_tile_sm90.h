@@ -1,0 +1,68 @@
+#pragma once
+// What the kernels for compute capability 9.0 that keep queries and stream keys have in common.
+#include "attention/attention_sm90.h"
+#include "attention/block_order.h"
+#include "attention/key_blocks.h"
+
+namespace longseq {
+
+/** The queries of a head that a block takes, and the keys they see. */
+template <int kRows, int kKeys, bool kHasMask>
+struct QueryTile {
+  using Blocks = KeyBlocks<kKeys, kHasMask ? Masking::Given : Masking::None>;
+  int first_row, batch, head, part;
+  int begin, end;
+
+  __device__ QueryTile(const ForwardSm80& op, const BlockOrder& order, int index) {
+    const int tiles = order.tiles * order.heads;
+    part = index / tiles;
+    const auto [place, of] = order.place(index % tiles);
+    first_row = (order.tiles - 1 - place) * kRows;
+    batch = of / op.heads;
+    head = of % op.heads;
+    begin = interval(op, 0).x;
+    end = interval(op, kRows - 1).y;
+    if (op.splits > 1) {
+      const int length = ((end - begin + op.splits - 1) / op.splits + kKeys - 1) / kKeys * kKeys;
+      begin += part * length;
+      end = min(end, begin + length);
+    }
+  }
+  /** The query of a row; of rows behind the last, that one's. */
+  __device__ int query(const ForwardSm80& op, int row) const { return min(first_row + row, op.queries - 1); }
+  __device__ int2 interval(const ForwardSm80& op, int row) const {
+    return visible_keys(op.visible, query(op, row), op.keys);
+  }
+  __device__ Blocks blocks(const ForwardSm80& op) const {
+    return Blocks(op.mask, first_row / 128, begin, end);
+  }
+};
+
+/** Which of a block's keys a query sees, from a lane's first column on, whose bit is 0; its next is 1, then 8
+ * and 9. */
+template <int kKeys, bool kHasMask>
+class SeenKeys {
+ public:
+  template <class Tile>
+  __device__ SeenKeys(const ForwardSm80& op, const Tile& tile, const KeyBlock& block, int row, int column) {
+    const int query = tile.query(op, row);
+    const int2 seen = visible_keys(op.visible, query, op.keys);
+    begin_ = max(seen.x, tile.begin) - block.first - column;
+    end_ = min(seen.y, tile.end) - block.first - column;
+    if constexpr (kHasMask) {
+#pragma unroll
+      for (int i = 0; i < kKeys / 32; i++) {
+        words_[i] = mask_bits(op.mask, block.tile, query, block.first + 32 * i) >> column;
+      }
+    }
+  }
+  __device__ bool operator()(int at) const {
+    return at >= begin_ && at < end_ && (!kHasMask || (words_[at / 32] >> at % 32 & 1) != 0);
+  }
+
+ private:
+  int begin_, end_;
+  uint32_t words_[kKeys / 32];
+};
+
+}  // namespace longseq
