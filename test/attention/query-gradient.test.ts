@@ -2,7 +2,7 @@
 import t, { type Test } from "tap";
 import { attentionBackward, attentionForward, type Piece, Tensor } from "../../lib/index.ts";
 import type { AttentionOptions } from "../../lib/ops/attention-options.ts";
-import { QueryGradient } from "../../lib/ops/query-gradient.ts";
+import { QueryGradient, queryRows } from "../../lib/ops/query-gradient.ts";
 import { Scope } from "../../lib/scope.ts";
 import { bounds, type FloatType, floatTypes, relativeError } from "../support/compare.ts";
 import { implementationsOf } from "../support/devices.ts";
@@ -74,6 +74,8 @@ for (const dtype of floatTypes) {
         [64, { causal: true }],
         [24, { causal: true, softcap: 2, scale: -0.7 }],
         [128, { window: [100, 0] }],
+        [80, { causal: true }],
+        [256, { causal: true }],
         [8, { causal: true, alibiSlopes: [0.5, 0.1, 0.02, 0] }],
       ] as const) {
         await Scope.run(() => {
@@ -105,7 +107,7 @@ t.test("what is refused", async (t) => {
   const add = (start: number, length: number, options: AttentionOptions = {}, dk = Tensor.empty(k.shape)) =>
     gradient.add({ start, length }, [k, v], [dk, Tensor.empty(v.shape)], true, options);
   const rows = (first: number, last: number) =>
-    `queryGradient: got the queries ${first} to ${last} of 300, expected multiples of 128, or the last`;
+    `queryGradient: got the queries ${first} to ${last} of 300, expected multiples of ${queryRows}, or the last`;
   refuses(t, [
     [() => add(100, 200), "ERR_SHAPE", rows(100, 300)],
     [() => add(128, 100), "ERR_SHAPE", rows(128, 228)],

@@ -1,5 +1,5 @@
 // What a ring does not do: copy, send, merge or keep what it need not.
-import { type AttentionOptions, ring, Tape, Tensor, zigzag } from "longseq";
+import { type AttentionOptions, type Communicator, ring, Tape, Tensor, zigzag } from "longseq";
 import t from "tap";
 import { callsOf } from "../support/calls.ts";
 import { kind } from "../support/devices.ts";
@@ -159,6 +159,16 @@ t.test("what was lent may be written to behind the pass, and let go", async (t) 
     return out;
   });
   for (const out of outs) t.ok((await out.data()).every(Number.isFinite));
+});
+
+t.test("what never comes to be lent is an error, and memory all the same", async (t) => {
+  const [first] = localRanks(2, { timeoutMs: 100 }) as [Communicator, Communicator];
+  const { attend, shard } = ring(first, 600);
+  const x = Tensor.normal([1, shard.size, 2, 8], { device: first.device });
+  using tape = new Tape();
+  tape.watch(x);
+  const [dx] = tape.backward(attend(x, x, x), x, [x]) as [Tensor];
+  await t.rejects(dx.data(), { code: "ERR_COMM" });
 });
 
 t.test("keys that are parts of a product are copied once for all steps", (t) => {
