@@ -62,9 +62,9 @@ struct AttentionBackward {
   Tensor dq, dk, dv;
   bool adds_to_dq = false, adds_to_dk = false, adds_to_dv = false;  // of float32: to what they hold
   Kernels kernels = Kernels::Cpu;                                   // backward
-  bool deterministic = false;       // the same bits of dq in every run, where an engine has a faster way
-  std::shared_ptr<QuerySums> sums;  // what dq goes to instead; null: none
-  int64_t first_query = 0;          // among the sums'
+  bool deterministic = false;  // the same bits of dq in every run, where an engine has a faster way
+  std::shared_ptr<QuerySums> sums = nullptr;  // what dq goes to instead; null: none
+  int64_t first_query = 0;                    // among the sums'
 };
 
 /** Of all queries, and no keys: makes the sums, of zero. */
