@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import { isMainThread } from "node:worker_threads";
 import { failure } from "./errors.ts";
 import type { Gpu, NcclLibrary } from "./info.ts";
-import type { NativeAttentionOptions } from "./ops/attention-options.ts";
+import type { NativeOperations } from "./native-operations.ts";
 
 declare const brand: unique symbol;
 interface Handle<Name extends string> {
@@ -16,6 +16,7 @@ export type MaskHandle = Handle<"mask">;
 export type MarkHandle = Handle<"mark">;
 export type CommunicatorHandle = Handle<"communicator">;
 export type FenceHandle = Handle<"fence">;
+export type QueryGradientHandle = Handle<"query gradient">;
 type MaskBuilderHandle = Handle<"mask builder">;
 
 export interface NativeInfo {
@@ -34,7 +35,7 @@ interface NativeMaskInfo {
   visible: number;
 }
 
-export interface Native {
+export interface Native extends NativeOperations {
   info(): NativeInfo;
   /** The process is about to end: threads of this module stop when it does. */
   endProcess(): void;
@@ -49,6 +50,8 @@ export interface Native {
   markSince(device: DeviceHandle, mark: MarkHandle, earlier: MarkHandle): Promise<number>;
 
   tensorEmpty(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
+  /** Of memory that another rank lends it in an exchange. */
+  tensorBorrowed(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
   tensorTransfer(tensor: TensorHandle, device: DeviceHandle): TensorHandle;
   tensorView(
     tensor: TensorHandle,
@@ -107,6 +110,8 @@ export interface Native {
   communicatorEnd(communicator: CommunicatorHandle, why: string): void;
   communicatorLeft(communicator: CommunicatorHandle, rank: number, steps: number): void;
   communicatorGroup(communicator: CommunicatorHandle, ranks: readonly number[]): CommunicatorHandle;
+  /** Whether its ranks can lend each other tensors. */
+  communicatorSharesMemory(communicator: CommunicatorHandle): boolean;
   communicatorFollow(communicator: CommunicatorHandle): void;
   communicatorExchange(
     communicator: CommunicatorHandle,
@@ -120,187 +125,6 @@ export interface Native {
   communicatorFence(communicator: CommunicatorHandle): FenceHandle;
   communicatorJoin(communicator: CommunicatorHandle, fence: FenceHandle): void;
   communicatorClose(communicator: CommunicatorHandle): void;
-
-  copy(x: TensorHandle, y: TensorHandle): void;
-  add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;
-  sum(terms: readonly TensorHandle[], y: TensorHandle): void;
-  scale(
-    x: TensorHandle,
-    factor: TensorHandle | null,
-    divisor: TensorHandle | null,
-    y: TensorHandle,
-    accumulate: boolean,
-  ): void;
-  fill(y: TensorHandle, value: number): void;
-  fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
-  attentionKernels(
-    device: DeviceHandle,
-    dtype: number,
-    headDim: number,
-    pass: "forward" | "backward",
-    deterministic: boolean,
-    implementation: string | null,
-  ): string;
-  attentionForward(
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    out: TensorHandle,
-    logSumExp: TensorHandle,
-    options: NativeAttentionOptions,
-  ): void;
-  /** Merged with what out, of float32, and logSumExp hold. */
-  attentionForwardMerged(
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    out: TensorHandle,
-    logSumExp: TensorHandle,
-    options: NativeAttentionOptions,
-  ): void;
-  attentionBackward(
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    out: TensorHandle,
-    logSumExp: TensorHandle,
-    dout: TensorHandle,
-    dlogSumExp: TensorHandle | null,
-    dq: TensorHandle,
-    dk: TensorHandle,
-    dv: TensorHandle,
-    addsToDq: boolean,
-    addsToDk: boolean,
-    addsToDv: boolean,
-    options: NativeAttentionOptions,
-  ): void;
-  attentionMerge(
-    outs: readonly TensorHandle[],
-    logSumExps: readonly TensorHandle[],
-    out: TensorHandle,
-    logSumExp: TensorHandle,
-  ): void;
-  matmul(
-    a: TensorHandle,
-    b: TensorHandle,
-    bias: TensorHandle | null,
-    out: TensorHandle,
-    transposeA: boolean,
-    transposeB: boolean,
-    accumulate: boolean,
-  ): void;
-  linear(x: TensorHandle, weight: TensorHandle, bias: TensorHandle | null, y: TensorHandle): void;
-  /** Each of the results where it is given; x is needed for dweight. */
-  linearBackward(
-    dy: TensorHandle,
-    x: TensorHandle | null,
-    weight: TensorHandle,
-    dx: TensorHandle | null,
-    dweight: TensorHandle | null,
-    dbias: TensorHandle | null,
-    addsToDweight: boolean,
-    addsToDbias: boolean,
-  ): void;
-  columnSum(x: TensorHandle, y: TensorHandle): void;
-  normForward(
-    x: TensorHandle,
-    residual: TensorHandle | null,
-    weight: TensorHandle,
-    bias: TensorHandle | null,
-    eps: number,
-    out: TensorHandle,
-    sum: TensorHandle | null,
-    mean: TensorHandle | null,
-    reciprocalDeviation: TensorHandle,
-  ): void;
-  normBackward(
-    sum: TensorHandle,
-    weight: TensorHandle,
-    mean: TensorHandle | null,
-    reciprocalDeviation: TensorHandle,
-    dout: TensorHandle,
-    dsum: TensorHandle | null,
-    dx: TensorHandle,
-    dweight: TensorHandle,
-    dbias: TensorHandle | null,
-  ): void;
-  embedding(table: TensorHandle, indices: TensorHandle, y: TensorHandle): void;
-  embeddingBackward(dy: TensorHandle, indices: TensorHandle, dtable: TensorHandle, accumulate: boolean): void;
-  softmaxForward(
-    x: TensorHandle,
-    mask: TensorHandle | null,
-    scale: number,
-    causal: boolean,
-    out: TensorHandle,
-  ): void;
-  softmaxBackward(out: TensorHandle, dout: TensorHandle, scale: number, dx: TensorHandle): void;
-  crossEntropyForward(
-    logits: TensorHandle,
-    targets: TensorHandle,
-    ignoreIndex: number,
-    reduction: string,
-    loss: TensorHandle,
-    logSumExp: TensorHandle,
-    count: TensorHandle,
-  ): void;
-  crossEntropyBackward(
-    logits: TensorHandle,
-    targets: TensorHandle,
-    logSumExp: TensorHandle,
-    count: TensorHandle,
-    dloss: TensorHandle,
-    ignoreIndex: number,
-    reduction: string,
-    dlogits: TensorHandle,
-  ): void;
-  geluForward(x: TensorHandle, bias: TensorHandle | null, isTanh: boolean, y: TensorHandle): void;
-  geluBackward(
-    x: TensorHandle,
-    bias: TensorHandle | null,
-    isTanh: boolean,
-    dy: TensorHandle,
-    dx: TensorHandle,
-    dbias: TensorHandle | null,
-  ): void;
-  swigluForward(gate: TensorHandle, up: TensorHandle, y: TensorHandle): void;
-  swigluBackward(
-    gate: TensorHandle,
-    up: TensorHandle,
-    dy: TensorHandle,
-    dgate: TensorHandle,
-    dup: TensorHandle,
-  ): void;
-  rope(
-    x: TensorHandle,
-    frequencies: Float64Array,
-    factor: number,
-    interleaved: boolean,
-    isInverse: boolean,
-    pieces: readonly number[] | null,
-    positions: TensorHandle | null,
-    y: TensorHandle,
-  ): void;
-  adamW(
-    parameters: readonly TensorHandle[],
-    gradients: readonly TensorHandle[],
-    firstMoments: readonly TensorHandle[],
-    secondMoments: readonly TensorHandle[],
-    copies: readonly (TensorHandle | null)[],
-    step: number,
-    learningRate: number,
-    beta1: number,
-    beta2: number,
-    epsilon: number,
-    weightDecay: number,
-    gradientScale: TensorHandle | null,
-  ): void;
-  globalNorm(
-    tensors: readonly TensorHandle[],
-    norm: TensorHandle,
-    maxNorm: number,
-    factor: TensorHandle | null,
-  ): void;
-  measurePeak(y: TensorHandle, dtype: number): void;
 }
 
 function load(): Native {

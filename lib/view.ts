@@ -1,6 +1,9 @@
+import { type Device, handleOfDevice } from "./device.ts";
+import { rowMajor } from "./layout.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { handleOf, type Tensor, wrap } from "./tensor.ts";
+import { type DType, dtypes } from "./values.ts";
 
 /** A tensor of another shape that begins where this one does, with the same strides. */
 export function viewAs(tensor: Tensor, shape: readonly number[]): Tensor {
@@ -19,4 +22,13 @@ export function alias(tensor: Tensor): Tensor {
 /** A tensor of the same memory that is on no tape, and belongs to the scope here. */
 export function referenceTo(tensor: Tensor): Tensor {
   return viewAs(tensor, tensor.shape);
+}
+
+/** Of memory that another rank lends it in an exchange: until then nothing that is queued may use it. */
+export function borrowed(
+  shape: readonly number[],
+  { dtype, device }: { dtype: DType; device: Device },
+): Tensor {
+  const handle = native.tensorBorrowed(handleOfDevice(device), dtypes.indexOf(dtype), shape);
+  return wrap(handle, { shape, strides: rowMajor(shape), dtype, device });
 }

@@ -1,4 +1,5 @@
-// lib/native.ts says in types what cuda/addon exports: the same names, the same number of arguments.
+// lib/native.ts and native-operations.ts say in types what cuda/addon exports: the same names, the same number of
+// arguments.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -8,13 +9,13 @@ import { root, skipFileOnGpu } from "./support/devices.ts";
 skipFileOnGpu("it reads the sources");
 const { default: ts } = await import("typescript");
 
-/** The methods of `interface Native`, by name, with how many parameters each has. */
-function declared(): Record<string, number> {
-  const path = join(root, "lib/native.ts");
+/** The methods of an interface, by name, with how many parameters each has. */
+function declared(name: string, source: string): Record<string, number> {
+  const path = join(root, source);
   const file = ts.createSourceFile(path, readFileSync(path, "utf8"), ts.ScriptTarget.ES2022);
   const methods: Record<string, number> = {};
   for (const statement of file.statements) {
-    if (!ts.isInterfaceDeclaration(statement) || statement.name.text !== "Native") continue;
+    if (!ts.isInterfaceDeclaration(statement) || statement.name.text !== name) continue;
     for (const member of statement.members) {
       if (ts.isMethodSignature(member)) methods[member.name.getText(file)] = member.parameters.length;
     }
@@ -29,7 +30,10 @@ function exported(): Record<string, number> {
 }
 
 t.test("names and arity", async (t) => {
-  const native = declared();
+  const native = {
+    ...declared("Native", "lib/native.ts"),
+    ...declared("NativeOperations", "lib/native-operations.ts"),
+  };
   t.ok(Object.keys(native).length > 20);
   t.strictSame(Object.entries(exported()).sort(), Object.entries(native).sort());
 });

@@ -189,6 +189,9 @@ inline Napi::Value to_value(Napi::Env env, CommunicatorHandle communicator) {
   return wrap(env, std::move(communicator));
 }
 inline Napi::Value to_value(Napi::Env env, FenceHandle fence) { return wrap(env, std::move(fence)); }
+inline Napi::Value to_value(Napi::Env env, QueryGradientHandle gradient) {
+  return wrap(env, std::move(gradient));
+}
 inline Napi::Value to_value(Napi::Env env, Tensor tensor) { return wrap(env, std::move(tensor)); }
 
 template <auto function, class Signature = decltype(function)>

@@ -99,6 +99,10 @@ CommunicatorHandle communicator_group(CommunicatorHandle communicator, std::vect
   return communicator->group(ranks_of(ranks));
 }
 
+bool communicator_shares_memory(CommunicatorHandle communicator) {
+  return communicator->transport().shares_memory();
+}
+
 void communicator_follow(CommunicatorHandle communicator) { communicator->follow(); }
 
 void communicator_exchange(CommunicatorHandle communicator, std::vector<Tensor> sent, std::vector<int64_t> to,
@@ -133,6 +137,7 @@ void bind_communicators(Napi::Object exports) {
   bind<communicator_end>(exports, "communicatorEnd");
   bind<communicator_left>(exports, "communicatorLeft");
   bind<communicator_group>(exports, "communicatorGroup");
+  bind<communicator_shares_memory>(exports, "communicatorSharesMemory");
   bind<communicator_follow>(exports, "communicatorFollow");
   bind<communicator_exchange>(exports, "communicatorExchange");
   bind<communicator_barrier>(exports, "communicatorBarrier");

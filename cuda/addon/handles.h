@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "attention/attention_api.h"
 #include "comm/communicator.h"
 #include "core/device.h"
 #include "core/tensor.h"
@@ -53,6 +54,12 @@ template <>
 struct HandleType<FenceHandle> {
   static constexpr const char* name = "a fence";
   static constexpr napi_type_tag tag = {0x6c6f6e6773657107, 0x1b5e8a4f0c3d4e07};
+};
+
+template <>
+struct HandleType<QueryGradientHandle> {
+  static constexpr const char* name = "a gradient of queries";
+  static constexpr napi_type_tag tag = {0x6c6f6e6773657108, 0x1b5e8a4f0c3d4e08};
 };
 
 /** What an external points to. An empty value means that it was disposed. */

@@ -52,6 +52,14 @@ struct From<std::vector<double>> {
   }
 };
 
+namespace {
+
+void query_gradient_dispose(Napi::Env env, Napi::Value value) {
+  if (auto* const handle = handle_of<QueryGradientHandle>(value)) dispose(env, *handle);
+}
+
+}  // namespace
+
 void bind_operations(Napi::Object exports) {
   bind<copy>(exports, "copy");
   bind<add>(exports, "add");
@@ -64,6 +72,10 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward_merged>(exports, "attentionForwardMerged");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
+  bind<query_gradient_begin>(exports, "queryGradientBegin");
+  bind<query_gradient_add>(exports, "queryGradientAdd");
+  bind<query_gradient_finish>(exports, "queryGradientFinish");
+  bind<query_gradient_dispose>(exports, "queryGradientDispose");
   bind<matmul>(exports, "matmul");
   bind<linear>(exports, "linear");
   bind<linear_backward>(exports, "linearBackward");

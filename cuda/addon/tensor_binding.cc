@@ -49,6 +49,10 @@ Napi::Value tensor_empty(Napi::Env env, DeviceHandle device, DType dtype, std::v
   return wrap(env, std::move(tensor), bytes);
 }
 
+Tensor tensor_borrowed(DeviceHandle device, DType dtype, std::vector<int64_t> shape) {
+  return Tensor::borrowed(device, dtype, shape);
+}
+
 /** Its values on another device. */
 Napi::Value tensor_transfer(Napi::Env env, Tensor tensor, DeviceHandle device) {
   Tensor there = transfer(std::move(tensor), device);
@@ -155,6 +159,7 @@ void bind_tensors(Napi::Object exports) {
   bind<device_mark>(exports, "deviceMark");
   bind<mark_since>(exports, "markSince");
   bind<tensor_empty>(exports, "tensorEmpty");
+  bind<tensor_borrowed>(exports, "tensorBorrowed");
   bind<tensor_transfer>(exports, "tensorTransfer");
   bind<tensor_view>(exports, "tensorView");
   bind<tensor_is_behind>(exports, "tensorIsBehind");

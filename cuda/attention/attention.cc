@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention/attention_api.h"
+#include "elementwise/elementwise.h"
 
 namespace longseq {
 namespace {
@@ -186,6 +187,31 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
   return op;
 }
 
+void check_output_gradients(const AttentionBackward& op) {
+  const AttentionForward& forward = op.forward;
+  check_like(op.dout, "attention: dout", forward.out, "out");
+  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(op.dout.dtype),
+        ", expected ", name_of(forward.out.dtype), " (that of out)");
+  if (op.dlog_sum_exp) check_log_sum_exp(op.dlog_sum_exp, "attention: dlogSumExp", forward.q);
+}
+
+void check_gradient(const Tensor& gradient, const char* what, const Tensor& like, const char* like_name,
+                    bool is_added_to) {
+  check_like(gradient, what, like, like_name);
+  check(gradient.dtype == DType::Float32 || !is_added_to, Code::DType, what, " is ", name_of(gradient.dtype),
+        ", expected float32 (it is added to)");
+  check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, what, " is ",
+        name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
+}
+
+/** Some of the queries' rows along an axis; none of no tensor. */
+Tensor rows_from(Tensor x, int axis, int64_t first, int64_t count) {
+  if (!x) return x;
+  x.offset += first * x.stride(axis);
+  x.shape[static_cast<size_t>(axis)] = count;
+  return x;
+}
+
 AttentionShape shape_of(const AttentionForward& op) {
   return {.dtype = op.q.dtype,
           .queries = op.q.size(1),
@@ -255,26 +281,85 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                        .adds_to_dk = adds_to_dk,
                        .adds_to_dv = adds_to_dv,
                        .deterministic = options.deterministic};
-  const AttentionForward& forward = op.forward;
-  check_like(op.dout, "attention: dout", forward.out, "out");
-  check(op.dout.dtype == forward.out.dtype, Code::DType, "attention: dout is ", name_of(op.dout.dtype),
-        ", expected ", name_of(forward.out.dtype), " (that of out)");
-  if (dlog_sum_exp) {
-    op.dlog_sum_exp = with_batch(std::move(*dlog_sum_exp), 3);
-    check_log_sum_exp(op.dlog_sum_exp, "attention: dlogSumExp", forward.q);
-  }
-  const auto check_gradient = [&](const Tensor& gradient, const char* what, const Tensor& like,
-                                  const char* like_name, bool is_added_to) {
-    check_like(gradient, what, like, like_name);
-    check(gradient.dtype == DType::Float32 || !is_added_to, Code::DType, what, " is ",
-          name_of(gradient.dtype), ", expected float32 (it is added to)");
-    check(gradient.dtype == like.dtype || gradient.dtype == DType::Float32, Code::DType, what, " is ",
-          name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
-  };
-  check_gradient(op.dq, "attention: dq", forward.q, "q", adds_to_dq);
-  check_gradient(op.dk, "attention: dk", forward.k, "k", adds_to_dk);
-  check_gradient(op.dv, "attention: dv", forward.v, "v", adds_to_dv);
+  if (dlog_sum_exp) op.dlog_sum_exp = with_batch(std::move(*dlog_sum_exp), 3);
+  check_output_gradients(op);
+  check_gradient(op.dq, "attention: dq", op.forward.q, "q", adds_to_dq);
+  check_gradient(op.dk, "attention: dk", op.forward.k, "k", adds_to_dk);
+  check_gradient(op.dv, "attention: dv", op.forward.v, "v", adds_to_dv);
   queue<ReferenceBackward>(std::move(op), device, options.implementation);
+}
+
+QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout,
+                                         AttentionOptions options) {
+  const auto device = q.device();
+  check(q.rank == 4 && is_float(q.dtype), Code::Shape, "queryGradient: q is ", name_of(q.dtype), " ",
+        shape_text(q), ", expected floats of [B, Sq, Hq, D]");
+  check(!options.deterministic, Code::Option, "queryGradient: its sums have no order");
+  AttentionBackward op;
+  op.forward.q = std::move(q);
+  op.forward.out = std::move(out);
+  op.forward.log_sum_exp = std::move(log_sum_exp);
+  op.forward.score.scale = static_cast<float>(options.scale);
+  op.dout = std::move(dout);
+  const Tensor& queries = op.forward.q;
+  check_like(op.forward.out, "attention: out", queries, "q");
+  check_log_sum_exp(op.forward.log_sum_exp, "attention: logSumExp", queries);
+  check_output_gradients(op);
+  op.adds_to_dq = true;
+  if (options.implementation == "reference") {  // adds dq of each part to rows of float32
+    op.dq = Tensor::empty(device, DType::Float32,
+                          std::span(queries.shape.data(), static_cast<size_t>(queries.rank)));
+    device->submit(Fill{op.dq, 0});
+  } else {
+    op.kernels = choose_kernels(*device, shape_of(op), options.implementation);
+    op.sums = std::make_shared<QuerySums>();
+    device->submit(BeginQuerySums{op});
+  }
+  return std::make_shared<AttentionBackward>(std::move(op));
+}
+
+void query_gradient_add(QueryGradientHandle gradient, int64_t first, int64_t count, Tensor k, Tensor v,
+                        Tensor dk, Tensor dv, bool adds_to_dk, bool adds_to_dv, AttentionOptions options) {
+  AttentionBackward op = *gradient;
+  const auto device = op.forward.q.device();
+  const int64_t queries = op.forward.q.size(1), end = first + count;
+  check(first >= 0 && count >= 0 && end <= queries && first % kQuerySumRows == 0 &&
+            (end % kQuerySumRows == 0 || end == queries),
+        Code::Shape, "queryGradient: got the queries ", first, " to ", end, " of ", queries,
+        ", expected multiples of ", kQuerySumRows, ", or the last");
+  const float scale = op.forward.score.scale;
+  op.forward = checked_forward(rows_from(op.forward.q, 1, first, count), std::move(k), std::move(v),
+                               rows_from(op.forward.out, 1, first, count),
+                               rows_from(op.forward.log_sum_exp, 2, first, count), options);
+  check(op.forward.score.scale == scale, Code::Option, "queryGradient: its parts have scales ", scale,
+        " and ", op.forward.score.scale);
+  op.dout = rows_from(op.dout, 1, first, count);
+  op.dq = rows_from(op.dq, 1, first, count);
+  op.dk = std::move(dk);
+  op.dv = std::move(dv);
+  op.adds_to_dk = adds_to_dk;
+  op.adds_to_dv = adds_to_dv;
+  op.first_query = first;
+  check_gradient(op.dk, "attention: dk", op.forward.k, "k", adds_to_dk);
+  check_gradient(op.dv, "attention: dv", op.forward.v, "v", adds_to_dv);
+  if (options.implementation == "reference") {
+    device->submit(ReferenceBackward{std::move(op)});
+  } else {
+    device->submit(std::move(op));
+  }
+}
+
+void query_gradient_finish(QueryGradientHandle gradient, Tensor dq) {
+  AttentionBackward op = *gradient;
+  check_gradient(dq, "attention: dq", op.forward.q, "q", false);
+  const auto device = dq.device();
+  if (op.sums) {
+    op.dq = std::move(dq);
+    op.adds_to_dq = false;
+    device->submit(FinishQuerySums{std::move(op)});
+  } else {
+    device->submit(Copy{op.dq, std::move(dq)});
+  }
 }
 
 void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,

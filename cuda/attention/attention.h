@@ -43,6 +43,17 @@ struct AttentionForward {
   bool merges = false;  // with what out and log_sum_exp hold: attention over other keys. A GPU's, of 16 bits
 };
 
+/**
+ * dq of queries whose keys come in parts, a call each: what every call would make again is made once, for all
+ * queries, and what is added up is rounded once. In an engine's own order.
+ */
+struct QuerySums {
+  int64_t queries = -1;  // until there is memory
+  Memory statistics, dq;
+};
+/** Calls have such neighbouring queries, a multiple of it from the first on, unless they have the last. */
+inline constexpr int64_t kQuerySumRows = 128;
+
 /** With P = exp(s - logSumExp), dP = dout v^T and delta = rowsum(dout * out) - dlogSumExp: dS = P * (dP -
  * delta). */
 struct AttentionBackward {
@@ -52,6 +63,17 @@ struct AttentionBackward {
   bool adds_to_dq = false, adds_to_dk = false, adds_to_dv = false;  // of float32: to what they hold
   Kernels kernels = Kernels::Cpu;                                   // backward
   bool deterministic = false;  // the same bits of dq in every run, where an engine has a faster way
+  std::shared_ptr<QuerySums> sums = nullptr;  // what dq goes to instead; null: none
+  int64_t first_query = 0;                    // among the sums'
+};
+
+/** Of all queries, and no keys: makes the sums, of zero. */
+struct BeginQuerySums {
+  AttentionBackward op;
+};
+/** dq becomes what the sums hold. */
+struct FinishQuerySums {
+  AttentionBackward op;
 };
 
 /** Attention over the keys of all parts, from attention over each part's: softmax weights of the parts'
@@ -72,11 +94,15 @@ struct ReferenceBackward {
 void run(const Cpu&, const AttentionForward&);
 void run(const Cpu&, const AttentionBackward&);
 void run(const Cpu&, const AttentionMerge&);
+void run(const Cpu&, const BeginQuerySums&);
+void run(const Cpu&, const FinishQuerySums&);
 void run(const Cpu&, const ReferenceForward&);
 void run(const Cpu&, const ReferenceBackward&);
 void run(const Cuda&, const AttentionForward&);
 void run(const Cuda&, const AttentionBackward&);
 void run(const Cuda&, const AttentionMerge&);
+void run(const Cuda&, const BeginQuerySums&);
+void run(const Cuda&, const FinishQuerySums&);
 void run(const Cuda&, const ReferenceForward&);
 void run(const Cuda&, const ReferenceBackward&);
 

@@ -29,6 +29,17 @@ void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor out, Tensor l
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
                         bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
+
+/** The backward pass where keys come in parts: what its calls share, and dq of all queries. */
+using QueryGradientHandle = std::shared_ptr<AttentionBackward>;
+/** `options` say the scale and the engine. */
+QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout,
+                                         AttentionOptions options);
+/** dk and dv of a part, by some of the queries (kQuerySumRows), whose dq is added to. */
+void query_gradient_add(QueryGradientHandle gradient, int64_t first, int64_t count, Tensor k, Tensor v,
+                        Tensor dk, Tensor dv, bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
+void query_gradient_finish(QueryGradientHandle gradient, Tensor dq);
+
 void attention_merge(std::vector<Tensor> outs, std::vector<Tensor> log_sum_exps, Tensor out,
                      Tensor log_sum_exp);
 

@@ -111,6 +111,14 @@ void backward_float32(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
       [&](const BackwardSm80& part) { launch_key_gradients_float32(cuda, part); });
 }
 
+int64_t padded(int64_t queries) { return round_up(queries, kGpuTileRows); }
+
+/** What turns the kernels' sums of dq into dq. */
+float sum_scale(const AttentionBackward& op) {
+  const float unit = op.kernels == Kernels::Sm90 ? 1 : backward_sum_unit_sm80(op.forward.q.dtype);
+  return op.forward.score.scale * unit;
+}
+
 /** dq is summed where it is needed in the order in which blocks of keys come, or in turns. */
 void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
                        const AttentionBackward& op) {
@@ -121,9 +129,14 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
   const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
   const bool is_sm90 = op.kernels == Kernels::Sm90;
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
-  const Memory sum = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
-  clear(sum);
-  kernel.dq_sum = static_cast<float*>(sum.data);
+  Memory own;
+  if (op.sums) {
+    kernel.dq_sum = static_cast<float*>(op.sums->dq.data) + op.first_query * kernel.dq_columns;
+  } else {
+    own = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
+    clear(own);
+    kernel.dq_sum = static_cast<float*>(own.data);
+  }
   Memory turns;
   if (op.deterministic) {
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
@@ -137,8 +150,7 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
       launch_backward_sm80(cuda, dtype, part);
     }
   });
-  finish_query_gradient(cuda, kernel, op.forward.score.scale * (is_sm90 ? 1 : backward_sum_unit_sm80(dtype)),
-                        op.dq);
+  if (!op.sums) finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
 }
 
 /** Whether dq is made by blocks of queries, with two products more. */
@@ -202,6 +214,15 @@ int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kern
   return ceil_div(heads, parts);
 }
 
+/** Of all its queries, what BackwardSm80 calls statistics. */
+Memory row_statistics(const Cuda& cuda, const AttentionBackward& op) {
+  const Tensor& q = op.forward.q;
+  const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
+  Memory statistics = allocate(cuda, static_cast<size_t>(rows) * sizeof(float2));
+  find_row_statistics(cuda, op, padded(q.size(1)), static_cast<float2*>(statistics.data));
+  return statistics;
+}
+
 void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   const AttentionForward& forward = op.forward;
   const GpuCall call(cuda, forward);
@@ -211,11 +232,14 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   const Tensor dout = as_input(cuda, op.dout, dtype);
   kernel.dout = rows_of(dout);
   kernel.scale = positive_scale(forward.score.scale);
-  kernel.padded_queries = ceil_div(kernel.forward.queries, kGpuTileRows) * kGpuTileRows;
-  const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
-  const Memory statistics = allocate(cuda, static_cast<size_t>(rows) * sizeof(float2));
-  find_row_statistics(cuda, op, kernel.padded_queries, static_cast<float2*>(statistics.data));
-  kernel.statistics = static_cast<const float2*>(statistics.data);
+  kernel.padded_queries = padded(op.sums ? op.sums->queries : kernel.forward.queries);
+  Memory own;
+  if (op.sums) {
+    kernel.statistics = static_cast<const float2*>(op.sums->statistics.data) + op.first_query;
+  } else {
+    own = row_statistics(cuda, op);
+    kernel.statistics = static_cast<const float2*>(own.data);
+  }
   if (call.mask) kernel.mask_columns = call.mask->columns;
   const GpuResult dk(cuda, op.dk, op.adds_to_dk), dv(cuda, op.dv, op.adds_to_dv);
   kernel.dk = rows_of(dk.written());
@@ -232,6 +256,31 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   }
   dk.finish();
   dv.finish();
+}
+
+/** dq of the call's queries among those of all, where it is not summed within kernels: rows of float32. */
+Tensor rows_among_sums(const AttentionBackward& op) {
+  Tensor dq = op.forward.q;
+  dq.dtype = DType::Float32;
+  dq.strides[3] = 1;
+  dq.strides[2] = dq.size(3);
+  dq.strides[1] = dq.size(2) * dq.stride(2);
+  dq.strides[0] = op.sums->queries * dq.stride(1);
+  dq.offset = op.first_query * dq.stride(1);
+  dq.storage = std::make_shared<Storage>(op.forward.q.device(), op.sums->dq);
+  return dq;
+}
+
+void check_sums(const AttentionBackward& op) {
+  check(op.sums->queries >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+}
+
+/** A call whose dq is added to sums that it shares with others. */
+void run_part(const Cuda& cuda, const AttentionBackward& op) {
+  check_sums(op);
+  AttentionBackward part = op;
+  if (is_apart(op.forward, op.kernels, op.deterministic)) part.dq = rows_among_sums(op);
+  run_heads(cuda, part);
 }
 
 }  // namespace
@@ -266,10 +315,42 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
     if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
     return;
   }
+  if (op.sums) return run_part(cuda, op);
   const int64_t count = heads_at_once(cuda, forward, op.kernels, op.deterministic);
   for (int64_t begin = 0; begin < heads; begin += count) {
     run_heads(cuda, some_heads(op, begin, std::min(count, heads - begin)));
   }
+}
+
+void run(const Cuda& cuda, const BeginQuerySums& begin) {
+  const AttentionBackward& op = begin.op;
+  const Tensor& q = op.forward.q;
+  if (is_empty(op.forward)) return;
+  const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
+  const int64_t elements = is_apart(op.forward, op.kernels, op.deterministic)
+                               ? q.elements()
+                               : rows * columns_of(op.kernels, static_cast<int>(q.size(3)));
+  op.sums->statistics = row_statistics(cuda, op);
+  op.sums->dq = allocate(cuda, static_cast<size_t>(elements) * sizeof(float));
+  cuda_check(cudaMemsetAsync(op.sums->dq.data, 0, op.sums->dq.bytes, cuda.stream.get()), "clearing");
+  op.sums->queries = q.size(1);
+}
+
+void run(const Cuda& cuda, const FinishQuerySums& finish) {
+  const AttentionBackward& op = finish.op;
+  const Tensor& q = op.forward.q;
+  if (is_empty(op.forward)) return;
+  check_sums(op);
+  if (is_apart(op.forward, op.kernels, op.deterministic)) return run(cuda, Copy{rows_among_sums(op), op.dq});
+  BackwardSm80 kernel{};
+  kernel.forward.batch = static_cast<int32_t>(q.size(0));
+  kernel.forward.queries = static_cast<int32_t>(q.size(1));
+  kernel.forward.heads = static_cast<int32_t>(q.size(2));
+  kernel.forward.head_dim = static_cast<int32_t>(q.size(3));
+  kernel.padded_queries = padded(q.size(1));
+  kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
+  kernel.dq_sum = static_cast<float*>(op.sums->dq.data);
+  finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
 }
 
 }  // namespace longseq

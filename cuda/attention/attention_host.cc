@@ -150,6 +150,74 @@ void write(const HeadRows& rows, int64_t row, const float* x, int64_t count) {
               [&]<class T>(T) { write(reinterpret_cast<T*>(rows.data) + row * rows.stride, x, count); });
 }
 
+/** What the backward pass has of each query of some heads: delta, and sums of dq. */
+class QueryRows {
+ public:
+  /** Of a head, with room behind its last query for the rows of a tile. */
+  static int64_t sums_of(int64_t queries, int64_t head_dim) {
+    return (round_up(queries, kBackwardQueries) + kMostTileRows) * round_up(head_dim, kWidestTile);
+  }
+  QueryRows(void* dq, void* delta, int64_t queries, int64_t head_dim, int64_t first_head)
+      : dq_(static_cast<float*>(dq)),
+        delta_(static_cast<float*>(delta)),
+        queries_(queries),
+        sums_(sums_of(queries, head_dim)),
+        first_head_(first_head) {}
+  /** From one of the queries on. */
+  QueryRows(const QuerySums& sums, int64_t head_dim, int64_t first_query = 0)
+      : QueryRows(sums.dq.data, sums.statistics.data, sums.queries, head_dim, 0) {
+    check(queries_ >= 0, Code::OutOfMemory, "attention: there was no memory for the sums of dq");
+    dq_ += first_query * round_up(head_dim, kWidestTile);
+    delta_ += first_query;
+  }
+  float* dq(int64_t head) const { return dq_ + head * sums_; }
+  float* delta(int64_t head) const { return delta_ + head * queries_; }
+  int64_t sums() const { return sums_; }
+  /** Batch entry and head. */
+  std::pair<int64_t, int64_t> place(int64_t head, int64_t heads) const {
+    return {(first_head_ + head) / heads, (first_head_ + head) % heads};
+  }
+
+ private:
+  float *dq_, *delta_;
+  int64_t queries_, sums_, first_head_;
+};
+
+constexpr int64_t kRowsATask = 1024;
+
+bool is_small(const Tensor& rows) { return static_cast<double>(rows.elements()) < kSmall; }
+
+/** delta, and sums of zero. */
+void begin_rows(const Cpu& cpu, const AttentionBackward& op, const QueryRows& rows, int64_t heads,
+                bool small) {
+  const Tensor& q = op.forward.q;
+  const int64_t queries = q.size(1), head_dim = q.size(3), width = round_up(head_dim, kWidestTile);
+  const int64_t chunks = ceil_div(queries, kRowsATask);
+  for_each_task(small, heads * chunks, [&](int64_t task, int) {
+    const int64_t head = task / chunks, first = task % chunks * kRowsATask,
+                  last = std::min(first + kRowsATask, queries);
+    const auto [b, h] = rows.place(head, q.size(2));
+    run(cpu,
+        DeltaTask{rows_of(op.forward.out, b, h), rows_of(op.dout, b, h), statistics_of(op.dlog_sum_exp, b, h),
+                  rows.delta(head), first, last, static_cast<int>(head_dim)});
+    const int64_t end = last == queries ? rows.sums() : last * width;
+    std::memset(rows.dq(head) + first * width, 0, static_cast<size_t>(end - first * width) * 4);
+  });
+}
+
+/** dq from the sums. */
+void finish_rows(const Cpu& cpu, const AttentionBackward& op, const QueryRows& rows, int64_t heads,
+                 bool small) {
+  const Tensor& q = op.forward.q;
+  const int64_t chunks = ceil_div(q.size(1), kRowsATask);
+  for_each_task(small, heads * chunks, [&](int64_t task, int) {
+    const int64_t head = task / chunks, first = task % chunks * kRowsATask;
+    const auto [b, h] = rows.place(head, q.size(2));
+    run(cpu, WriteTask{rows.dq(head), op.forward.score.scale, rows_of(op.dq, b, h, op.adds_to_dq), first,
+                       std::min(first + kRowsATask, q.size(1)), static_cast<int>(q.size(3))});
+  });
+}
+
 }  // namespace
 
 int64_t forward_scratch_bytes(int64_t head_dim) {
@@ -267,12 +335,13 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
       seeing.end = static_cast<int32_t>(tile + 1);
     }
   }
-  const int64_t sums_rows = tiles * kBackwardQueries, sums = sums_rows * round_up(head_dim, kWidestTile);
+  const int64_t sums = QueryRows::sums_of(call.queries, head_dim);
   const int64_t together =
-      std::clamp<int64_t>(kSumsBudget / std::max<int64_t>(1, sums * 4 * call.group), 1, pairs);
-  const int64_t most_heads = together * call.group;
-  const HostBlock dq(static_cast<size_t>(most_heads * sums) * 4, call.use);
-  const HostBlock delta(static_cast<size_t>(most_heads * call.queries) * 4, call.use);
+      op.sums ? pairs
+              : std::clamp<int64_t>(kSumsBudget / std::max<int64_t>(1, sums * 4 * call.group), 1, pairs);
+  const int64_t most_heads = together * call.group, own_heads = op.sums ? 0 : most_heads;
+  const HostBlock dq(static_cast<size_t>(own_heads * sums) * 4, call.use);
+  const HostBlock delta(static_cast<size_t>(own_heads * call.queries) * 4, call.use);
   const HostBlock progress(static_cast<size_t>(most_heads * tiles) * sizeof(std::atomic<int32_t>), call.use);
   const int64_t scratch_bytes = round_up(backward_scratch_bytes(head_dim), 4096);
   const HostBlock scratch = call.scratch(scratch_bytes);
@@ -280,36 +349,22 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
 
   for (int64_t first_pair = 0; first_pair < pairs; first_pair += together) {
     const int64_t count = std::min(together, pairs - first_pair), heads = count * call.group;
-    constexpr int64_t kRowsATask = 1024;
-    const int64_t chunks = ceil_div(call.queries, kRowsATask);
-    const auto place = [&](int64_t head) {
-      const int64_t pair = first_pair + head / call.group;
-      return std::pair{pair / call.key_heads, pair % call.key_heads * call.group + head % call.group};
-    };
+    const QueryRows rows =
+        op.sums ? QueryRows(*op.sums, head_dim, op.first_query)
+                : QueryRows(dq.data(), delta.data(), call.queries, head_dim, first_pair * call.group);
     for (int64_t head = 0; head < heads; head++) {
-      const auto [b, h] = place(head);
+      const auto [b, h] = rows.place(head, call.heads);
       in_hand[static_cast<size_t>(head)] = {
           rows_of(forward.q, b, h),
           rows_of(op.dout, b, h),
           statistics_of(forward.log_sum_exp, b, h),
-          static_cast<float*>(delta.data()) + head * call.queries,
-          static_cast<float*>(dq.data()) + head * sums,
+          rows.delta(head),
+          rows.dq(head),
           static_cast<std::atomic<int32_t>*>(progress.data()) + head * tiles,
           call.score(h)};
     }
     std::memset(progress.data(), 0, static_cast<size_t>(heads * tiles) * sizeof(std::atomic<int32_t>));
-    for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
-      const int64_t head = task / chunks, first = task % chunks * kRowsATask,
-                    last = std::min(first + kRowsATask, call.queries);
-      const auto [b, h] = place(head);
-      run(cpu,
-          DeltaTask{rows_of(forward.out, b, h), rows_of(op.dout, b, h), statistics_of(op.dlog_sum_exp, b, h),
-                    static_cast<float*>(delta.data()) + head * call.queries, first, last,
-                    static_cast<int>(head_dim)});
-      const int64_t width = round_up(head_dim, kWidestTile), end = last == call.queries ? sums_rows : last;
-      std::memset(static_cast<float*>(dq.data()) + head * sums + first * width, 0,
-                  static_cast<size_t>((end - first) * width) * 4);
-    });
+    if (!op.sums) begin_rows(cpu, op, rows, heads, call.small);
     // Blocks outermost: the heads' turns at a tile of queries then seldom meet.
     for_each_task(call.small, blocks * count, [&](int64_t task, int slot) {
       const int64_t block = task / count, pair = task % count;
@@ -324,14 +379,23 @@ void run(const Cpu& cpu, const AttentionBackward& op) {
                        static_cast<int>(head_dim), multiplies_in_bfloat16(op.dout.dtype),
                        static_cast<char*>(scratch.data()) + slot * scratch_bytes});
     });
-    for_each_task(call.small, heads * chunks, [&](int64_t task, int) {
-      const int64_t head = task / chunks, first = task % chunks * kRowsATask;
-      const auto [b, h] = place(head);
-      run(cpu, WriteTask{static_cast<float*>(dq.data()) + head * sums, forward.score.scale,
-                         rows_of(op.dq, b, h, op.adds_to_dq), first,
-                         std::min(first + kRowsATask, call.queries), static_cast<int>(head_dim)});
-    });
+    if (!op.sums) finish_rows(cpu, op, rows, heads, call.small);
   }
+}
+
+void run(const Cpu& cpu, const BeginQuerySums& begin) {
+  const Tensor& q = begin.op.forward.q;
+  QuerySums& sums = *begin.op.sums;
+  const int64_t heads = q.size(0) * q.size(2), queries = q.size(1);
+  sums.statistics = allocate(cpu, static_cast<size_t>(heads * queries) * 4);
+  sums.dq = allocate(cpu, static_cast<size_t>(heads * QueryRows::sums_of(queries, q.size(3))) * 4);
+  sums.queries = queries;
+  begin_rows(cpu, begin.op, QueryRows(sums, q.size(3)), heads, is_small(q));
+}
+
+void run(const Cpu& cpu, const FinishQuerySums& finish) {
+  const Tensor& q = finish.op.forward.q;
+  finish_rows(cpu, finish.op, QueryRows(*finish.op.sums, q.size(3)), q.size(0) * q.size(2), is_small(q));
 }
 
 void run(const Cpu&, const AttentionMerge& op) {

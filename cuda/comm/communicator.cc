@@ -86,7 +86,11 @@ void Communicator::exchange(Exchange step) {
     }
   }
   for (const Tensor& tensor : step.sent) check_tensor(tensor, "a tensor to send");
-  for (const Tensor& tensor : step.received) check_tensor(tensor, "a tensor to receive");
+  for (const Tensor& tensor : step.received) {
+    check_tensor(tensor, "a tensor to receive");
+    check(!tensor.storage->awaits_loan() || transport_->shares_memory(), Code::Device,
+          "exchange: the ranks share no memory that could be lent");
+  }
   link_->submit(LinkStep<ExchangeStep>{link_, {transport_, std::move(step)}});
 }
 

@@ -16,6 +16,10 @@ namespace longseq {
 /**
  * What a rank sends and receives in one step, to which all ranks of the group come. What it sends to a peer
  * is received by it in the same order. All are contiguous.
+ *
+ * Where ranks share memory, what is received as Tensor::borrowed is the sender's own memory. That one writes
+ * to it, or lets others, when it has come back: when the borrower has sent it, and it is received in the
+ * place where it is.
  */
 struct Exchange {
   std::vector<Tensor> sent, received;
@@ -46,6 +50,8 @@ class Transport {
   virtual void guard(const std::shared_ptr<Device>&) {}
   /** Why the group can go on no more; empty while it can. */
   virtual std::string failure() const { return {}; }
+  /** Whether all ranks are queues of one memory, so that they can lend each other tensors. */
+  virtual bool shares_memory() const { return false; }
   /** Ends the group, for a reason that is known outside of it. */
   virtual void end(const std::string& why) = 0;
   /** How many steps this rank has come to. */

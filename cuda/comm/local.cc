@@ -65,7 +65,7 @@ std::shared_ptr<LocalGroup> LocalGroup::part(const std::vector<int>& ranks, int 
   auto& known = parts_[{ranks, call}];
   auto group = known.lock();
   if (!group) {
-    group = std::make_shared<LocalGroup>(static_cast<int>(ranks.size()), timeout_ms_);
+    group = std::make_shared<LocalGroup>(static_cast<int>(ranks.size()), timeout_ms_, shares_memory);
     known = group;
   }
   return group;
@@ -91,6 +91,7 @@ class LocalTransport : public Transport {
   }
   void leave() noexcept override { group_->fail(text("rank ", rank_, " has left")); }
 
+  bool shares_memory() const override { return group_->shares_memory; }
   void end(const std::string& why) override { group_->fail(why); }
 
   std::shared_ptr<Transport> group(const std::shared_ptr<Device>&, const std::vector<int>& ranks) override {
@@ -104,6 +105,28 @@ class LocalTransport : public Transport {
   std::map<std::vector<int>, int> calls_;
 };
 
+/** Tells memories apart: the host's, and each GPU's. */
+const void* memory_of(const Device& device) {
+  return std::visit(
+      [](const auto& engine) -> const void* {
+        if constexpr (requires { engine.gpu; }) return engine.gpu;
+        return nullptr;
+      },
+      device.engine());
+}
+
+/** Another rank's tensor has the memory from now on. It stays until that one's queue has run what uses it. */
+void lend(const Tensor& from, const Tensor& to) {
+  const auto give_back = [lender = from.storage, borrower = to.device()](void*) {
+    try {
+      std::visit([&](const auto& engine) { hold(engine, lender); }, borrower->engine());
+    } catch (...) {  // the GPU is lost: nothing uses it any more
+    }
+  };
+  char* const data = from.data<char>();
+  to.storage->borrow({data, static_cast<size_t>(from.bytes()), std::shared_ptr<void>(data, give_back)});
+}
+
 std::mutex named_mutex;
 std::map<std::string, std::weak_ptr<LocalGroup>> named;
 
@@ -113,7 +136,9 @@ std::vector<std::shared_ptr<Communicator>> local_communicators(
     const std::vector<std::shared_ptr<Device>>& devices, double timeout_ms) {
   const int size = static_cast<int>(devices.size());
   check(size > 0, Code::Option, "Communicator.local: there are no devices");
-  const auto group = std::make_shared<LocalGroup>(size, timeout_ms);
+  const auto is_neighbour = [&](const auto& device) { return memory_of(*device) == memory_of(*devices[0]); };
+  const auto group = std::make_shared<LocalGroup>(size, timeout_ms,
+                                                  std::all_of(devices.begin(), devices.end(), is_neighbour));
   std::vector<std::shared_ptr<Communicator>> ranks;
   for (int rank = 0; rank < size; rank++) {
     const auto& device = devices[static_cast<size_t>(rank)];
@@ -141,7 +166,8 @@ std::shared_ptr<Communicator> join_local(const std::string& name, int rank, int 
   const std::lock_guard lock(named_mutex);
   std::erase_if(named, [](const auto& group) { return group.second.expired(); });
   auto group = named[name].lock();
-  if (!group) named[name] = group = std::make_shared<LocalGroup>(size, timeout_ms);
+  // Who the others are nobody knows yet.
+  if (!group) named[name] = group = std::make_shared<LocalGroup>(size, timeout_ms, false);
   check(group->size() == size, Code::Option, "Communicator.join: size is ", size, ", others of \"", name,
         "\" gave ", group->size());
   check(group->take(rank), Code::Option, "Communicator.join: rank ", rank, " of \"", name, "\" is taken");
@@ -177,14 +203,20 @@ std::vector<Pair> pairs_of(LocalGroup& group, const LocalGroup::Step& step, int 
   throw Error(Code::Comm, "communicator: " + mismatch);
 }
 
+bool needs_copy(const Pair& pair) {
+  if (pair.from->bytes() == 0) return false;
+  if (pair.to->storage->awaits_loan()) lend(*pair.from, *pair.to);
+  return pair.from->data<char>() != pair.to->data<char>();
+}
+
 void local_exchange(const Cpu&, LocalGroup& group, int rank, const Exchange& own) {
   const auto step = group.meet(rank, {.exchange = &own, .ready = nullptr, .taken = nullptr});
   std::exception_ptr error;
   for (int peer = 0; peer < group.size(); peer++) {
     try {
-      for (const auto& [from, to] : pairs_of(group, *step, peer, rank)) {
-        if (from->bytes())
-          std::memcpy(to->data<char>(), from->data<char>(), static_cast<size_t>(from->bytes()));
+      for (const Pair& pair : pairs_of(group, *step, peer, rank)) {
+        if (!needs_copy(pair)) continue;
+        std::memcpy(pair.to->data<char>(), pair.from->data<char>(), static_cast<size_t>(pair.from->bytes()));
       }
     } catch (...) {
       error = std::current_exception();

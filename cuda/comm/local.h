@@ -17,7 +17,8 @@ class LocalGroup {
   /** A rank in a step. */
   struct Place {
     const Exchange* exchange = nullptr;
-    std::shared_ptr<void> ready, taken;  // events of a GPU: what it sends is there; it has what it receives
+    std::shared_ptr<void> ready,
+        taken;  // events of a GPU: what it sends is there; it has copied what it receives
   };
   /** All ranks come, all take what is theirs, and all go. */
   struct Step {
@@ -26,8 +27,12 @@ class LocalGroup {
     int come = 0, gone = 0;
   };
 
-  LocalGroup(int size, double timeout_ms)
-      : timeout_ms_(timeout_ms), current_(std::make_shared<Step>(size)), taken_(static_cast<size_t>(size)) {}
+  LocalGroup(int size, double timeout_ms, bool shares_memory)
+      : shares_memory(shares_memory),
+        timeout_ms_(timeout_ms),
+        current_(std::make_shared<Step>(size)),
+        taken_(static_cast<size_t>(size)) {}
+  const bool shares_memory;
   int size() const { return static_cast<int>(taken_.size()); }
 
   /** Waits until all have come. Throws Error(Comm) where one does not, or the group has failed. */
@@ -59,6 +64,9 @@ struct Pair {
 };
 /** Throws Error(Comm) where the two do not agree, and fails the group. */
 std::vector<Pair> pairs_of(LocalGroup& group, const LocalGroup::Step& step, int peer, int rank);
+
+/** Whether the tensor to receive needs a copy: it has the sender's memory already, or is lent it now. */
+bool needs_copy(const Pair& pair);
 
 /** A rank's part in a step. */
 void local_exchange(const Cpu& link, LocalGroup& group, int rank, const Exchange& own);

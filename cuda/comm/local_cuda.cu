@@ -13,7 +13,6 @@ void wait_on_stream(const Cuda& cuda, const std::shared_ptr<void>& event) {
 }
 
 void copy_from(const Cuda& cuda, const Tensor& from, const Tensor& to) {
-  if (from.bytes() == 0) return;
   const auto bytes = static_cast<size_t>(from.bytes());
   const Gpu* const source = std::get<Cuda>(from.device()->engine()).gpu;
   cuda_check(source == cuda.gpu ? cudaMemcpyAsync(to.data<char>(), from.data<char>(), bytes,
@@ -26,6 +25,8 @@ void copy_from(const Cuda& cuda, const Tensor& from, const Tensor& to) {
 }  // namespace
 
 void hold(const Cuda& queue, std::shared_ptr<const void> what) {
+  // Also on a thread that has called for another GPU last.
+  cuda_check(cudaSetDevice(queue.gpu->ordinal), "choosing the GPU");
   keep(queue, std::const_pointer_cast<void>(std::move(what)));
 }
 
@@ -55,18 +56,24 @@ void queue_wait(const Cuda& queue, const std::shared_ptr<Fence>& fence, Owner ow
 void local_exchange(const Cuda& cuda, LocalGroup& group, int rank, const Exchange& own) {
   const auto step = group.meet(rank, {.exchange = &own, .ready = record(cuda), .taken = nullptr});
   std::exception_ptr error;
+  bool has_copied = false;
   for (int peer = 0; peer < group.size(); peer++) {
     try {
       const std::vector<Pair> pairs = pairs_of(group, *step, peer, rank);
       if (!pairs.empty() && peer != rank) {
         wait_on_stream(cuda, step->places[static_cast<size_t>(peer)].ready);
       }
-      for (const auto& [from, to] : pairs) copy_from(cuda, *from, *to);
+      for (const Pair& pair : pairs) {
+        if (!needs_copy(pair)) continue;
+        copy_from(cuda, *pair.from, *pair.to);
+        has_copied = true;
+      }
     } catch (...) {
       error = std::current_exception();
     }
   }
-  group.depart(rank, *step, error ? nullptr : record(cuda));
+  // Who has lent needs not wait for what this rank waits for.
+  group.depart(rank, *step, has_copied && !error ? record(cuda) : nullptr);
   if (error) std::rethrow_exception(error);
   for (const int peer : own.to) {
     if (const auto& taken = step->places[static_cast<size_t>(peer)].taken) wait_on_stream(cuda, taken);

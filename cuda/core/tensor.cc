@@ -4,8 +4,8 @@
 
 namespace longseq {
 
-Storage::Storage(std::shared_ptr<Device> owner, size_t bytes)
-    : device(std::move(owner)), bytes_(bytes), is_taken_(false) {
+Storage::Storage(std::shared_ptr<Device> owner, size_t bytes, bool is_borrowed)
+    : device(std::move(owner)), bytes_(bytes), is_borrowed_(is_borrowed), is_taken_(false) {
   device->memory()->tensors++;
 }
 
@@ -18,6 +18,13 @@ void Storage::take() const {
   const std::lock_guard lock(taking_);
   if (is_taken_) return;
   memory_ = device->allocate(bytes_);
+  is_taken_.store(true, std::memory_order_release);
+}
+
+void Storage::borrow(Memory lent) {
+  const std::lock_guard lock(taking_);
+  if (is_taken_) return;
+  memory_ = std::move(lent);
   is_taken_.store(true, std::memory_order_release);
 }
 
@@ -70,6 +77,12 @@ Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::sp
   } else {
     tensor.storage = std::make_shared<Storage>(device, device->allocate(bytes));
   }
+  return tensor;
+}
+
+Tensor Tensor::borrowed(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
+  Tensor tensor = described(device, dtype, shape);
+  tensor.storage = std::make_shared<Storage>(device, static_cast<size_t>(tensor.bytes()), true);
   return tensor;
 }
 

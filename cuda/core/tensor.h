@@ -22,7 +22,7 @@ inline constexpr int kMaxRank = 6;
 class Storage {
  public:
   /** To be taken. */
-  Storage(std::shared_ptr<Device> owner, size_t bytes);
+  Storage(std::shared_ptr<Device> owner, size_t bytes, bool is_borrowed = false);
   Storage(std::shared_ptr<Device> owner, Memory block);
   ~Storage() { device->memory()->tensors--; }
   Storage(const Storage&) = delete;
@@ -35,12 +35,17 @@ class Storage {
     return memory_;
   }
 
+  /** Of memory that another rank lends it in an exchange, and that has not come yet. */
+  bool awaits_loan() const { return is_borrowed_ && !is_taken_.load(std::memory_order_acquire); }
+  void borrow(Memory lent);
+
   const std::shared_ptr<Device> device;  // before its memory, which needs it to the last
 
  private:
   void take() const;
 
   const size_t bytes_;
+  const bool is_borrowed_ = false;
   mutable std::mutex taking_;
   mutable std::atomic<bool> is_taken_;
   mutable Memory memory_;
@@ -54,6 +59,8 @@ struct Tensor {
   int64_t offset = 0;                                // in elements
 
   static Tensor empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape);
+  /** Of memory that another rank lends it (comm/communicator.h). */
+  static Tensor borrowed(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape);
   /** In memory of the host, contiguous: what WriteFrom copies to a tensor of the device. */
   static Tensor staging(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape);
 

@@ -205,7 +205,7 @@ type Tensors = [Tensor, Tensor, Tensor];
  * The sums, and tensors where there are none. Where q, k and v are parts of one tensor, as one product gives them, parts
  * of one too: nothing puts them together later.
  */
-function gradientsLike(
+export function gradientsLike(
   inputs: Tensors,
   sums: readonly (Tensor | undefined)[],
   wide: "float32" | undefined,

@@ -134,3 +134,12 @@ function countsOf(link: Link, what: string, counts: readonly number[]): readonly
   }
   return counts;
 }
+
+export function fromRoot(link: Link, x: Tensor, root: number): Pending<void> {
+  handleOf(x, "broadcast: x");
+  if (!Number.isSafeInteger(root) || root < 0 || root >= link.size)
+    throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${link.size - 1}`);
+  const sent = link.rank === root ? link.others().map((peer) => ({ peer, tensor: x })) : [];
+  const received = link.rank === root ? [] : [{ peer: root, tensor: x }];
+  return link.start(() => link.exchange(sent, received), undefined);
+}

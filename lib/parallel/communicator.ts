@@ -1,8 +1,8 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
-import { failure, shown, wrongKind } from "../errors.ts";
+import { wrongKind } from "../errors.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
-import { handleOf, type Tensor } from "../tensor.ts";
-import { allGather, allReduce, allToAll, reduceScatter, type SumOptions } from "./collectives.ts";
+import type { Tensor } from "../tensor.ts";
+import { allGather, allReduce, allToAll, fromRoot, reduceScatter, type SumOptions } from "./collectives.ts";
 import { Link, type Parcel } from "./link.ts";
 import { joinLocal, type LocalOptions, type LocalPlace, timeoutOf } from "./local.ts";
 import { meetOverNccl, type NcclOptions } from "./nccl.ts";
@@ -212,15 +212,7 @@ export class Communicator implements Disposable {
    * await all[0]?.data(); // [8]
    */
   broadcast(x: Tensor, root: number): Pending<void> {
-    handleOf(x, "broadcast: x");
-    if (!Number.isSafeInteger(root) || root < 0 || root >= this.size)
-      throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${this.size - 1}`);
-    return this.rank === root
-      ? this.exchange(
-          this.#link.others().map((peer) => ({ peer, tensor: x })),
-          [],
-        )
-      : this.exchange([], [{ peer: root, tensor: x }]);
+    return fromRoot(this.#link, x, root);
   }
 
   /**
@@ -232,6 +224,11 @@ export class Communicator implements Disposable {
    */
   barrier(): Pending<void> {
     return this.#link.start(() => native.communicatorBarrier(this.#link.handle), undefined);
+  }
+
+  /** @internal All ranks are queues of one memory: what is received as `borrowed` is the sender's tensor itself. */
+  get sharesMemory(): boolean {
+    return native.communicatorSharesMemory(this.#link.handle);
   }
 
   /**

@@ -27,7 +27,7 @@ export interface Attended {
 export type Gradients = [dq: Tensor, dk: Tensor, dv: Tensor];
 
 /** `x` itself where it has the dtype, else it is let go. */
-export function rounded(x: Tensor, dtype: DType): Tensor {
+function rounded(x: Tensor, dtype: DType): Tensor {
   const made = inDtype(x, dtype);
   if (made !== x) x.dispose();
   return made;

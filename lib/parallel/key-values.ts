@@ -25,14 +25,16 @@ export function addInto(sum: Tensor, term: Tensor): void {
   native.add(into, handleOf(term, "term"), into);
 }
 
-/** Makes of `whole`, of float32, what attention gives over its keys and these too. */
+/** Makes of `whole` what attention gives over these keys, or of float32, over its keys and these too. */
 export function attendInto(
   whole: AttentionResult,
   q: Tensor,
   [k, v]: readonly [Tensor, Tensor],
   options: AttentionOptions,
+  merges: boolean,
 ): void {
-  native.attentionForwardMerged(
+  const attend = merges ? native.attentionForwardMerged : native.attentionForward;
+  attend(
     handleOf(q, "q"),
     handleOf(k, "k"),
     handleOf(v, "v"),

@@ -6,13 +6,13 @@ import type { Parcel } from "./link.ts";
 import { filled } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
-import type { RingStep, Run } from "./ring-plan.ts";
+import type { RingStep, Rows } from "./ring-plan.ts";
 
 /** [B, n, H, D] each: keys and values, or their gradients. */
 export type KeyValues = readonly [k: Tensor, v: Tensor];
 
 /** The rows of a run: the tensor itself where they are all of its rows. */
-export function rowsOf(x: Tensor, { start, length }: Run, axis = 1): Tensor {
+export function rowsOf(x: Tensor, { start, length }: Rows, axis = 1): Tensor {
   return length === x.shape[axis] ? x : x.slice(axis, start, start + length);
 }
 

@@ -6,13 +6,14 @@ import type { ShardedAttentionOptions } from "./strategy.ts";
 import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
 
 /** Neighbouring rows of a shard. */
-export interface Run {
-  /** Where they stand. */
-  pieces: readonly Piece[];
+export interface Rows {
   /** The first, among the shard's. */
   start: number;
-  /** Rows. */
   length: number;
+}
+export interface Run extends Rows {
+  /** Where they stand. */
+  pieces: readonly Piece[];
 }
 
 /** Which queries meet which keys. */
@@ -32,6 +33,8 @@ export interface RingStep extends Meeting {
   distance: number;
   /** Of this rank's keys, those that the rank so far ahead sees. */
   sent: Run;
+  /** Of the owner's keys, from the first to the last that other ranks see. */
+  shared: Rows;
 }
 
 /**
@@ -44,26 +47,40 @@ export function ringPlan(
   options: ShardedAttentionOptions,
 ): RingStep[] {
   const size = pieces.length;
-  const at = (place: number) => pieces[((place % size) + size) % size] ?? [];
-  const seen = (owner: number, by: number) =>
-    owner === by ? runOf(at(owner), at(owner)) : keysSeen(at(by), at(owner), options);
+  const place = (rank: number) => ((rank % size) + size) % size;
+  const table = pieces.map((own, owner) =>
+    pieces.map((by, other) => (owner === other ? runOf(own, own) : keysSeen(by, own, options))),
+  );
+  const seen = (owner: number, by: number) => table[place(owner)]?.[place(by)] as Run;
   const distances = pieces
     .map((_, distance) => distance)
     .filter(
       (distance) => distance === 0 || pieces.some((_, owner) => seen(owner, owner + distance).length > 0),
     );
   return distances.map((distance) => {
-    const keys = seen(rank - distance, rank);
-    const queries = distance === 0 ? keys : runOf(at(rank), queriesSeeing(at(rank), keys.pieces, options));
+    const owner = place(rank - distance);
+    const keys = seen(owner, rank);
+    const queries = distance === 0 ? keys : queriesSeeing(pieces[rank] ?? [], keys.pieces, options);
     return {
       distance,
       sent: seen(rank, rank + distance),
-      queries,
-      keys,
-      places: placesOf(queries.pieces, keys.pieces, options),
-      isWhole: isWhole(queries, keys, options),
+      shared: hullOf((table[owner] ?? []).filter((_, by) => by !== owner)),
+      ...meetingOf(queries, keys, options),
     };
   });
+}
+
+export function meetingOf(queries: Run, keys: Run, options: ShardedAttentionOptions): Meeting {
+  const places = placesOf(queries.pieces, keys.pieces, options);
+  return { queries, keys, places, isWhole: isWhole(queries, keys, options) };
+}
+
+/** From the first row of any to the last. */
+export function hullOf(all: readonly Rows[]): Rows {
+  const filled = all.filter(({ length }) => length > 0);
+  if (filled.length === 0) return { start: 0, length: 0 };
+  const start = Math.min(...filled.map((rows) => rows.start));
+  return { start, length: Math.max(...filled.map((rows) => rows.start + rows.length)) - start };
 }
 
 /** From the first row of the parts, which are of some of the pieces and ascending, to the last. */
@@ -81,25 +98,29 @@ function rowsIn(pieces: readonly Piece[]): number {
 }
 
 /** What of a piece lies in [begin, end), if anything does. */
-function overlap(piece: Piece, begin: number, end: number): Piece[] {
+export function overlap(piece: Piece, begin: number, end: number): Piece[] {
   const start = Math.max(piece.start, begin);
   const length = Math.min(piece.start + piece.length, end) - start;
   return length > 0 ? [{ start, length }] : [];
 }
 
-function keysSeen(queries: readonly Piece[], keys: readonly Piece[], options: ShardedAttentionOptions): Run {
+export function keysSeen(
+  queries: readonly Piece[],
+  keys: readonly Piece[],
+  options: ShardedAttentionOptions,
+): Run {
   const needed = keys.filter((piece) => isNeeded(queries, piece, options));
   const { before, after } = reachOf(options);
   return runOf(keys, within(needed, queries, before, after, options));
 }
 
-function queriesSeeing(
+export function queriesSeeing(
   queries: readonly Piece[],
   keys: readonly Piece[],
   options: ShardedAttentionOptions,
-): Piece[] {
+): Run {
   const { before, after } = reachOf(options);
-  return within(queries, keys, after, before, options);
+  return runOf(queries, within(queries, keys, after, before, options));
 }
 
 /** How far before and behind its own position a query sees keys at most. */

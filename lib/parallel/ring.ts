@@ -1,16 +1,23 @@
 // Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
 // another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
 // Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
-import { type AttentionResult, attentionBackward, attentionForward } from "../ops/attention.ts";
+import {
+  type AttentionResult,
+  attentionBackward,
+  attentionForward,
+  gradientsLike,
+} from "../ops/attention.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import type { Tensor } from "../tensor.ts";
+import { QueryGradient } from "../ops/query-gradient.ts";
+import { Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
-import { type AttentionCore, allRounded, attend, type Gradients, rounded } from "./core.ts";
-import { addInto, attendInto } from "./key-values.ts";
+import { type AttentionCore, attend, type Gradients } from "./core.ts";
+import { attendInto, copyInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
-import { release } from "./portions.ts";
-import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
-import { keptByRule, optionsAt, type RingStep, type Run, ringPlan } from "./ring-plan.ts";
+import { type KeyValues, rowsOf } from "./ring-exchange.ts";
+import { ringKeys } from "./ring-keys.ts";
+import { isAmong, type RingParts, ringParts } from "./ring-parts.ts";
+import { keptByRule, type Meeting, optionsAt, type RingStep, type Rows } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
@@ -61,143 +68,118 @@ export function ringAttention(
   pieces: readonly (readonly Piece[])[],
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
-  const stepsFor = keptByRule((options) => ringPlan(pieces, communicator.rank, options));
+  const partsFor = keptByRule((options) => ringParts(pieces, communicator.rank, options));
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
-    const steps = stepsFor(options);
-    const { out, logSumExp } = keep(() => forward(communicator, steps, [q, k, v], options));
+    const parts = partsFor(options);
+    const { out, logSumExp } = keep(() => forward(communicator, parts, [q, k, v], options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
-      backward: (saved, dout, given, isWide) => {
-        const areSummed = steps.length > 1;
-        const gradients = backward(communicator, steps, saved as Saved, dout, given, isWide || areSummed);
-        return isWide ? gradients : allRounded(gradients, q.dtype);
-      },
+      backward: (saved, dout, given, isWide) =>
+        backward(communicator, parts, saved as Saved, dout, given, isWide),
     };
   };
 }
 
-/** In row-major order, as they are sent: one copy where there are several steps to send them at. */
-function sentOften(own: KeyValues, steps: readonly RingStep[]): KeyValues {
-  if (steps.length <= 2) return own;
-  return own.map((x) => (x.isContiguous ? x : x.contiguous())) as readonly Tensor[] as KeyValues;
-}
-
 type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
 
-const isSeen = ({ distance, queries }: RingStep) => distance === 0 || queries.length > 0;
+const isSeen = ({ queries }: RingStep) => queries.length > 0;
 
 function forward(
   communicator: Communicator,
-  steps: readonly RingStep[],
+  { steps, merged, byQueries }: RingParts,
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
   options: ShardedAttentionOptions,
 ): AttentionResult {
-  const own = sentOften([k, v], steps);
-  let held = own;
-  let result: AttentionResult | undefined;
-  const isSplit = steps.filter(isSeen).length > 1;
+  if (steps.length === 1) return attentionForward(q, k, v, optionsAt(steps[0] as RingStep, options));
+  const { dtype, device, shape } = q;
+  const [batch = 0, rows = 0, heads = 0] = shape;
+  const out = Tensor.empty(shape, { dtype, device });
+  const logSumExp = Tensor.empty([batch, heads, rows], { device });
+  const [place, sum] = summed(out, merged);
+  /** Where a part of the queries has its results. */
+  const resultOf = (queries: Rows): AttentionResult => ({
+    out: isAmong(queries, merged) ? rowsOf(sum, behind(queries, merged)) : rowsOf(out, queries),
+    logSumExp: rowsOf(logSumExp, queries, 2),
+  });
+  const keys = ringKeys(communicator, steps, [k, v]);
   for (const [i, step] of steps.entries()) {
-    const { queries } = step;
-    const following = steps[i + 1];
-    const exchange = new RingExchange(communicator);
-    const next = following && exchange.keys(own, following);
-    const arriving = next && exchange.start();
-    if (isSeen(step)) {
-      const seeing = rowsOf(q, queries);
-      const given = optionsAt(step, options);
-      if (result === undefined) {
-        result = attentionForward(seeing, ...held, {
-          ...given,
-          ...(isSplit && { outDtype: "float32" as const }),
-        });
-      } else {
-        const { out, logSumExp } = result;
-        attendInto(
-          { out: rowsOf(out, queries), logSumExp: rowsOf(logSumExp, queries, 2) },
-          seeing,
-          held,
-          given,
-        );
-      }
+    keys.begin();
+    const parts = i === 0 ? byQueries : [step].filter(isSeen);
+    for (const part of parts) {
+      const held = i === 0 ? keysOf([k, v], part.keys) : keys.keys();
+      attendInto(resultOf(part.queries), rowsOf(q, part.queries), held, optionsAt(part, options), i > 0);
     }
-    if (held !== own) release(held);
-    arriving?.wait();
-    held = next ?? own;
+    keys.end();
   }
-  const { out, logSumExp } = result as AttentionResult;
-  return { out: rounded(out, q.dtype), logSumExp };
+  const home = keys.finish();
+  if (sum !== place) copyInto(place, sum);
+  home.wait();
+  return { out, logSumExp };
 }
 
 /**
- * dq stays, and each step adds to it. dk and dv go to the keys' owner in float32, while the next step is computed, and
- * are summed there in the order of the steps. Where no keys go anywhere, attention's gradients are all there is.
+ * dq stays: each step adds to its sums. dk and dv of keys that others see are summed in float32, in the order of the
+ * steps, others' are made in their place. Where no keys go anywhere, attention's gradients are all there is.
  */
 function backward(
   communicator: Communicator,
-  steps: readonly RingStep[],
+  { steps, byKeys, aligned }: RingParts,
   [q, k, v, out, logSumExp]: Saved,
   dout: Tensor,
   options: ShardedAttentionOptions,
   isWide: boolean,
 ): Gradients {
-  const partOf = (step: RingStep, [k, v]: KeyValues, sum?: Tensor): Gradients => {
-    const { queries } = step;
-    const rows = { q: rowsOf(q, queries), out: rowsOf(out, queries), dout: rowsOf(dout, queries) };
+  const wide = isWide ? ("float32" as const) : undefined;
+  if (steps.length === 1) {
     const { dq, dk, dv } = attentionBackward(
-      { ...rows, logSumExp: rowsOf(logSumExp, queries, 2), k, v },
-      {
-        ...optionsAt(step, options),
-        ...(isWide && { gradientDtype: "float32" as const }),
-        ...(sum && { addTo: { dq: rowsOf(sum, queries) } }),
-      },
+      { q, k, v, out, logSumExp, dout },
+      { ...optionsAt(steps[0] as RingStep, options), ...(wide && { gradientDtype: wide }) },
     );
     return [dq, dk, dv];
-  };
-  const own = sentOften([k, v], steps);
-  let held = own;
-  let sums: Gradients | undefined;
-  /** Gradients of the keys that came for the step before. */
-  let made: { by: RingStep; dkv: KeyValues } | undefined;
+  }
+  const { shared } = steps[0] as RingStep;
+  const [dq, dk, dv] = gradientsLike([q, k, v], [], wide);
+  const places = [dk, dv].map((x) => summed(x, shared)) as [Summed, Summed];
+  const sums: KeyValues = [places[0][1], places[1][1]];
+  using gradient = new QueryGradient({ q, out, logSumExp, dout }, options);
+  const keys = ringKeys(communicator, steps, [k, v], sums);
   for (const [i, step] of steps.entries()) {
-    const following = steps[i + 1];
-    const exchange = new RingExchange(communicator);
-    const next = following && exchange.keys(own, following);
-    const terms = made && exchange.gradients(made.dkv, made.by);
-    const arriving = (next ?? terms) && exchange.start();
-    if (made) release(made.dkv);
-    const part = isSeen(step) ? partOf(step, held, sums?.[0]) : undefined;
-    if (held !== own) release(held);
-    sums ??= part as Gradients;
-    arriving?.wait();
-    if (made && terms) addKeys(sums, terms, made.by);
-    // Where nothing was seen, nothing came: keys of no rows stand for their gradients.
-    made = i === 0 ? undefined : { by: step, dkv: part ? [part[1], part[2]] : held };
-    held = next ?? own;
+    keys.begin();
+    for (const part of i === 0 ? byKeys : []) {
+      const isShared = isAmong(part.keys, shared);
+      const into = isShared ? keysOf(sums, behind(part.keys, shared)) : keysOf([dk, dv], part.keys);
+      gradient.add(part.queries, keysOf([k, v], part.keys), into, false, optionsAt(part, options));
+    }
+    if (i > 0 && isSeen(step)) {
+      const part = aligned[i] as Meeting;
+      const { places, adds } = keys.gradients();
+      gradient.add(part.queries, keys.keys(), places, adds, optionsAt(part, options));
+    }
+    keys.end();
   }
-  if (made) {
-    const exchange = new RingExchange(communicator);
-    const terms = exchange.gradients(made.dkv, made.by);
-    exchange.start().wait();
-    release(made.dkv);
-    addKeys(sums as Gradients, terms, made.by);
-  }
-  return sums as Gradients;
+  const home = keys.finish();
+  gradient.finish(dq);
+  home.wait();
+  for (const [place, sum] of places) if (sum !== place) copyInto(place, sum);
+  return [dq, dk, dv];
 }
 
-/** Adds what came back for the keys that were sent for a step. */
-function addKeys([, dk, dv]: Gradients, terms: KeyValues, { sent }: RingStep): void {
-  addRows(dk, terms[0], sent);
-  addRows(dv, terms[1], sent);
+type Summed = readonly [place: Tensor, sum: Tensor];
+
+/** Some rows of a result, and where they are summed up: there, where that is of float32 and in one piece. */
+function summed(x: Tensor, rows: Rows): Summed {
+  const place = rowsOf(x, rows);
+  const { dtype, shape, device, isContiguous } = place;
+  return [place, dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device })];
 }
 
-/** Adds a term that has some of the rows, and lets it go. */
-function addRows(sum: Tensor, term: Tensor, run: Run): void {
-  if (run.length > 0) {
-    const rows = rowsOf(sum, run);
-    addInto(rows, term);
-    if (rows !== sum) rows.dispose();
-  }
-  term.dispose();
+function keysOf([k, v]: KeyValues, rows: Rows): KeyValues {
+  return [rowsOf(k, rows), rowsOf(v, rows)];
+}
+
+/** Rows, counted from the first of those that they are among. */
+function behind({ start, length }: Rows, others: Rows): Rows {
+  return { start: start - others.start, length };
 }

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { AttentionMask, attention, attentionBackward, attentionForward, Device, Tape, Tensor } from "longseq";
 import t from "tap";
 import { relativeError } from "../support/compare.ts";
-import { localRanks } from "../support/ranks.ts";
+import { apartRanks, localRanks } from "../support/ranks.ts";
 import { strategyOf, ways } from "../support/strategies.ts";
 
 interface Case {
@@ -20,6 +20,8 @@ interface Case {
   /** Pairs of rows and columns are hidden by a mask, and whole stretches of them. */
   mask: boolean;
   deterministic: boolean;
+  /** Ranks cannot lend each other tensors. */
+  apart: boolean;
   seed: number;
 }
 
@@ -38,6 +40,7 @@ const cases: fc.Arbitrary<Case> = fc.record({
   alibi: fc.boolean(),
   mask: fc.boolean(),
   deterministic: fc.boolean(),
+  apart: fc.boolean(),
   seed: fc.nat(1000),
 });
 
@@ -85,7 +88,7 @@ for (const way of ways) {
   t.test(`${way} equals the whole`, async (t) => {
     await fc.assert(
       fc.asyncProperty(cases, async (given) => {
-        const ranks = localRanks(given.ranks, { timeoutMs: 20_000 });
+        const ranks = (given.apart ? apartRanks : localRanks)(given.ranks, { timeoutMs: 20_000 });
         const results = await Promise.all(
           ranks.map(async (communicator) => {
             const strategy = strategyOf(way, communicator, given.length);
@@ -159,6 +162,7 @@ t.test("sums are carried in float32: no more error at many ranks than at one", a
     documents: [],
     mask: false,
     deterministic: false,
+    apart: false,
     softcap: false,
     alibi: false,
     seed: 5,

@@ -10,6 +10,16 @@ export function localRanks(size: number, options: { timeoutMs?: number } = {}): 
   );
 }
 
+let named = 0;
+
+/** Those that know nothing of each other's memory, as ranks of several threads or processes do. */
+export function apartRanks(size: number, options: { timeoutMs?: number } = {}): Communicator[] {
+  const name = `apart ${named++}`;
+  return Array.from({ length: size }, (_, rank) =>
+    Communicator.join({ name, rank, size, device: new Device(), ...options }),
+  );
+}
+
 /** A reason to skip what `rankPeaks` measures: a queue waits for ranks whose first step is called after its last. */
 export const isTakenEarly = kind === "cuda" && "one thread calls all ranks, and memory is taken at the call";
 

@@ -1,0 +1,85 @@
+// What a rank does with its own keys, in parts: rows that have to do with other ranks' are summed in float32, and are
+// rounded when all have been; the others are in their dtype at once.
+import type { Piece } from "../ops/attention-options.ts";
+import { queryRows } from "../ops/query-gradient.ts";
+import {
+  hullOf,
+  keysSeen,
+  type Meeting,
+  meetingOf,
+  overlap,
+  queriesSeeing,
+  type RingStep,
+  type Rows,
+  type Run,
+  ringPlan,
+} from "./ring-plan.ts";
+import type { ShardedAttentionOptions } from "./strategy.ts";
+
+export interface RingParts {
+  /** The first is this rank's own. */
+  steps: readonly RingStep[];
+  /** Of its queries, from the first to the last that see other ranks' keys. */
+  merged: Rows;
+  /** Its own keys by parts of the queries: those before, of and behind the merged ones. */
+  byQueries: readonly Meeting[];
+  /** By parts of the keys: those before, of and behind the shared ones. */
+  byKeys: readonly Meeting[];
+  /** Each step's queries as the sums of their gradients take them. */
+  aligned: readonly Meeting[];
+}
+
+/** `pieces` are those of each rank. */
+export function ringParts(
+  pieces: readonly (readonly Piece[])[],
+  rank: number,
+  options: ShardedAttentionOptions,
+): RingParts {
+  const own = pieces[rank] ?? [];
+  const steps = ringPlan(pieces, rank, options);
+  const [first, ...others] = steps as [RingStep, ...RingStep[]];
+  const merged = hullOf(others.map(({ queries }) => queries));
+  const meet = (queries: Run, keys: Run) =>
+    meetingOf(aligned(own, queries, first.queries.length), keys, options);
+  const parts = (cut: Rows, meet: (rows: Run) => Meeting) => {
+    const all = cuts(first.queries.length, cut);
+    return all.length > 1 ? all.map((rows) => meet(runAt(own, rows))) : [first];
+  };
+  return {
+    steps,
+    merged,
+    byQueries: parts(merged, (queries) =>
+      meetingOf(queries, keysSeen(queries.pieces, own, options), options),
+    ),
+    byKeys: parts(first.shared, (keys) => meet(queriesSeeing(own, keys.pieces, options), keys)),
+    aligned: steps.map(({ queries, keys }) => meet(queries, keys)),
+  };
+}
+
+/** Whether rows are among others; none are among none. */
+export function isAmong({ start, length }: Rows, others: Rows): boolean {
+  return start >= others.start && length > 0 && start + length <= others.start + others.length;
+}
+
+/** All rows, cut where some begin and where they end. */
+function cuts(length: number, { start, length: middle }: Rows): Rows[] {
+  const bounds = [...new Set([0, start, start + middle, length])];
+  return bounds.slice(1).map((end, i) => ({ start: bounds[i] ?? 0, length: end - (bounds[i] ?? 0) }));
+}
+
+function runAt(all: readonly Piece[], { start, length }: Rows): Run {
+  let before = 0;
+  const pieces = all.flatMap((piece) => {
+    const begin = piece.start + start - before;
+    before += piece.length;
+    return overlap(piece, begin, begin + length);
+  });
+  return { pieces, start, length };
+}
+
+/** With the rows around that share tiles with the first and the last. */
+function aligned(all: readonly Piece[], { start, length }: Rows, rows: number): Run {
+  const first = Math.floor(start / queryRows) * queryRows;
+  const end = Math.min(Math.ceil((start + length) / queryRows) * queryRows, rows);
+  return runAt(all, length > 0 ? { start: first, length: end - first } : { start: 0, length: 0 });
+}
