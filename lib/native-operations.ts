@@ -15,14 +15,7 @@ export interface NativeOperations {
   ): void;
   fill(y: TensorHandle, value: number): void;
   fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
-  attentionKernels(
-    device: DeviceHandle,
-    dtype: number,
-    headDim: number,
-    pass: "forward" | "backward",
-    deterministic: boolean,
-    implementation: string | null,
-  ): string;
+  attentionKernels(device: DeviceHandle, dtype: number, implementation: string | null): string;
   attentionForward(
     q: TensorHandle,
     k: TensorHandle,

@@ -215,15 +215,12 @@ Tensor rows_from(Tensor x, int axis, int64_t first, int64_t count) {
 AttentionShape shape_of(const AttentionForward& op) {
   return {.dtype = op.q.dtype,
           .queries = op.q.size(1),
-          .head_dim = op.q.size(3),
           .group = op.q.size(2) / std::max<int64_t>(op.k.size(2), 1),
-          .is_backward = false,
-          .is_deterministic = false};
+          .is_backward = false};
 }
 AttentionShape shape_of(const AttentionBackward& op) {
   AttentionShape shape = shape_of(op.forward);
   shape.is_backward = true;
-  shape.is_deterministic = op.deterministic;
   return shape;
 }
 

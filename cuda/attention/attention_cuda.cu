@@ -203,7 +203,7 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
 /** Key heads whose sums of dq, in float32, are there at once: all, unless those are large and fewer fill the
  * GPU. */
 int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kernels, bool deterministic) {
-  constexpr int64_t kSumBytes = int64_t{1} << 30, kBlocksEach = 32;
+  constexpr int64_t kSumBytes = int64_t{1} << 28, kBlocksEach = 32;
   const int64_t heads = op.k.size(2);
   if (is_apart(op, kernels, deterministic)) return heads;
   const int64_t head_bytes =

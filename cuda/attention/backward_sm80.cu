@@ -134,7 +134,10 @@ class BackwardTile : BackwardStream<S> {
   }
 
   __device__ void run_value_warp() {
-    RowTiles<S::kRows, kHasMask> tiles(op_, first_key_, seeing_queries(), key_head_ * op_.forward.group);
+    // Begun at the same tile, blocks that run at the same time would all add to the same dq at once; in turn,
+    // each follows the one before it.
+    RowTiles<S::kRows, kHasMask, true> tiles(op_, first_key_, seeing_queries(),
+                                             key_head_ * op_.forward.group);
     RowTile rows = tiles.next();
     load_tile(rows, 0);
     wait_copies<0>();

@@ -8,9 +8,11 @@
 //   S^T = k q^T      P^T = exp2(c S^T - lse)           dv += P^T dout
 //   dP^T = v dout^T  dS^T = P^T * (dP^T - delta)       dk += dS^T q       dq += dS k
 //
-// dS goes through shared memory to both warpgroups, which share the product for dq: a half of its columns
-// each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many blocks add
-// to a query.
+// dS goes through shared memory to both warpgroups, which share the product for dq, a tile later: a half of
+// its columns each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many
+// blocks add to a query.
+//
+// May spill registers: a few words where there is a mask.
 #include "attention/attention_sm90.h"
 #include "attention/gradient_rows_sm90.h"
 #include "attention/key_stream_sm90.h"
@@ -48,7 +50,26 @@ struct Shape {
   static_assert(kSharedBytes <= 227 << 10);
   // A warpgroup's share of dq: 64 of the rows, or half of the columns, or every other tile's.
   static constexpr bool kSharesRows = kRows == 128, kAlternates = !kSharesRows && kHeadDim % 128 != 0;
+  // Its product is begun a tile later, so that the warpgroups need not keep step: beside that tile's
+  // exponentials where there are registers for it.
+  static constexpr bool kBeginsEarly = kMakesQueryGradient && kAlternates;
   static constexpr int kQueryColumns = kSharesRows || kAlternates ? kHeadDim : kHeadDim / 2;
+};
+
+template <class S>
+class Channels : public KeyChannels<S> {
+ public:
+  using KeyChannels<S>::KeyChannels;
+  __device__ Barrier scores_full(int stage) const { return this->at(KeyChannels<S>::kCount, stage); }
+  __device__ Barrier scores_empty(int stage) const { return this->at(KeyChannels<S>::kCount + 2, stage); }
+
+  __device__ void init() const {
+    for (int stage = 0; stage < S::kStages; stage++) {
+      scores_full(stage).init(4 * S::kConsumers);
+      scores_empty(stage).init(4 * S::kConsumers);
+    }
+    KeyChannels<S>::init();
+  }
 };
 
 /** A warpgroup that computes: 64 of the block's keys. */
@@ -59,6 +80,7 @@ class Consumer {
   using Scores = typename OfKeys::Scores;
   using Weights = uint32_t[S::kRows / 4];
   using Gradient = float[S::kHeadDim / 2];
+  using QueryGradient = float[S::kQueryColumns / 2];
 
  public:
   __device__ Consumer(const BackwardSm90& launch, int group)
@@ -77,19 +99,24 @@ class Consumer {
     for (int i = 0; i < S::kHeadDim / 2; i++) dk[i] = dv[i] = 0;
     const uint32_t own = base_ + group_ * 64 * 128;
     channels_.keys_full().wait(0);
-    for (Ring<S::kStages> stages;; stages.advance()) {
-      const int stage = stages.stage;
-      channels_.queries_full(stage).wait(stages.parity);
-      const StagedTile rows = staged(stage);
+    int row_before = -1;  // of the tile before, whose dq is not made yet
+    int turn = 0;
+    for (;; turn++) {
+      const int stage = turn & 1, before = stage ^ 1;
+      channels_.queries_full(stage).wait(parity_of(turn));
+      const StagedTile& rows = staged(stage);  // read anew each time: registers are few
       if (rows.first < 0) break;
       // Before the products, beside which documents and masks arrive.
       typename OfKeys::Seen seen;
       if (!rows.sees_all) of_keys_.find_seen(seen, rows);
       Scores s, dp;
+      Weights p, ds;
+      QueryGradient dq;
       multiply_own<S>(s, own, base_ + S::kQueriesAt + stage * S::kRowBytes);
-      channels_.gradients_full(stage).wait(stages.parity);
+      channels_.gradients_full(stage).wait(parity_of(turn));
       multiply_own<S>(dp, own + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
-      wait_products<1>();
+      if constexpr (S::kBeginsEarly) begin_query_gradient(dq, turn);
+      wait_products<S::kBeginsEarly ? 2 : 1>();
       pin(s);
       if (!of_keys_.has_rules()) {
         of_keys_.weigh(s, stage);
@@ -101,52 +128,56 @@ class Consumer {
         });
       }
       if (!rows.sees_all) of_keys_.hide(s, seen);
-      wait_products<0>();
+      wait_products<S::kBeginsEarly ? 1 : 0>();
       pin(dp);
-      Weights p, ds;
       differentiate(s, dp, p, ds, stage);
-      if constexpr (!S::kMakesQueryGradient) {
-        add_rows<S>(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
-        commit_products();
-        add_rows<S>(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
-        commit_products();
+      if constexpr (S::kMakesQueryGradient) pass(ds, turn);
+      if constexpr (S::kBeginsEarly) {
+        wait_products<0>();
+        pin(dq);
+        if (turn > 0) release(channels_.scores_empty(before));
+      }
+      add_rows<S>(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
+      commit_products();
+      if constexpr (S::kMakesQueryGradient && !S::kBeginsEarly) {
+        begin_query_gradient(dq, turn);
         wait_products<1>();
         pin(dv);
         release(channels_.gradients_empty(stage));
-        wait_products<0>();
-        pin(dk);
-        release(channels_.queries_empty(stage));
-        continue;
       }
-      pass(ds, stage);
-      add_rows<S>(dv, p, base_ + S::kGradientsAt + stage * S::kRowBytes);
-      commit_products();
-      publish_writes();
-      sm80::named_barrier(1, 128 * S::kConsumers);
-      float dq[S::kQueryColumns / 2];
-      const bool makes_dq = !S::kAlternates || group_ == stage;
-      if (makes_dq) multiply_scores(dq, stage);
-      commit_products();
-      wait_products<1>();
-      pin(dv);
-      release(channels_.gradients_empty(stage));
       add_rows<S>(dk, ds, base_ + S::kQueriesAt + stage * S::kRowBytes);
       commit_products();
-      wait_products<1>();
-      if (makes_dq) {
+      if constexpr (S::kMakesQueryGradient && !S::kBeginsEarly) {
+        wait_products<1>();
         pin(dq);
-        add_query_gradients(dq, rows.row, stage);
+        if (turn > 0) release(channels_.scores_empty(before));
+        add_query_gradient(dq, row_before, before);
+      } else {
+        if constexpr (S::kBeginsEarly) add_query_gradient(dq, row_before, before);
+        wait_products<1>();
+        pin(dv);
+        release(channels_.gradients_empty(stage));
       }
       wait_products<0>();
       pin(dk);
+      row_before = rows.row;
       release(channels_.queries_empty(stage));
     }
-    if (lane_ == 0) finish_reductions();
+    if constexpr (S::kMakesQueryGradient) {
+      QueryGradient dq;
+      begin_query_gradient(dq, turn);
+      wait_products<0>();
+      pin(dq);
+      add_query_gradient(dq, row_before, ~turn & 1);
+      if (lane_ == 0) finish_reductions();
+    }
     write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
     write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
   }
 
  private:
+  /** Of the stage of a turn, how often it was taken before. */
+  __device__ static uint32_t parity_of(int turn) { return static_cast<uint32_t>(turn) / S::kStages % 2; }
   __device__ const StagedTile& staged(int stage) const {
     return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
   }
@@ -157,8 +188,18 @@ class Consumer {
   /** The first of the columns of dq that are this warpgroup's. */
   __device__ int first_column() const { return S::kSharesRows || S::kAlternates ? 0 : 64 * group_; }
 
-  /** dq = dS k, this warpgroup's share. */
-  __device__ void multiply_scores(float (&dq)[S::kQueryColumns / 2], int stage) const {
+  /** Whether this warpgroup has a share of a tile's dq. */
+  __device__ bool makes(int stage) const { return !S::kAlternates || group_ == stage; }
+
+  /** dq = dS k of the tile before, this warpgroup's share; of none, something that is not used. */
+  __device__ void begin_query_gradient(QueryGradient& dq, int turn) const {
+    const int before = ~turn & 1;
+    if (turn > 0) channels_.scores_full(before).wait(parity_of(turn - 1));
+    if (makes(before)) multiply_scores(dq, before);
+    commit_products();
+  }
+
+  __device__ void multiply_scores(QueryGradient& dq, int stage) const {
     const int row = S::kSharesRows ? 64 * group_ : 0, page = first_column() / 64;
     const uint64_t left = depth_operand(base_ + S::kScoresAt + stage * S::kScoreBytes + row * 128);
     const uint64_t right = row_operand(base_ + page * S::kKeyPage, S::kKeyPage);
@@ -190,19 +231,24 @@ class Consumer {
     }
   }
 
-  /** dS to shared memory, a row a query. */
-  __device__ void pass(const Weights& ds, int stage) const {
+  /** dS to shared memory, a row a query, for both warpgroups' share of dq. */
+  __device__ void pass(const Weights& ds, int turn) const {
+    const int stage = turn & 1;
     const uint32_t page = base_ + S::kScoresAt + stage * S::kScoreBytes + group_ * S::kRowPage;
     const int query = lane_ % 8 + lane_ / 16 * 8, chunk = 2 * warp_ + lane_ / 8 % 2;
     const uint32_t to = page + query * 128 + (chunk ^ query % 8) * 16;
+    channels_.scores_empty(stage).wait(parity_of(turn) ^ 1);
 #pragma unroll
     for (int step = 0; step < S::kRows / 16; step++)
       store_matrices_transposed(to + 2048 * step, ds + 4 * step);
+    publish_writes();
+    __syncwarp();
+    release(channels_.scores_full(stage));
   }
 
-  /** dq += this warp's share of what multiply_scores gave, 16 rows, in the order of tile/sum.h. */
-  __device__ void add_query_gradients(const float (&dq)[S::kQueryColumns / 2], int first_row,
-                                      int stage) const {
+  /** Adds this warp's 16 rows of what begin_query_gradient began, in the order of tile/sum.h. */
+  __device__ void add_query_gradient(const QueryGradient& dq, int first_row, int stage) const {
+    if (first_row < 0 || !makes(stage)) return;
     const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_;
     constexpr int kBytes = 16 * S::kQueryColumns * 4;
     const int place = S::kAlternates ? 4 * group_ + warp_ : 8 * stage + 4 * group_ + warp_;
@@ -231,7 +277,7 @@ class Consumer {
   const BackwardSm90& launch_;
   const BackwardSm80& op_;
   const uint32_t base_;
-  const KeyChannels<S> channels_;
+  const Channels<S> channels_;
   const int group_, warp_, lane_;
   const OfKeys of_keys_;
 };
@@ -240,7 +286,7 @@ template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm90 launch) {
   const uint32_t base = shared_address(aligned_memory());
-  if (threadIdx.x == 0) KeyChannels<S>(base).init();
+  if (threadIdx.x == 0) Channels<S>(base).init();
   __syncthreads();
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {

@@ -63,14 +63,15 @@ struct Shape {
   static constexpr bool kSharesQueries = kStreamEnd + kQueryBytes > 226 << 10;
   static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
   static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
-  static constexpr int kNextAt = kBarriersAt + 96;  // the tile that the queries are of
+  static constexpr int kTilesAt =
+      kBarriersAt + 96;  // which one queries are of; of those that are next, beside it
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24,
                        kConsumerRegisters = kConsumers == 3 ? 160 : 240;
 };
 
-/** A block's barriers, and the tile that is next, behind its tiles in shared memory. */
+/** A block's barriers, behind its tiles in shared memory. */
 template <class S>
 class Channels : public Barriers {
  public:
@@ -101,7 +102,7 @@ using TileOf = QueryTile<S::kRows, S::kKeys, kHasMask>;
 
 /** Copies queries, keys and values to shared memory; one thread. */
 template <class S, bool kHasMask>
-__device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
+__device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   const ForwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const int total = launch.order.tiles * launch.order.heads * op.splits;
@@ -136,7 +137,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
     const bool any = blocks.current().first >= 0;
     if (any) load_keys(blocks.current().first);
     channels.queries_empty().wait(queries.parity ^ 1);
-    *next = index;
+    tiles[queries.parity] = index;
     load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_row, tile.head, tile.batch);
     queries.advance();
     if (any) {
@@ -151,7 +152,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* next) {
     index = following;
   }
   channels.queries_empty().wait(queries.parity ^ 1);
-  *next = -1;
+  tiles[queries.parity] = -1;
   channels.queries_full().arrive();
 }
 
@@ -176,19 +177,19 @@ class Consumer {
   __device__ void run() {
     for (Ring<1> queries;; queries.advance()) {
       channels_.queries_full().wait(queries.parity);
-      if (index() < 0) break;
-      attend(Tile(op_, launch_.order, index()));
+      if (index(queries.parity) < 0) break;
+      attend(Tile(op_, launch_.order, index(queries.parity)));
       // Where the tile is, is found anew: the registers are all taken until here.
-      const int done = index();
-      if (!S::kSharesQueries) release(channels_.queries_empty());
-      write(Tile(op_, launch_.order, done));
+      write(Tile(op_, launch_.order, index(queries.parity)));
       if (S::kSharesQueries) release(channels_.queries_empty());
     }
   }
 
  private:
-  /** The tile that the queries are of; -1: there are no more. */
-  __device__ int index() const { return *reinterpret_cast<const volatile int*>(shared() + S::kNextAt); }
+  /** The tile of these queries; -1: there are no more. */
+  __device__ int index(uint32_t parity) const {
+    return reinterpret_cast<const volatile int*>(shared() + S::kTilesAt)[parity];
+  }
   __device__ static char* shared() { return aligned_memory(); }
   /** The row of the tile of this lane's elements 4 j + 2 half and 4 j + 2 half + 1. */
   __device__ int row_of(int half) const { return 64 * group_ + 16 * warp_ + lane_ / 4 + 8 * half; }
@@ -238,14 +239,17 @@ class Consumer {
     plain_end_ = min(tile.interval(op_, 64 * group_).y, tile.end) - S::kKeys;
 
     auto blocks = tile.blocks(op_);
-    if (blocks.current().first < 0) return;
+    if (blocks.current().first < 0) {
+      if (!S::kSharesQueries) release(channels_.queries_empty());
+      return;
+    }
     Scores s;
     Weights p;
     channels_.keys_full(stages_.stage).wait(stages_.parity);
     score(s, stages_.stage);
     wait_products<0>();
     pin(s);
-    release(channels_.keys_empty(stages_.stage));
+    release_scored(blocks);
     weigh(s, tile, blocks.current());
     round(s, p);
     for (blocks.advance(); blocks.current().first >= 0; blocks.advance()) {
@@ -257,7 +261,7 @@ class Consumer {
       accumulate(p, before.stage);
       wait_products<1>();
       pin(s);
-      release(channels_.keys_empty(stages_.stage));
+      release_scored(blocks);
       weigh(s, tile, blocks.current());
       wait_products<0>();
       pin(out_);
@@ -272,11 +276,18 @@ class Consumer {
     stages_.advance();
   }
 
+  /** Scores are there: their keys are not needed any more, nor, of the last ones, are the queries. */
+  template <class Blocks>
+  __device__ void release_scored(const Blocks& blocks) const {
+    release(channels_.keys_empty(stages_.stage));
+    if (!S::kSharesQueries && blocks.next().first < 0) release(channels_.queries_empty());
+  }
+
   /** s = exp2(c s - base), and l += rowsum s. */
   __device__ void weigh(Scores& s, const Tile& tile, const KeyBlock& block) {
     const bool is_plain = block.tile < 0 && block.first >= plain_begin_ && block.first <= plain_end_;
     if (!is_plain) adjust(s, tile, block);
-    bool has_room = is_plain && has_base_[0] && has_base_[1];
+    bool has_room = has_base_[0] && has_base_[1];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float most = s[2 * half];
@@ -494,7 +505,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<S::kProducerRegisters>();
-    if (threadIdx.x == 0) produce<S, kHasMask>(launch, base, reinterpret_cast<int*>(shared + S::kNextAt));
+    if (threadIdx.x == 0) produce<S, kHasMask>(launch, base, reinterpret_cast<int*>(shared + S::kTilesAt));
   } else {
     take_registers<S::kConsumerRegisters>();
     Consumer<S, kHasMask>(launch, shared).run();

@@ -50,18 +50,9 @@ Kernels choose_kernels(const Device& device, const AttentionShape& shape,
                    is_able ? "\", \"sm90\"" : "\""));
 }
 
-std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
-                              const std::string& pass, bool is_deterministic,
+std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation) {
-  check(pass == "forward" || pass == "backward", Code::Option, "attentionKernels: pass is \"", pass,
-        "\", expected \"forward\" or \"backward\"");
-  constexpr int64_t kMany = 1 << 20;
-  const AttentionShape shape{.dtype = dtype,
-                             .queries = kMany,
-                             .head_dim = head_dim,
-                             .group = 1,
-                             .is_backward = pass == "backward",
-                             .is_deterministic = is_deterministic};
+  const AttentionShape shape{.dtype = dtype, .queries = INT64_MAX, .group = 1, .is_backward = false};
   return name_of(choose_kernels(*device, shape, implementation));
 }
 

@@ -17,18 +17,16 @@ const char* name_of(Kernels kernels);
 /** What the choice depends on. */
 struct AttentionShape {
   DType dtype;
-  int64_t queries, head_dim, group;  // query heads that share a key head
-  bool is_backward, is_deterministic;
+  int64_t queries, group;  // query heads that share a key head
+  bool is_backward;
 };
 
-/** The fastest, or those that are named: for what "sm90" has no kernel, sm80's. Throws Error(Option) where
- * the device has none of that name. */
+/** The fastest, or those that are named. Throws Error(Option) where the device has none of that name. */
 Kernels choose_kernels(const Device& device, const AttentionShape& shape,
                        const std::optional<std::string>& implementation);
 
-/** The name of those that run for many queries; the pass is "forward" or "backward". */
-std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
-                              const std::string& pass, bool is_deterministic,
+/** The name of those that run for many queries. */
+std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation);
 
 inline int compute_capability(const Cpu&) { return 0; }

@@ -83,7 +83,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   load_pages(launch.v, channels.keys_full(), base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
 
   auto* const staged = reinterpret_cast<StagedTile*>(sm90::aligned_memory() + S::kTilesAt);
-  RowTiles<S::kRows, kHasMask> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
+  RowTiles<S::kRows, kHasMask, false> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
   sm90::Ring<S::kStages> stages;
   for (RowTile rows = tiles.next();; rows = tiles.next(), stages.advance()) {
     const int stage = stages.stage;

@@ -164,7 +164,7 @@ BackwardSm80 queries_of(const MaskPanel& panel, DType dtype, BackwardSm80 op) {
   const int64_t first = panel.first(), bytes = size_of(dtype);
   op.forward = queries_of(panel, dtype, op.forward);
   advance(op.dout, first, bytes);
-  advance(op.dq, first, bytes);
+  advance(op.dq, first, op.dq_float32 ? 4 : bytes);
   op.statistics += first;
   return op;
 }

@@ -35,9 +35,9 @@ struct Shape {
   static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kQueryPage = kRows * 128, kKeyPage = kKeys * 128;
   static constexpr int kQueryBytes = kPages * kQueryPage, kTileBytes = kPages * kKeyPage;
-  // Values are done with at once, keys when the next block's scores are: at D 256 there is room for one block
-  // of values.
-  static constexpr int kKeyStages = 2, kValueStages = kHeadDim > 128 ? 1 : 2;
+  // A block's keys are needed until the next one's scores are under way, its values for its own alone; at D
+  // 256 there is no room for more.
+  static constexpr int kKeyStages = kHeadDim > 128 ? 2 : 3, kValueStages = kHeadDim > 128 ? 1 : 2;
   static constexpr int kGradientsAt = kQueryBytes, kKeysAt = 2 * kQueryBytes,
                        kValuesAt = kKeysAt + kKeyStages * kTileBytes,
                        kBarriersAt = kValuesAt + kValueStages * kTileBytes;
@@ -52,16 +52,18 @@ class Channels : public Barriers {
   __device__ explicit Channels(uint32_t base) : Barriers(base + S::kBarriersAt) {}
   __device__ Barrier queries_full() const { return at(0); }
   __device__ Barrier keys_full(int stage) const { return at(1, stage); }
-  __device__ Barrier keys_empty(int stage) const { return at(3, stage); }
-  __device__ Barrier values_full(int stage) const { return at(5, stage); }
-  __device__ Barrier values_empty(int stage) const { return at(7, stage); }
+  __device__ Barrier keys_empty(int stage) const { return at(4, stage); }
+  __device__ Barrier values_full(int stage) const { return at(7, stage); }
+  __device__ Barrier values_empty(int stage) const { return at(9, stage); }
 
   __device__ void init() const {
     constexpr int kWarps = 4 * S::kConsumers;
     queries_full().init(1);
-    for (int stage = 0; stage < 2; stage++) {
+    for (int stage = 0; stage < S::kKeyStages; stage++) {
       keys_full(stage).init(1);
       keys_empty(stage).init(kWarps);
+    }
+    for (int stage = 0; stage < S::kValueStages; stage++) {
       values_full(stage).init(1);
       values_empty(stage).init(kWarps);
     }
@@ -342,7 +344,7 @@ void launch_query_gradient_sm90(const Cuda& cuda, DType dtype, const BackwardSm8
     if (op.forward.head_dim <= 64) {
       launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
     } else if (op.forward.head_dim <= 96) {
-      launch_shape<Shape<T, 96, 64>, kHasMask>(cuda, op);
+      launch_shape<Shape<T, 96, 128>, kHasMask>(cuda, op);
     } else if (op.forward.head_dim <= 128) {
       launch_shape<Shape<T, 128, 64>, kHasMask>(cuda, op);
     } else {

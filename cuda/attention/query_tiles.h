@@ -27,22 +27,19 @@ struct RowTile {
   int32_t tile = -1;  // of the mask, or -1
 };
 
-template <int kRows, bool kHasMask>
+/** Of a block of keys, the first at first_key; kApart: blocks of a head begin at different tiles. */
+template <int kRows, bool kHasMask, bool kApart>
 class RowTiles;
 
-/**
- * Blocks that run at the same time begin at different tiles, or they would all add to the same dq at once; in
- * turn, each follows the one before it.
- */
-template <int kRows>
-class RowTiles<kRows, false> {
+template <int kRows, bool kApart>
+class RowTiles<kRows, false, kApart> {
  public:
   __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
       : begin_(seen.x / kRows * kRows),
         tiles_((seen.y - begin_ + kRows - 1) / kRows),
         head_(first_head),
         left_(tiles_ * op.forward.group) {
-    if (tiles_ > 0 && op.dq_turns == nullptr) walk_ = first_ = first_key / kRows % tiles_;
+    if (kApart && tiles_ > 0 && op.dq_turns == nullptr) walk_ = first_ = first_key / kRows % tiles_;
   }
   __device__ RowTile next() {
     if (left_-- <= 0) return {};
@@ -56,8 +53,8 @@ class RowTiles<kRows, false> {
   int begin_, tiles_, head_, left_, walk_ = 0, first_ = 0;
 };
 
-template <int kRows>
-class RowTiles<kRows, true> {
+template <int kRows, bool kApart>
+class RowTiles<kRows, true, kApart> {
  public:
   __device__ RowTiles(const BackwardSm80& op, int first_key, int2 seen, int first_head)
       : columns_(op.mask_columns),

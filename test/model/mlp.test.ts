@@ -113,8 +113,8 @@ t.test("the same as the activation and the product", async (t) => {
 /** Enough for several parts, which are large on a GPU. */
 const [hidden, length] = kind === "cuda" ? [4096, 16_384] : [256, 2048];
 const kinds: Readonly<Record<string, LayerOptions>> = {
-  gpt: { hidden, heads: 4 },
-  llama: { kind: "llama", hidden, heads: 4, feedForward: 3 * hidden },
+  gpt: { hidden, heads: hidden / 64 },
+  llama: { kind: "llama", hidden, heads: hidden / 64, feedForward: 3 * hidden },
 };
 
 t.test("a layer's passes hold little beside what they must", async (t) => {

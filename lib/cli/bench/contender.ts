@@ -92,7 +92,7 @@ export class OwnAttention extends Own {
   #saved: { out: Tensor; logSumExp: Tensor; dout: Tensor } | undefined;
 
   constructor(device: Device, problem: Problem, pass: Pass, chosen: Implementation | undefined) {
-    super(device, attentionKernels({ device, ...problem, pass, implementation: chosen }));
+    super(device, attentionKernels({ device, dtype: problem.dtype, implementation: chosen }));
     this.#problem = problem;
     this.#pass = pass;
     this.#chosen = chosen;

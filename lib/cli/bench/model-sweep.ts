@@ -90,7 +90,6 @@ async function measureOne(
     implementation: attentionKernels({
       ...(first && { device: first }),
       dtype,
-      headDim: shape.headDim,
       implementation: settings.implementation,
     }),
     group,

@@ -118,7 +118,7 @@ async function measureOne(options: SweepOptions, effort: Effort, seqLen: number,
   const shared =
     group &&
     new RankedContender({
-      implementation: attentionKernels({ device, dtype, headDim, pass, deterministic, implementation }),
+      implementation: attentionKernels({ device, dtype, implementation }),
       group,
       seqLen,
       prepare: (rank) => new SharedAttention(problem, pass, implementation, rank),
