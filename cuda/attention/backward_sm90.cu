@@ -28,12 +28,18 @@ using namespace sm90;
 using sm80::pack;
 using sm80::shared_address;
 
-template <class Element, int kHeadDim_, int kRows_, bool kMakesQueryGradient_>
+/** How dq gets to its sums in global memory, if it does: added by threads as it stands in registers, or
+ * through shared memory by copies that add. */
+enum class Sums { None, ByThreads, ByCopies };
+
+template <class Element, int kHeadDim_, int kRows_, Sums kSums_>
 struct Shape {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
-  static constexpr bool kMakesQueryGradient = kMakesQueryGradient_;
-  static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
+  static constexpr Sums kSums = kSums_;
+  static constexpr bool kMakesQueryGradient = kSums != Sums::None;
+  static constexpr int kConsumers = 2, kOtherReaders = kSums == Sums::ByThreads ? 1 : 0;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kPages = (kHeadDim + 63) / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
   static constexpr int kKeyBytes = kPages * kKeyPage, kRowBytes = kPages * kRowPage;
@@ -44,7 +50,7 @@ struct Shape {
                        kScoresAt = kGradientsAt + kStages * kRowBytes,
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
                        kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
-                       kTilesAt = kSumsAt + (kMakesQueryGradient ? kStages * kRows * kHeadDim * 4 : 0),
+                       kTilesAt = kSumsAt + (kSums == Sums::ByCopies ? kStages * kRows * kHeadDim * 4 : 0),
                        kBarriersAt = kTilesAt + 64;
   static constexpr int kSharedBytes = kBarriersAt + 128;
   static_assert(kSharedBytes <= 227 << 10);
@@ -60,17 +66,46 @@ template <class S>
 class Channels : public KeyChannels<S> {
  public:
   using KeyChannels<S>::KeyChannels;
-  __device__ Barrier scores_full(int stage) const { return this->at(KeyChannels<S>::kCount, stage); }
-  __device__ Barrier scores_empty(int stage) const { return this->at(KeyChannels<S>::kCount + 2, stage); }
+  __device__ Barrier scores_written(int stage) const { return this->at(KeyChannels<S>::kCount, stage); }
+  __device__ Barrier scores_full(int stage) const { return this->at(KeyChannels<S>::kCount + 2, stage); }
+  __device__ Barrier scores_empty(int stage) const { return this->at(KeyChannels<S>::kCount + 4, stage); }
 
   __device__ void init() const {
     for (int stage = 0; stage < S::kStages; stage++) {
-      scores_full(stage).init(4 * S::kConsumers);
+      scores_written(stage).init(4 * S::kConsumers);
+      scores_full(stage).init(S::kSums == Sums::ByThreads ? 1 : 4 * S::kConsumers);
       scores_empty(stage).init(4 * S::kConsumers);
     }
     KeyChannels<S>::init();
   }
 };
+
+template <class S>
+__device__ const StagedTile& staged(int stage) {
+  return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
+}
+/** Of the stage of a turn: of how many turns before it is of the same parity. */
+template <class S>
+__device__ uint32_t parity_of(int turn) {
+  return static_cast<uint32_t>(turn) / S::kStages % 2;
+}
+
+/** Publishes what the warpgroups that compute write of dS, one warp for all: by a fence, at which threads
+ * wait for what they have added to global memory themselves. */
+template <class S>
+__device__ void publish_scores(uint32_t base) {
+  const Channels<S> channels(base);
+  for (int turn = 0;; turn++) {
+    const int stage = turn & 1;
+    channels.queries_full(stage).wait(parity_of<S>(turn));
+    if (staged<S>(stage).first < 0) break;
+    channels.scores_written(stage).wait(parity_of<S>(turn));
+    publish_writes();
+    __syncwarp();
+    KeyChannels<S>::release(channels.scores_full(stage));
+    KeyChannels<S>::release(channels.queries_empty(stage));
+  }
+}
 
 /** A warpgroup that computes: 64 of the block's keys. */
 template <class S, bool kHasMask>
@@ -103,8 +138,8 @@ class Consumer {
     int turn = 0;
     for (;; turn++) {
       const int stage = turn & 1, before = stage ^ 1;
-      channels_.queries_full(stage).wait(parity_of(turn));
-      const StagedTile& rows = staged(stage);  // read anew each time: registers are few
+      channels_.queries_full(stage).wait(parity_of<S>(turn));
+      const StagedTile& rows = staged<S>(stage);  // read anew each time: registers are few
       if (rows.first < 0) break;
       // Before the products, beside which documents and masks arrive.
       typename OfKeys::Seen seen;
@@ -113,7 +148,7 @@ class Consumer {
       Weights p, ds;
       QueryGradient dq;
       multiply_own<S>(s, own, base_ + S::kQueriesAt + stage * S::kRowBytes);
-      channels_.gradients_full(stage).wait(parity_of(turn));
+      channels_.gradients_full(stage).wait(parity_of<S>(turn));
       multiply_own<S>(dp, own + S::kValuesAt, base_ + S::kGradientsAt + stage * S::kRowBytes);
       if constexpr (S::kBeginsEarly) begin_query_gradient(dq, turn);
       wait_products<S::kBeginsEarly ? 2 : 1>();
@@ -169,22 +204,18 @@ class Consumer {
       wait_products<0>();
       pin(dq);
       add_query_gradient(dq, row_before, ~turn & 1);
-      if (lane_ == 0) finish_reductions();
+      if (S::kSums == Sums::ByCopies && lane_ == 0) finish_reductions();
     }
     write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
     write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
   }
 
  private:
-  /** Of the stage of a turn, how often it was taken before. */
-  __device__ static uint32_t parity_of(int turn) { return static_cast<uint32_t>(turn) / S::kStages % 2; }
-  __device__ const StagedTile& staged(int stage) const {
-    return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
-  }
   /** A warp is done with what the barrier stands for. */
   __device__ void release(const Barrier& barrier) const {
     if (lane_ == 0) barrier.arrive();
   }
+
   /** The first of the columns of dq that are this warpgroup's. */
   __device__ int first_column() const { return S::kSharesRows || S::kAlternates ? 0 : 64 * group_; }
 
@@ -194,7 +225,7 @@ class Consumer {
   /** dq = dS k of the tile before, this warpgroup's share; of none, something that is not used. */
   __device__ void begin_query_gradient(QueryGradient& dq, int turn) const {
     const int before = ~turn & 1;
-    if (turn > 0) channels_.scores_full(before).wait(parity_of(turn - 1));
+    if (turn > 0) channels_.scores_full(before).wait(parity_of<S>(turn - 1));
     if (makes(before)) multiply_scores(dq, before);
     commit_products();
   }
@@ -237,19 +268,31 @@ class Consumer {
     const uint32_t page = base_ + S::kScoresAt + stage * S::kScoreBytes + group_ * S::kRowPage;
     const int query = lane_ % 8 + lane_ / 16 * 8, chunk = 2 * warp_ + lane_ / 8 % 2;
     const uint32_t to = page + query * 128 + (chunk ^ query % 8) * 16;
-    channels_.scores_empty(stage).wait(parity_of(turn) ^ 1);
+    channels_.scores_empty(stage).wait(parity_of<S>(turn) ^ 1);
 #pragma unroll
     for (int step = 0; step < S::kRows / 16; step++)
       store_matrices_transposed(to + 2048 * step, ds + 4 * step);
-    publish_writes();
+    if (S::kSums == Sums::ByCopies) publish_writes();
     __syncwarp();
-    release(channels_.scores_full(stage));
+    release(S::kSums == Sums::ByCopies ? channels_.scores_full(stage) : channels_.scores_written(stage));
   }
 
   /** Adds this warp's 16 rows of what begin_query_gradient began, in the order of tile/sum.h. */
   __device__ void add_query_gradient(const QueryGradient& dq, int first_row, int stage) const {
     if (first_row < 0 || !makes(stage)) return;
     const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_;
+    const auto sums = [&] {
+      return op_.dq_sum + sum_offset(int64_t{first_row} + row, first_column(), S::kHeadDim);
+    };
+    if constexpr (S::kSums == Sums::ByThreads) {
+      float* const to = sums() + sum_lane_offset(lane_);
+#pragma unroll
+      for (int j = 0; j < S::kQueryColumns / 8; j++) {
+        const float four[4] = {dq[4 * j], dq[4 * j + 1], dq[4 * j + 2], dq[4 * j + 3]};
+        add_four(to + 128 * j, four);
+      }
+      return;
+    }
     constexpr int kBytes = 16 * S::kQueryColumns * 4;
     const int place = S::kAlternates ? 4 * group_ + warp_ : 8 * stage + 4 * group_ + warp_;
     char* const mine = aligned_memory() + S::kSumsAt + place * kBytes;
@@ -263,8 +306,7 @@ class Consumer {
     publish_writes();
     __syncwarp();
     if (lane_ != 0) return;
-    reduce_bytes(op_.dq_sum + sum_offset(int64_t{first_row} + row, first_column(), S::kHeadDim),
-                 shared_address(mine), kBytes);
+    reduce_bytes(sums(), shared_address(mine), kBytes);
   }
 
   __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool is_float32,
@@ -292,6 +334,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   if (group == 0) {
     give_registers<24>();
     if (threadIdx.x < 32) produce<S, kHasMask>(launch, base);
+    if (S::kSums == Sums::ByThreads && threadIdx.x / 32 == 1) publish_scores<S>(base);
   } else {
     take_registers<240>();
     Consumer<S, kHasMask>(launch, group - 1).run();
@@ -305,15 +348,23 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
                                                 launch);
 }
 
-template <class T, bool kHasMask, bool kMakesQueryGradient>
+template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
-  if (op.forward.head_dim <= 64) {
-    launch_shape<Shape<T, 64, 128, kMakesQueryGradient>, kHasMask>(cuda, op);
-  } else if (op.forward.head_dim <= 96) {
-    launch_shape<Shape<T, 96, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
-  } else {
-    launch_shape<Shape<T, 128, 64, kMakesQueryGradient>, kHasMask>(cuda, op);
+  const auto of_sums = [&]<Sums kAt64, Sums kAt96, Sums kAt128>() {
+    if (op.forward.head_dim <= 64) {
+      launch_shape<Shape<T, 64, 128, kAt64>, kHasMask>(cuda, op);
+    } else if (op.forward.head_dim <= 96) {
+      launch_shape<Shape<T, 96, 64, kAt96>, kHasMask>(cuda, op);
+    } else {
+      launch_shape<Shape<T, 128, 64, kAt128>, kHasMask>(cuda, op);
+    }
+  };
+  if (op.dq_sum == nullptr) return of_sums.template operator()<Sums::None, Sums::None, Sums::None>();
+  // What was faster: copies where blocks keep step, which causal order does not let them.
+  if (!kHasMask && op.forward.head_dim > 96 && sees_all(op.forward.visible)) {
+    return launch_shape<Shape<T, 128, 64, Sums::ByCopies>, false>(cuda, op);
   }
+  of_sums.template operator()<Sums::ByThreads, Sums::ByCopies, Sums::ByThreads>();
 }
 
 }  // namespace
@@ -321,13 +372,8 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
 
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
-  visit_kernel(dtype, op.forward.mask, [&]<class T, bool kHasMask>() {
-    if (op.dq_sum != nullptr) {
-      launch_typed<T, kHasMask, true>(cuda, op);
-    } else {
-      launch_typed<T, kHasMask, false>(cuda, op);
-    }
-  });
+  visit_kernel(dtype, op.forward.mask,
+               [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 
 }  // namespace longseq

@@ -26,7 +26,7 @@ template <class Element>
 struct Shape {
   using T = Element;
   static constexpr int kHeadDim = 256, kRows = 64, kKeys = 64, kStages = 2;
-  static constexpr int kConsumers = 2, kThreads = 128 * (kConsumers + 1);
+  static constexpr int kConsumers = 2, kOtherReaders = 0, kThreads = 128 * (kConsumers + 1);
   static constexpr int kPages = kHeadDim / 64, kDepthSteps = kHeadDim / 16;
   static constexpr int kKeyPage = kKeys * 128, kRowPage = kRows * 128;
   static constexpr int kKeyBytes = kPages * kKeyPage, kRowBytes = kPages * kRowPage;
@@ -84,10 +84,6 @@ class Consumer {
     return reinterpret_cast<float4*>(aligned_memory() + S::kWeightsAt + stage * S::kWeightBytes) +
            threadIdx.x % 128;
   }
-  /** A warp is done with what the barrier stands for. */
-  __device__ static void release(const Barrier& barrier) {
-    if (threadIdx.x % 32 == 0) barrier.arrive();
-  }
   __device__ static void clear(Gradient& gradient) {
 #pragma unroll
     for (int i = 0; i < S::kHeadDim / 2; i++) gradient[i] = 0;
@@ -109,7 +105,7 @@ class Consumer {
 template <class S, bool kHasMask>
 class ValueConsumer : Consumer<S, kHasMask> {
   using Base = Consumer<S, kHasMask>;
-  using Base::channels_, Base::of_keys_, Base::release, Base::staged;
+  using Base::channels_, Base::of_keys_, Base::staged;
   using typename Base::OfKeys, typename Base::Scores, typename Base::T;
 
  public:
@@ -131,10 +127,10 @@ class ValueConsumer : Consumer<S, kHasMask> {
       channels_.weights_empty(stage).wait(stages.parity ^ 1);
       wait_products<0>();
       pin(s);
-      release(channels_.queries_empty(stage));
+      channels_.release(channels_.queries_empty(stage));
       weigh(s, rows, seen, stage);
       __syncwarp();
-      release(channels_.weights_full(stage));
+      channels_.release(channels_.weights_full(stage));
       typename Base::Weights p;
 #pragma unroll
       for (int i = 0; i < S::kRows / 4; i++) p[i] = pack<T>(s[2 * i], s[2 * i + 1]);
@@ -143,7 +139,7 @@ class ValueConsumer : Consumer<S, kHasMask> {
       commit_products();
       wait_products<0>();
       pin(dv);
-      release(channels_.gradients_empty(stage));
+      channels_.release(channels_.gradients_empty(stage));
     }
     this->write(dv, this->op_.dv, OfKeys::kWeightUnit, this->op_.dv_float32, this->op_.adds_to_dv);
   }
@@ -179,7 +175,7 @@ class ValueConsumer : Consumer<S, kHasMask> {
 template <class S, bool kHasMask>
 class KeyConsumer : Consumer<S, kHasMask> {
   using Base = Consumer<S, kHasMask>;
-  using Base::channels_, Base::of_keys_, Base::release, Base::staged;
+  using Base::channels_, Base::of_keys_, Base::staged;
   using typename Base::OfKeys, typename Base::Scores, typename Base::T;
 
  public:
@@ -199,9 +195,9 @@ class KeyConsumer : Consumer<S, kHasMask> {
       channels_.weights_full(stage).wait(stages.parity);
       wait_products<0>();
       pin(dp);
-      release(channels_.gradients_empty(stage));
+      channels_.release(channels_.gradients_empty(stage));
       differentiate(dp, stage);
-      release(channels_.weights_empty(stage));
+      channels_.release(channels_.weights_empty(stage));
       typename Base::Weights ds;
 #pragma unroll
       for (int i = 0; i < S::kRows / 4; i++) ds[i] = pack<T>(dp[2 * i], dp[2 * i + 1]);
@@ -209,7 +205,7 @@ class KeyConsumer : Consumer<S, kHasMask> {
       commit_products();
       wait_products<0>();
       pin(dk);
-      release(channels_.queries_empty(stage));
+      channels_.release(channels_.queries_empty(stage));
     }
     this->write(dk, this->op_.dk, this->op_.scale, this->op_.dk_float32, this->op_.adds_to_dk);
   }

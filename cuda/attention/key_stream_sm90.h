@@ -36,11 +36,16 @@ class KeyChannels : public sm90::Barriers {
     keys_full().init(1);
     for (int stage = 0; stage < S::kStages; stage++) {
       queries_full(stage).init(1);
-      queries_empty(stage).init(kWarps);
+      queries_empty(stage).init(kWarps + S::kOtherReaders);
       gradients_full(stage).init(1);
       gradients_empty(stage).init(kWarps);
     }
     sm90::publish_barriers();
+  }
+
+  /** A warp is done with what the barrier stands for. */
+  __device__ static void release(const sm90::Barrier& barrier) {
+    if (threadIdx.x % 32 == 0) barrier.arrive();
   }
 };
 
