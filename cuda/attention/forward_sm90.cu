@@ -61,6 +61,9 @@ struct Shape {
   static constexpr int kStreamEnd = kValuesAt + kStages * kTileBytes;
   // Results go out through memory of their own, else in the queries' place.
   static constexpr bool kSharesQueries = kStreamEnd + kQueryBytes > 226 << 10;
+  // Queries are let go with their last scores, so that the next tile's arrive meanwhile, if two warpgroups
+  // compute: three have no register left to look ahead with.
+  static constexpr bool kReleasesEarly = !kSharesQueries && kConsumers == 2;
   static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
   static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
   static constexpr int kTilesAt =
@@ -179,6 +182,7 @@ class Consumer {
       channels_.queries_full().wait(queries.parity);
       if (index(queries.parity) < 0) break;
       attend(Tile(op_, launch_.order, index(queries.parity)));
+      if (!S::kReleasesEarly && !S::kSharesQueries) release(channels_.queries_empty());
       // Where the tile is, is found anew: the registers are all taken until here.
       write(Tile(op_, launch_.order, index(queries.parity)));
       if (S::kSharesQueries) release(channels_.queries_empty());
@@ -240,7 +244,7 @@ class Consumer {
 
     auto blocks = tile.blocks(op_);
     if (blocks.current().first < 0) {
-      if (!S::kSharesQueries) release(channels_.queries_empty());
+      if (S::kReleasesEarly) release(channels_.queries_empty());
       return;
     }
     Scores s;
@@ -280,7 +284,7 @@ class Consumer {
   template <class Blocks>
   __device__ void release_scored(const Blocks& blocks) const {
     release(channels_.keys_empty(stages_.stage));
-    if (!S::kSharesQueries && blocks.next().first < 0) release(channels_.queries_empty());
+    if (S::kReleasesEarly && blocks.next().first < 0) release(channels_.queries_empty());
   }
 
   /** s = exp2(c s - base), and l += rowsum s. */
