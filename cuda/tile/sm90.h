@@ -193,30 +193,25 @@ struct Product;
   "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108," \
   "%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 
+/* Both operands in shared memory, a by depth; b by rows, or by depth. */
+#define LONGSEQ_SHARED_PRODUCT(verb, adds, name, columns, text, operands, n0, n1, n2)                       \
+  template <bool kByRows = false>                                                                           \
+  __device__ static void verb(D& d, uint64_t a, uint64_t b) {                                               \
+    asm volatile("{ .reg .pred adds; setp.ne.b32 adds, " adds                                               \
+                 ", 0;\n"                                                                                   \
+                 "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, %" #n0 \
+                 ", %" #n1 ", adds, 1, 1, 0, %" #n2 "; }"                                                   \
+                 : operands                                                                                 \
+                 : "l"(a), "l"(b), "n"(static_cast<int>(kByRows)));                                         \
+  }
+
 #define LONGSEQ_PRODUCT(Element, name, columns, text, operands, n0, n1, n2, n3, n4)                   \
   template <>                                                                                         \
   struct Product<Element, columns> {                                                                  \
     using D = float[columns / 2];                                                                     \
-    /* d = a b: both in shared memory, a by depth; b by rows, or by depth. */                         \
-    template <bool kByRows = false>                                                                   \
-    __device__ static void begin(D& d, uint64_t a, uint64_t b) {                                      \
-      asm volatile(                                                                                   \
-          "{ .reg .pred adds; setp.ne.b32 adds, 0, 0;\n"                                              \
-          "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, %" #n0  \
-          ", %" #n1 ", adds, 1, 1, 0, %" #n2 "; }"                                                    \
-          : operands(LONGSEQ_OUT)                                                                     \
-          : "l"(a), "l"(b), "n"(static_cast<int>(kByRows)));                                          \
-    }                                                                                                 \
-    /* d += a b. */                                                                                   \
-    template <bool kByRows = false>                                                                   \
-    __device__ static void add(D& d, uint64_t a, uint64_t b) {                                        \
-      asm volatile(                                                                                   \
-          "{ .reg .pred adds; setp.ne.b32 adds, 1, 0;\n"                                              \
-          "wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." name "." name " {" text "}, %" #n0  \
-          ", %" #n1 ", adds, 1, 1, 0, %" #n2 "; }"                                                    \
-          : operands(LONGSEQ_IN_OUT)                                                                  \
-          : "l"(a), "l"(b), "n"(static_cast<int>(kByRows)));                                          \
-    }                                                                                                 \
+    /* d = a b, and d += a b. */                                                                      \
+    LONGSEQ_SHARED_PRODUCT(begin, "0", name, columns, text, operands(LONGSEQ_OUT), n0, n1, n2)        \
+    LONGSEQ_SHARED_PRODUCT(add, "1", name, columns, text, operands(LONGSEQ_IN_OUT), n0, n1, n2)       \
     /* d += a b: a in registers, b by rows. */                                                        \
     __device__ static void add(D& d, const uint32_t* a, uint64_t b) {                                 \
       asm volatile(                                                                                   \
@@ -241,6 +236,7 @@ struct Product;
 LONGSEQ_PRODUCTS(sm80::Bf16, "bf16")
 LONGSEQ_PRODUCTS(sm80::Half, "f16")
 #undef LONGSEQ_PRODUCT
+#undef LONGSEQ_SHARED_PRODUCT
 #undef LONGSEQ_PRODUCTS
 #undef LONGSEQ_8
 #undef LONGSEQ_16
