@@ -1,0 +1,136 @@
+#pragma once
+// The forward kernel's rows for compute capability 9.0: what a warpgroup has of them, and how they leave.
+#include "attention/attention_sm80.h"
+#include "tile/sm90.h"
+
+namespace longseq {
+
+/** A warpgroup's 64 rows of a tile. S, the kernel's shape, says where the results pass through shared memory.
+ */
+template <class S>
+class ForwardRows {
+  using T = typename S::T;
+
+ protected:
+  __device__ explicit ForwardRows(const ForwardSm80& op)
+      : op_(op),
+        group_(static_cast<int>(threadIdx.x) / 128 - 1),
+        warp_(static_cast<int>(threadIdx.x) / 32 % 4),
+        lane_(static_cast<int>(threadIdx.x) % 32) {}
+
+  __device__ static char* shared() { return sm90::aligned_memory(); }
+  /** The row of the tile of this lane's elements 4 j + 2 half and 4 j + 2 half + 1. */
+  __device__ int row_of(int half) const { return 64 * group_ + 16 * warp_ + lane_ / 4 + 8 * half; }
+
+  template <class Tile>
+  __device__ void write(const Tile& tile) {
+    const int64_t part = op_.splits > 1 ? tile.part : 0;
+    float kept[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = row_of(half);
+      float sum = sum_[half];
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+      float inverse = sum == 0 ? 0 : 1 / sum;
+      float value = sum == 0 ? -INFINITY : (base_[half] + log2f(sum)) * 0.6931471805599453f;
+      float* const at = op_.log_sum_exp.data + (part * op_.batch + tile.batch) * op_.log_sum_exp.batch +
+                        tile.head * op_.log_sum_exp.head + tile.first_row + row;
+      kept[half] = 0;
+      if (op_.merges) {
+        const float before = tile.first_row + row < op_.queries ? *at : -INFINITY,
+                    most = fmaxf(before, value);
+        __syncwarp();  // all have read it
+        if (most != -INFINITY) {
+          const float total = most + logf(expf(before - most) + expf(value - most));
+          kept[half] = expf(before - total);
+          inverse *= expf(value - total);
+          value = total;
+        }
+      }
+      if (tile.first_row + row < op_.queries && lane_ % 4 == 0) *at = value;
+#pragma unroll
+      for (int i = half; i < S::kHeadDim / 4; i += 2) {
+        out_[2 * i] *= inverse;
+        out_[2 * i + 1] *= inverse;
+      }
+    }
+    if (op_.out_float32) {
+      write_float32(tile, part, kept);
+    } else {
+      write_elements(tile);
+    }
+  }
+
+  const ForwardSm80& op_;
+  const int group_, warp_, lane_;
+  bool has_base_[2];
+  float base_[2], sum_[2];  // of a lane's part of two rows
+  float out_[S::kHeadDim / 2];
+
+ private:
+  template <class Tile>
+  __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
+    float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile.batch) * op_.out.batch +
+                       tile.head * op_.out.head;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (tile.first_row + row_of(half) >= op_.queries) continue;
+      float* const to = out + (tile.first_row + row_of(half)) * op_.out.row;
+      // Some are read before any is written: so the reads wait for memory side by side.
+      constexpr int kTogether = 8;
+#pragma unroll
+      for (int first = 0; first < S::kHeadDim / 8; first += kTogether) {
+        float2 before[kTogether] = {};
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int column = 8 * (first + i) + lane_ % 4 * 2;
+          if (op_.merges && column < op_.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int j = first + i, column = 8 * j + lane_ % 4 * 2;
+          if (8 * j >= S::kHeadDim || column >= op_.head_dim) continue;
+          *reinterpret_cast<float2*>(to + column) =
+              make_float2(fmaf(before[i].x, kept[half], out_[4 * j + 2 * half]),
+                          fmaf(before[i].y, kept[half], out_[4 * j + 2 * half + 1]));
+        }
+      }
+    }
+  }
+
+  /** Through shared memory, where rows lie as the queries do, so that they leave in 16-byte pieces. */
+  template <class Tile>
+  __device__ void write_elements(const Tile& tile) const {
+    constexpr int kChunks = S::kHeadDim / 8;
+    char* const rows = shared() + S::kOutAt + (64 * group_ + 16 * warp_) * 128;
+    const auto place = [&](int row, int chunk) {
+      return rows + chunk / 8 * S::kQueryPage + row * 128 + (chunk % 8 ^ row % 8) * 16;
+    };
+    // In the queries' place: all of the warpgroup are done with those.
+    if (S::kSharesQueries) sm80::named_barrier(1 + group_, 128);
+    __syncwarp();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+#pragma unroll
+      for (int j = 0; j < kChunks; j++) {
+        *reinterpret_cast<uint32_t*>(place(lane_ / 4 + 8 * half, j) + lane_ % 4 * 4) =
+            sm80::pack<T>(out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]);
+      }
+    }
+    __syncwarp();
+    T* const out = static_cast<T*>(op_.out.data) + tile.batch * op_.out.batch + tile.head * op_.out.head;
+#pragma unroll
+    for (int chunk = lane_; chunk < 16 * kChunks; chunk += 32) {
+      const int row = chunk / kChunks, column = chunk % kChunks;
+      const int of_tile = 64 * group_ + 16 * warp_ + row;
+      if (tile.first_row + of_tile >= op_.queries || column * 8 >= op_.head_dim) continue;
+      *reinterpret_cast<uint4*>(out + (tile.first_row + of_tile) * op_.out.row + column * 8) =
+          *reinterpret_cast<const uint4*>(place(row, column));
+    }
+    // What was read and written here, a copy of the next queries is about to overwrite.
+    if (S::kSharesQueries) sm90::publish_writes();
+  }
+};
+
+}  // namespace longseq
