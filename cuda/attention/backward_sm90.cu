@@ -14,7 +14,6 @@
 //
 // May spill registers: a few words where there is a mask.
 #include "attention/attention_sm90.h"
-#include "attention/gradient_rows_sm90.h"
 #include "attention/key_stream_sm90.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
@@ -80,10 +79,6 @@ class Channels : public KeyChannels<S> {
   }
 };
 
-template <class S>
-__device__ const StagedTile& staged(int stage) {
-  return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
-}
 /** Of the stage of a turn: of how many turns before it is of the same parity. */
 template <class S>
 __device__ uint32_t parity_of(int turn) {

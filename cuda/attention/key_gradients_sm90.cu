@@ -9,7 +9,6 @@
 //   S^T = k q^T     P^T = exp2(c S^T - lse)             dv += P^T dout
 //   dP^T = v dout^T                 dS^T = P^T * (dP^T - delta)      dk += dS^T q
 #include "attention/attention_sm90.h"
-#include "attention/gradient_rows_sm90.h"
 #include "attention/key_stream_sm90.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
@@ -74,9 +73,6 @@ class Consumer {
         channels_(base_),
         of_keys_(op_, KeyTile<S>(launch).first_key + static_cast<int>(threadIdx.x) / 32 % 4 * 16) {}
 
-  __device__ const StagedTile& staged(int stage) const {
-    return reinterpret_cast<const StagedTile*>(aligned_memory() + S::kTilesAt)[stage];
-  }
   __device__ uint32_t queries(int stage) const { return base_ + S::kQueriesAt + stage * S::kRowBytes; }
   __device__ uint32_t gradients(int stage) const { return base_ + S::kGradientsAt + stage * S::kRowBytes; }
   /** This thread's weights of a stage; the next four are 128 further. */
@@ -105,7 +101,7 @@ class Consumer {
 template <class S, bool kHasMask>
 class ValueConsumer : Consumer<S, kHasMask> {
   using Base = Consumer<S, kHasMask>;
-  using Base::channels_, Base::of_keys_, Base::staged;
+  using Base::channels_, Base::of_keys_;
   using typename Base::OfKeys, typename Base::Scores, typename Base::T;
 
  public:
@@ -118,7 +114,7 @@ class ValueConsumer : Consumer<S, kHasMask> {
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
-      const StagedTile rows = staged(stage);
+      const StagedTile rows = staged<S>(stage);
       if (rows.first < 0) break;
       typename OfKeys::Seen seen;
       if (!rows.sees_all) of_keys_.find_seen(seen, rows);
@@ -175,7 +171,7 @@ class ValueConsumer : Consumer<S, kHasMask> {
 template <class S, bool kHasMask>
 class KeyConsumer : Consumer<S, kHasMask> {
   using Base = Consumer<S, kHasMask>;
-  using Base::channels_, Base::of_keys_, Base::staged;
+  using Base::channels_, Base::of_keys_;
   using typename Base::OfKeys, typename Base::Scores, typename Base::T;
 
  public:
@@ -188,7 +184,7 @@ class KeyConsumer : Consumer<S, kHasMask> {
     for (Ring<S::kStages> stages;; stages.advance()) {
       const int stage = stages.stage;
       channels_.queries_full(stage).wait(stages.parity);
-      if (staged(stage).first < 0) break;
+      if (staged<S>(stage).first < 0) break;
       channels_.gradients_full(stage).wait(stages.parity);
       Scores dp;
       multiply_own<S>(dp, this->base_ + S::kValuesAt, this->gradients(stage));

@@ -5,6 +5,7 @@
 
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
+#include "attention/gradients_sm90.h"
 #include "attention/query_tiles.h"
 #include "tile/sm90.h"
 
@@ -18,6 +19,11 @@ struct StagedTile {
   int row;        // its first, among all heads' padded queries: fewer than 2^31, or q would fill any memory
   bool sees_all;  // each of its queries all of the block's keys
 };
+
+template <class S>
+__device__ const StagedTile& staged(int stage) {
+  return reinterpret_cast<const StagedTile*>(sm90::aligned_memory() + S::kTilesAt)[stage];
+}
 
 /** A block's barriers, behind its tiles in shared memory. */
 template <class S>
@@ -254,21 +260,10 @@ __device__ void add_rows(float (&gradient)[S::kHeadDim / 2], const uint32_t (&we
   }
 }
 
-/** Boxes of q and dout of S::kRows rows, of k and v of S::kKeys, and one block for each S::kKeys keys. */
+/** Of blocks of S::kKeys keys. */
 template <class S>
 BackwardSm90 key_launch(const Cuda& cuda, const BackwardSm80& op) {
-  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-  const ForwardSm80& forward = op.forward;
-  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
-    return tensor_map(kDType, of, {forward.head_dim, count, heads, forward.batch}, box);
-  };
-  const int key_heads = forward.heads / forward.group;
-  return {rows(forward.q, forward.queries, forward.heads, S::kRows),
-          rows(forward.k, forward.keys, key_heads, S::kKeys),
-          rows(forward.v, forward.keys, key_heads, S::kKeys),
-          rows(op.dout, forward.queries, forward.heads, S::kRows),
-          op,
-          order_key_tiles(cuda, op, S::kKeys, 1)};
+  return backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
 }
 
 }  // namespace longseq

@@ -8,11 +8,9 @@
 //   S = q k^T    P = exp2(c S - lse)    dP = dout v^T    dS = P * (dP - delta)    dq += dS k
 //
 // where dS is an operand as it stands in registers, and its product runs beside the next block's scores.
-#include <type_traits>
-
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
-#include "attention/gradient_rows_sm90.h"
+#include "attention/gradients_sm90.h"
 #include "attention/query_tile_sm90.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
@@ -320,20 +318,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-  const ForwardSm80& forward = op.forward;
-  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
-    return tensor_map(kDType, of, {forward.head_dim, count, heads, forward.batch}, box);
-  };
-  const BlockOrder order = order_query_tiles(cuda, forward, S::kRows, sizeof(typename S::T), 1);
-  const int key_heads = forward.heads / forward.group;
-  const BackwardSm90 launch{rows(forward.q, forward.queries, forward.heads, S::kRows),
-                            rows(forward.k, forward.keys, key_heads, S::kKeys),
-                            rows(forward.v, forward.keys, key_heads, S::kKeys),
-                            rows(op.dout, forward.queries, forward.heads, S::kRows),
-                            op,
-                            order};
-  longseq::launch<query_gradient_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes,
+  const BackwardSm90 launch =
+      backward_launch<S>(op, order_query_tiles(cuda, op.forward, S::kRows, sizeof(typename S::T), 1));
+  longseq::launch<query_gradient_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
                                                       launch);
 }
 

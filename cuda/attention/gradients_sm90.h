@@ -1,10 +1,30 @@
 #pragma once
-// How gradients leave the registers of a warpgroup.
-#include "attention/attention_sm80.h"
+// What the backward kernels for compute capability 9.0 have in common: a launch's description, and how
+// gradients leave the registers of a warpgroup.
+#include <type_traits>
+
+#include "attention/attention_sm90.h"
 #include "tile/sm80.h"
 #include "tile/sum.h"
 
 namespace longseq {
+
+/** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. */
+template <class S>
+BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order) {
+  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+  const ForwardSm80& forward = op.forward;
+  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
+    return tensor_map(kDType, of, {forward.head_dim, count, heads, forward.batch}, box);
+  };
+  const int key_heads = forward.heads / forward.group;
+  return {rows(forward.q, forward.queries, forward.heads, S::kRows),
+          rows(forward.k, forward.keys, key_heads, S::kKeys),
+          rows(forward.v, forward.keys, key_heads, S::kKeys),
+          rows(op.dout, forward.queries, forward.heads, S::kRows),
+          op,
+          order};
+}
 
 /**
  * Writes factor times what a product of 64 rows left in `gradient` to rows of `to`, whose element T, or float
