@@ -6,7 +6,7 @@ import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
 import { filled } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
-import { type KeyValues, rowsOf } from "./ring-exchange.ts";
+import { type KeyValues, pair, rowMajor, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
 import type { RingStep, Rows } from "./ring-plan.ts";
 
@@ -35,7 +35,7 @@ export class LentKeys implements RingKeys {
     this.#sums = sums;
     this.#held = sums;
     const [{ shared }, ...others] = steps as [RingStep, ...RingStep[]];
-    const rows = pair(own, (x) => inRowMajor(rowsOf(x, shared)));
+    const rows = pair(own, (x) => rowMajor(rowsOf(x, shared)));
     this.#lent = others
       .filter(({ sent }) => sent.length > 0)
       .flatMap(({ distance }) => this.#parcels(distance, rows));
@@ -104,12 +104,4 @@ export class LentKeys implements RingKeys {
 
 function comingLike({ shape, dtype, device }: Tensor, { length }: Rows): Tensor {
   return borrowed(shape.with(1, length), { dtype, device });
-}
-
-function pair(from: KeyValues, make: (x: Tensor) => Tensor): KeyValues {
-  return from.map(make) as readonly Tensor[] as KeyValues;
-}
-
-function inRowMajor(x: Tensor): Tensor {
-  return x.isContiguous ? x : x.contiguous();
 }

@@ -11,6 +11,11 @@ import type { RingStep, Rows } from "./ring-plan.ts";
 /** [B, n, H, D] each: keys and values, or their gradients. */
 export type KeyValues = readonly [k: Tensor, v: Tensor];
 
+export const pair = ([k, v]: KeyValues, make: (x: Tensor) => Tensor): KeyValues => [make(k), make(v)];
+
+/** x itself where it is in row-major order, else a copy. */
+export const rowMajor = (x: Tensor): Tensor => (x.isContiguous ? x : x.contiguous());
+
 /** The rows of a run: the tensor itself where they are all of its rows. */
 export function rowsOf(x: Tensor, { start, length }: Rows, axis = 1): Tensor {
   return length === x.shape[axis] ? x : x.slice(axis, start, start + length);

@@ -14,7 +14,7 @@ import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
 import { attendInto, copyInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
-import { type KeyValues, rowsOf } from "./ring-exchange.ts";
+import { type KeyValues, pair, rowsOf } from "./ring-exchange.ts";
 import { ringKeys } from "./ring-keys.ts";
 import { isAmong, type RingParts, ringParts } from "./ring-parts.ts";
 import { keptByRule, type Meeting, optionsAt, type RingStep, type Rows } from "./ring-plan.ts";
@@ -175,8 +175,8 @@ function summed(x: Tensor, rows: Rows): Summed {
   return [place, dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device })];
 }
 
-function keysOf([k, v]: KeyValues, rows: Rows): KeyValues {
-  return [rowsOf(k, rows), rowsOf(v, rows)];
+function keysOf(keys: KeyValues, rows: Rows): KeyValues {
+  return pair(keys, (x) => rowsOf(x, rows));
 }
 
 /** Rows, counted from the first of those that they are among. */

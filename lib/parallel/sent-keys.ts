@@ -5,7 +5,7 @@ import type { Communicator } from "./communicator.ts";
 import { addInto } from "./key-values.ts";
 import { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
-import { type KeyValues, RingExchange, rowsOf } from "./ring-exchange.ts";
+import { type KeyValues, pair, RingExchange, rowMajor, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
 import type { RingStep } from "./ring-plan.ts";
 
@@ -58,9 +58,7 @@ export class SentKeys implements RingKeys {
   }
 
   gradients(): { places: KeyValues; adds: boolean } {
-    const places = this.#held.map(({ shape, device }) =>
-      Tensor.empty(shape, { device }),
-    ) as readonly Tensor[] as KeyValues;
+    const places = pair(this.#held, ({ shape, device }) => Tensor.empty(shape, { device }));
     this.#made = places;
     return { places, adds: false };
   }
@@ -101,6 +99,5 @@ export class SentKeys implements RingKeys {
 
 /** In row-major order, as they are sent: one copy where there are several steps to send them at. */
 function sentOften(own: KeyValues, steps: readonly RingStep[]): KeyValues {
-  if (steps.length <= 2) return own;
-  return own.map((x) => (x.isContiguous ? x : x.contiguous())) as readonly Tensor[] as KeyValues;
+  return steps.length <= 2 ? own : pair(own, rowMajor);
 }
