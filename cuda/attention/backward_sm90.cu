@@ -58,6 +58,9 @@ struct Shape {
   // Its product is begun a tile later, so that the warpgroups need not keep step: beside that tile's
   // exponentials where there are registers for it.
   static constexpr bool kBeginsEarly = kMakesQueryGradient && kAlternates;
+  // Whether a warpgroup leaves out tiles that see none of its keys: another place for dq's product, for which
+  // those with one beside the exponentials have no registers.
+  static constexpr bool kSkips = !kBeginsEarly;
   static constexpr int kQueryColumns = kSharesRows || kAlternates ? kHeadDim : kHeadDim / 2;
 };
 
@@ -136,6 +139,12 @@ class Consumer {
       channels_.queries_full(stage).wait(parity_of<S>(turn));
       const StagedTile& rows = staged<S>(stage);  // read anew each time: registers are few
       if (rows.first < 0) break;
+      if (S::kSkips && rows.hides[group_]) {
+        skip(turn, row_before);
+        row_before = rows.row;
+        release(channels_.queries_empty(stage));
+        continue;
+      }
       // Before the products, beside which documents and masks arrive.
       typename OfKeys::Seen seen;
       if (!rows.sees_all) of_keys_.find_seen(seen, rows);
@@ -194,11 +203,7 @@ class Consumer {
       release(channels_.queries_empty(stage));
     }
     if constexpr (S::kMakesQueryGradient) {
-      QueryGradient dq;
-      begin_query_gradient(dq, turn);
-      wait_products<0>();
-      pin(dq);
-      add_query_gradient(dq, row_before, ~turn & 1);
+      finish_query_gradient(turn, row_before);
       if (S::kSums == Sums::ByCopies && lane_ == 0) finish_reductions();
     }
     write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
@@ -209,6 +214,18 @@ class Consumer {
   /** A warp is done with what the barrier stands for. */
   __device__ void release(const Barrier& barrier) const {
     if (lane_ == 0) barrier.arrive();
+  }
+
+  /** A tile whose queries see none of this warpgroup's keys. */
+  __device__ void skip(int turn, int row_before) const {
+    const int stage = turn & 1;
+    if constexpr (S::kMakesQueryGradient) {
+      finish_query_gradient(turn, row_before);
+      if (turn > 0) release(channels_.scores_empty(stage ^ 1));
+      pass(Weights{}, turn);
+    }
+    channels_.gradients_full(stage).wait(parity_of<S>(turn));
+    release(channels_.gradients_empty(stage));
   }
 
   /** The first of the columns of dq that are this warpgroup's. */
@@ -223,6 +240,15 @@ class Consumer {
     if (turn > 0) channels_.scores_full(before).wait(parity_of<S>(turn - 1));
     if (makes(before)) multiply_scores(dq, before);
     commit_products();
+  }
+
+  /** The same, made and added. */
+  __device__ void finish_query_gradient(int turn, int row_before) const {
+    QueryGradient dq;
+    begin_query_gradient(dq, turn);
+    wait_products<0>();
+    pin(dq);
+    add_query_gradient(dq, row_before, ~turn & 1);
   }
 
   __device__ void multiply_scores(QueryGradient& dq, int stage) const {

@@ -18,6 +18,7 @@ struct StagedTile {
   int tile;       // of the mask, or -1
   int row;        // its first, among all heads' padded queries: fewer than 2^31, or q would fill any memory
   bool sees_all;  // each of its queries all of the block's keys
+  bool hides[2];  // none of its queries sees any of the first, or the second 64 keys
 };
 
 template <class S>
@@ -105,12 +106,19 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
       break;
     }
     const int last = min(rows.first + S::kRows, forward.queries) - 1;
-    const bool sees_all =
-        visible_keys(forward.visible, last, forward.keys).x <= keys.first_key &&
-        visible_keys(forward.visible, rows.first, forward.keys).y >= keys.first_key + S::kKeys;
+    // Intervals only move forward.
+    const int2 at_first = visible_keys(forward.visible, rows.first, forward.keys),
+               at_last = visible_keys(forward.visible, last, forward.keys);
+    const bool sees_all = at_last.x <= keys.first_key && at_first.y >= keys.first_key + S::kKeys;
+    const auto hides = [&](int key) { return at_last.y <= key || at_first.x >= key + 64; };
     const int row =
         static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
-    staged[stage] = {rows.first, rows.head, rows.tile, row, sees_all && rows.tile < 0};
+    staged[stage] = {rows.first,
+                     rows.head,
+                     rows.tile,
+                     row,
+                     sees_all && rows.tile < 0,
+                     {hides(keys.first_key), hides(keys.first_key + 64)}};
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
