@@ -80,11 +80,12 @@ class KeyBlocks {
   KeyBlock blocks_[2];
 };
 
+/** Without a mask, whose tiles lie where they lie, the first block begins at the first key that is seen. */
 template <int kKeys>
 class KeyBlocks<kKeys, Masking::None> {
  public:
   __device__ KeyBlocks(const GpuMask&, int, int begin, int end)
-      : first_(begin < end ? (end - 1) / kKeys * kKeys : -1), least_(begin / kKeys * kKeys) {}
+      : first_(begin < end ? begin + (end - 1 - begin) / kKeys * kKeys : -1), least_(begin) {}
   __device__ KeyBlock current() const { return {first_, -1}; }
   __device__ KeyBlock next() const { return {behind(1), -1}; }
   __device__ void advance() { first_ = behind(1); }
