@@ -76,19 +76,6 @@ struct Terms {
   const T* data[kMostTerms] = {};
   const float* before = nullptr;  // the sum of the terms before, or null
 };
-template <class T, class To>
-__global__ void sum_kernel(Terms<T> terms, To* y, int64_t elements) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < elements;
-       i += int64_t{gridDim.x} * kThreads) {
-    float sum = terms.before ? terms.before[i] : 0;
-#pragma unroll
-    for (int t = 0; t < static_cast<int>(kMostTerms); t++) {
-      if (t < terms.count) sum += convert<float>(terms.data[t][i]);
-    }
-    y[i] = convert<To>(sum);
-  }
-}
-
 template <int N, class Apply>
 void for_each_element(const Cuda& cuda, const std::array<const Tensor*, N>& tensors, Apply apply) {
   const int64_t elements = tensors[0]->elements();
@@ -180,6 +167,33 @@ __global__ void add_kernel(const T* a, const T* b, T* y, int64_t packs, int64_t 
   if (rest < elements) y[rest] = sum(a[rest], b[rest]);
 }
 
+/** Of the first `packs` 16 bytes, then of single elements. */
+template <class T, class To>
+__global__ void sum_kernel(Terms<T> terms, To* y, int64_t packs, int64_t elements) {
+  constexpr int kPack = 16 / std::max(sizeof(T), sizeof(To));
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, rest = packs * kPack + i;
+  if (i < packs) {
+    float sums[kPack];
+#pragma unroll
+    for (int e = 0; e < kPack; e++) sums[e] = terms.before ? terms.before[i * kPack + e] : 0;
+#pragma unroll
+    for (int t = 0; t < static_cast<int>(kMostTerms); t++) {
+      if (t >= terms.count) break;
+      const auto term = reinterpret_cast<const Packed<T, kPack>*>(terms.data[t])[i];
+#pragma unroll
+      for (int e = 0; e < kPack; e++) sums[e] += convert<float>(term.values[e]);
+    }
+    Packed<To, kPack> out;
+#pragma unroll
+    for (int e = 0; e < kPack; e++) out.values[e] = convert<To>(sums[e]);
+    reinterpret_cast<Packed<To, kPack>*>(y)[i] = out;
+  }
+  if (rest >= elements) return;
+  float sum = terms.before ? terms.before[rest] : 0;
+  for (int t = 0; t < terms.count; t++) sum += convert<float>(terms.data[t][rest]);
+  y[rest] = convert<To>(sum);
+}
+
 /** For a thread each pack; one block has threads enough for what is left. */
 dim3 grid_of_packs(int64_t elements, int64_t pack) {
   return dim3(static_cast<unsigned>(std::max<int64_t>(1, (elements / pack + kThreads - 1) / kThreads)));
@@ -248,7 +262,11 @@ void run(const Cuda& cuda, const Sum& op) {
       const bool ends = first + kMostTerms >= terms;
       some.before = first == 0 ? nullptr : in_steps ? static_cast<float*>(whole.data) : op.y.data<float>();
       const auto into = [&]<class To>(To* y) {
-        launch<sum_kernel<T, To>>(cuda, dim3(blocks_for(cuda, elements)), kThreads, 0, some, y, elements);
+        constexpr int64_t kPack = 16 / std::max(sizeof(T), sizeof(To));
+        const bool is_packed = aligned({y}) && std::all_of(some.data, some.data + some.count,
+                                                           [](const T* term) { return aligned({term}); });
+        launch<sum_kernel<T, To>>(cuda, grid_of_packs(elements, is_packed ? kPack : 1), kThreads, 0, some, y,
+                                  is_packed ? elements / kPack : 0, elements);
       };
       if (in_steps && !ends) {
         into(static_cast<float*>(whole.data));
