@@ -88,8 +88,8 @@ export class Device implements Disposable {
 
   /**
    * What tensors and operations' scratch hold now and the most they held since `resetPeak`, in bytes, as allocated: a
-   * block is a little larger than what was asked for. On the CPU a tensor takes its memory when the queue comes to it, on a
-   * GPU at the call. `tensors` counts live storages; views share one.
+   * block is a little larger than what was asked for. A tensor takes its memory when the queue comes to it. `tensors` counts
+   * live storages; views share one.
    *
    * @example
    * using device = new Device("cpu");

@@ -30,7 +30,7 @@ let handleOf: (tensor: Tensor, what: string) => TensorHandle;
  * at last by the garbage collector. Views and copies are differentiable on a `Tape`.
  *
  * Whatever makes or uses a tensor throws `ERR_DISPOSED` where it or its device was disposed, a TypeError, `ERR_OPTION`,
- * for an argument of the wrong kind, and `ERR_OUT_OF_MEMORY`: on the CPU, where work takes it that is ahead, the next await.
+ * for an argument of the wrong kind, and `ERR_OUT_OF_MEMORY`: at once where there is never so much, else the next await.
  *
  * @example
  * using x = Tensor.from([1, 2, 3, 4, 5, 6], [2, 3], { dtype: "bfloat16" });

@@ -1,5 +1,7 @@
 #include "comm/communicator.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -32,6 +34,7 @@ void queue_wait(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner own
       failed(std::current_exception());
       throw;
     }
+    fence->let_go();
   });
 }
 
@@ -68,6 +71,27 @@ void Communicator::check_tensor(const Tensor& tensor, const char* what) const {
 
 void Communicator::follow() {
   check_open();
+  follows_ = true;
+}
+
+template <class Operation>
+void Communicator::submit(std::vector<Tensor> tensors, Operation operation) {
+  std::vector<Tensor> waiting;
+  std::copy_if(tensors.begin(), tensors.end(), std::back_inserter(waiting),
+               [](const Tensor& tensor) { return tensor.storage->awaits_queue(); });
+  const bool takes = !waiting.empty();
+  if (takes) {
+    const auto take = [waiting = std::move(waiting)] {
+      for (const Tensor& tensor : waiting) tensor.storage->memory();
+    };
+    std::visit([&](const auto& queue) { push(queue, take); }, device_->engine());
+  }
+  if (std::exchange(follows_, false) || takes) queue_follow();
+  in_use_.push_back(std::make_shared<StepTensors>(std::move(tensors)));
+  link_->submit(LinkStep<Operation>{link_, in_use_.back(), std::move(operation)});
+}
+
+void Communicator::queue_follow() {
   const auto fence = std::make_shared<Fence>();
   std::visit([&](const auto& queue) { queue_signal(queue, fence, device_); }, device_->engine());
   const auto failed = [transport = transport_](std::exception_ptr why) { transport->fail(why); };
@@ -91,12 +115,14 @@ void Communicator::exchange(Exchange step) {
     check(!tensor.storage->awaits_loan() || transport_->shares_memory(), Code::Device,
           "exchange: the ranks share no memory that could be lent");
   }
-  link_->submit(LinkStep<ExchangeStep>{link_, {transport_, std::move(step)}});
+  std::vector<Tensor> tensors = step.sent;
+  tensors.insert(tensors.end(), step.received.begin(), step.received.end());
+  submit(std::move(tensors), ExchangeStep{transport_, std::move(step)});
 }
 
 void Communicator::barrier() {
   check_open();
-  link_->submit(LinkStep<BarrierStep>{link_, {transport_}});
+  submit({}, BarrierStep{transport_});
 }
 
 void Communicator::sum(std::vector<Tensor> parts, Tensor y) {
@@ -104,11 +130,16 @@ void Communicator::sum(std::vector<Tensor> parts, Tensor y) {
   for (const Tensor& part : parts) check_tensor(part, "a term");
   check_tensor(y, "the sum");
   check_sum(parts, y);
-  link_->submit(LinkStep<Sum>{link_, {std::move(parts), std::move(y)}});
+  std::vector<Tensor> tensors = parts;
+  tensors.push_back(y);
+  submit(std::move(tensors), Sum{std::move(parts), std::move(y)});
 }
 
 std::shared_ptr<Fence> Communicator::fence() {
   auto fence = std::make_shared<Fence>();
+  fence->on_let_go = [steps = std::exchange(in_use_, {})] {
+    for (const auto& tensors : steps) tensors->let_go();
+  };
   std::visit([&](const auto& queue) { queue_signal(queue, fence, link_); }, link_->engine());
   return fence;
 }

@@ -4,8 +4,10 @@
 #include <exception>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/tensor.h"
@@ -60,6 +62,24 @@ class Transport {
   virtual void left(int, int64_t) {}
 };
 
+/**
+ * The tensors of a step. The link keeps them until it has run it, which takes until the host hears of it; or
+ * until the device has been told to wait for it, for what becomes of their memory then comes behind that.
+ */
+class StepTensors {
+ public:
+  explicit StepTensors(std::vector<Tensor> tensors) : tensors_(std::move(tensors)) {}
+  void let_go() {
+    std::vector<Tensor> gone;
+    const std::lock_guard lock(mutex_);
+    gone.swap(tensors_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Tensor> tensors_;
+};
+
 class Communicator {
  public:
   Communicator(std::shared_ptr<Device> device, std::shared_ptr<Transport> transport, int rank, int size);
@@ -69,7 +89,7 @@ class Communicator {
   int size() const { return size_; }
   const std::shared_ptr<Device>& device() const { return device_; }
 
-  /** The link goes on when the device has run what is queued on it so far. */
+  /** The link goes on with its next step when the device has run what is queued on it until then. */
   void follow();
   void exchange(Exchange step);
   /** All ranks come to it before any goes on. */
@@ -89,11 +109,16 @@ class Communicator {
  private:
   void check_open() const;
   void check_tensor(const Tensor& tensor, const char* what) const;
+  /** Queues a step of these tensors, behind the device where it is to follow, or has yet to take memory. */
+  template <class Operation>
+  void submit(std::vector<Tensor> tensors, Operation operation);
+  void queue_follow();
 
   const std::shared_ptr<Device> device_, link_;
   const std::shared_ptr<Transport> transport_;
   const int rank_, size_;
-  bool closed_ = false;
+  bool closed_ = false, follows_ = false;
+  std::vector<std::shared_ptr<StepTensors>> in_use_;  // by steps since the last fence
 };
 
 /** Ranks of this process, one for each device, which are all of one kind. */
@@ -107,6 +132,7 @@ std::shared_ptr<Communicator> join_local(const std::string& name, int rank, int 
 template <class Operation>
 struct LinkStep {
   std::shared_ptr<Device> link;
+  std::shared_ptr<StepTensors> tensors;
   Operation operation;
 };
 struct ExchangeStep {
@@ -135,7 +161,8 @@ void run(const Queue& queue, const LinkStep<Operation>& step) {
     error = std::current_exception();  // part of it may run nevertheless
     if constexpr (requires { step.operation.transport; }) step.operation.transport->fail(error);
   }
-  hold(queue, std::make_shared<LinkStep<Operation>>(step));
+  hold(queue, std::make_shared<std::pair<std::shared_ptr<Device>, std::shared_ptr<StepTensors>>>(
+                  step.link, step.tensors));
   if (error) std::rethrow_exception(error);
 }
 

@@ -50,6 +50,7 @@ void queue_wait(const Cuda& queue, const std::shared_ptr<Fence>& fence, Owner ow
       failed(std::current_exception());
       throw;
     }
+    fence->let_go();
   });
 }
 

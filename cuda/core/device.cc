@@ -65,6 +65,11 @@ Memory allocate(const Cpu& cpu, size_t bytes) {
 
 Memory allocate_staging(const Cpu& cpu, size_t bytes) { return allocate(cpu, bytes); }
 
+void check_room(const Cpu&, size_t bytes) {
+  reserve_host_memory(bytes);
+  unreserve_host_memory(bytes);
+}
+
 void push(const Cpu& cpu, std::function<void()> task) { cpu.queue->push(std::move(task)); }
 
 void when_done(const Cpu& cpu, Completion done) { cpu.queue->push_completion(std::move(done)); }
@@ -96,6 +101,10 @@ Device::~Device() {
 }
 
 void Device::check_open() const { check(!closed_, Code::Disposed, "device: ", name_, " was disposed"); }
+
+void Device::check_room(size_t bytes) const {
+  std::visit([&](const auto& engine) { longseq::check_room(engine, bytes); }, engine_);
+}
 
 Memory Device::allocate(size_t bytes) const {
   return std::visit([&](const auto& engine) { return longseq::allocate(engine, bytes); }, engine_);

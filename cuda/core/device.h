@@ -52,6 +52,8 @@ Cpu open_cpu(const std::shared_ptr<MemoryUse>& use);
 Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use);
 void close(const Cpu& cpu);
 void close(const Cuda& cuda);
+void check_room(const Cpu& cpu, size_t bytes);
+void check_room(const Cuda& cuda, size_t bytes);
 Memory allocate(const Cpu& cpu, size_t bytes);
 Memory allocate(const Cuda& cuda, size_t bytes);
 Memory allocate_staging(const Cpu& cpu, size_t bytes);
@@ -77,6 +79,8 @@ class Device : public std::enable_shared_from_this<Device> {
   bool is_cpu() const { return std::holds_alternative<Cpu>(engine_); }
   bool owns(const Mark& mark) const;
 
+  /** Throws Error(OutOfMemory) where so much could never be allocated. */
+  void check_room(size_t bytes) const;
   /** Its contents are undefined. Throws Error(OutOfMemory). */
   Memory allocate(size_t bytes) const;
   /** Memory of the host, from which the engine copies fast. */

@@ -377,11 +377,16 @@ void close(const Cuda& cuda) {
   cuda.queue->close();
 }
 
+void check_room(const Cuda& cuda, size_t bytes) {
+  if (bytes <= static_cast<size_t>(std::min(wanted_memory_limit(), cuda.gpu->memory_bytes))) return;
+  use_gpu(*cuda.gpu);
+  refuse(cuda, bytes);
+}
+
 Memory allocate(const Cuda& cuda, size_t bytes) {
   const Gpu& gpu = *cuda.gpu;
   use_gpu(gpu);
-  const auto [left, all] = std::pair(wanted_memory_limit(), gpu.memory_bytes);
-  if (bytes > static_cast<size_t>(std::min(left, all))) refuse(cuda, bytes);
+  check_room(cuda, bytes);
   const int64_t size = std::max<int64_t>(256, (static_cast<int64_t>(bytes) + 255) / 256 * 256);
   const bool is_small = size <= SmallBlocks::kLargest;
   const int64_t block = is_small ? SmallBlocks::size_for(size) : size;

@@ -1,7 +1,5 @@
 #include "core/tensor.h"
 
-#include "core/memory.h"
-
 namespace longseq {
 
 Storage::Storage(std::shared_ptr<Device> owner, size_t bytes, bool is_borrowed)
@@ -69,14 +67,9 @@ Tensor described(const std::shared_ptr<Device>& device, DType dtype, std::span<c
 Tensor Tensor::empty(const std::shared_ptr<Device>& device, DType dtype, std::span<const int64_t> shape) {
   Tensor tensor = described(device, dtype, shape);
   const auto bytes = static_cast<size_t>(tensor.bytes());
-  if (device->is_cpu()) {
-    // What there is no room for at all is refused here; the queue, where it meets too little.
-    reserve_host_memory(bytes);
-    unreserve_host_memory(bytes);
-    tensor.storage = std::make_shared<Storage>(device, bytes);
-  } else {
-    tensor.storage = std::make_shared<Storage>(device, device->allocate(bytes));
-  }
+  // What there is no room for at all is refused here; the queue, where it meets too little.
+  device->check_room(bytes);
+  tensor.storage = std::make_shared<Storage>(device, bytes);
   return tensor;
 }
 

@@ -16,8 +16,8 @@ namespace longseq {
 inline constexpr int kMaxRank = 6;
 
 /**
- * A block of memory. On the CPU it is taken when the queue first comes to it, not by the caller, who may be
- * far ahead: what has been let go by then is there again.
+ * A block of memory. It is taken when the queue first comes to it, not by the caller, who may be far ahead:
+ * what has been let go by then is there again.
  */
 class Storage {
  public:
@@ -35,6 +35,8 @@ class Storage {
     return memory_;
   }
 
+  /** Its queue has not come to it yet. */
+  bool awaits_queue() const { return !is_borrowed_ && !is_taken_.load(std::memory_order_acquire); }
   /** Of memory that another rank lends it in an exchange, and that has not come yet. */
   bool awaits_loan() const { return is_borrowed_ && !is_taken_.load(std::memory_order_acquire); }
   void borrow(Memory lent);

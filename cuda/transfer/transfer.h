@@ -3,8 +3,10 @@
 // waits until the values have come, the old one's is not waited for.
 #include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "core/tensor.h"
 
@@ -27,6 +29,12 @@ class Fence {
   void signal(Word word);
   /** Throws the error. */
   std::shared_ptr<void> wait();
+  /** By the queue that has waited, if all went well; once. */
+  void let_go() {
+    if (const auto release = std::exchange(on_let_go, nullptr)) release();
+  }
+  /** Set before anyone waits. */
+  std::function<void()> on_let_go;
 
  private:
   std::mutex mutex_;

@@ -107,6 +107,22 @@ t.test("a step runs beside the device, and behind what it needs of it", async (t
   }
 });
 
+t.test("what calls far ahead exchange is let go in their order", async (t) => {
+  const ranks = localRanks(2);
+  const own = ranks.map(({ device }) => Tensor.zeros([1 << 16], { device }));
+  for (const { device } of ranks) await device.synchronize();
+  for (const { device } of ranks) device.resetPeak();
+  for (let i = 0; i < 100; i++) {
+    const sums = ranks.map((all, rank) => all.allReduce(own[rank] as Tensor));
+    for (const sum of sums) sum.wait().dispose();
+  }
+  for (const { device } of ranks) {
+    await device.synchronize();
+    const { peakBytes } = device.memory();
+    t.ok(peakBytes < 20 * (own[0]?.bytes ?? 0), `${peakBytes / (own[0]?.bytes ?? 0)} tensors at once`);
+  }
+});
+
 t.test("views, broadcasts, rings and groups", async (t) => {
   const ranks = localRanks(4);
   const turned = ranks.map((all) => {
