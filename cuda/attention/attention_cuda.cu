@@ -1,6 +1,5 @@
 // Attention on a GPU: how the work is cut, and what is launched.
 #include <algorithm>
-#include <vector>
 
 #include "attention/attention.h"
 #include "attention/attention_sm90.h"
@@ -20,7 +19,7 @@ int splits_of(const Cuda& cuda, const ForwardSm80& op, Kernels kernels) {
   const int64_t tiles =
       ceil_div(int64_t{op.queries} * op.packed, kGpuTileRows) * (op.heads / op.packed) * op.batch;
   const int64_t slots = (kernels == Kernels::Sm90 ? 1 : 2) * cuda.gpu->multiprocessors;
-  constexpr int64_t kLeastKeys = 512, kMost = 64;
+  constexpr int64_t kLeastKeys = 512, kMost = 256;
   if (5 * tiles > 4 * slots) return 1;
   return static_cast<int>(std::clamp<int64_t>(std::min(slots / tiles, op.keys / kLeastKeys), 1, kMost));
 }
@@ -69,14 +68,7 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
   kernel.out_float32 = true;
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
   launch_forward(cuda, call, op.q.dtype, op.kernels);
-  std::vector<GpuPart> parts;
-  if (op.merges) parts.push_back({rows_of(op.out), statistics_of(op.log_sum_exp), DType::Float32});
-  for (int64_t part = 0; part < kernel.splits; part++) {
-    parts.push_back({kernel.out, kernel.log_sum_exp, DType::Float32});
-    parts.back().out.data = outs + part * rows * head_dim;
-    parts.back().log_sum_exp.data = sums + part * rows;
-  }
-  merge_parts(cuda, parts, op.out, op.log_sum_exp);
+  merge_splits(cuda, kernel, op.out, op.log_sum_exp, op.merges);
 }
 
 int columns_of(Kernels kernels, int head_dim) {

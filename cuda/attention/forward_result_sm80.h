@@ -9,18 +9,6 @@ namespace longseq {
 template <class S>
 using ForwardSums = float[S::kRowTiles][S::kColumnTiles][4];
 
-/** What the results are merged with, float32, is read when the last keys are done with. */
-template <class S>
-__device__ void prefetch_results(const ForwardSm80& op, const ForwardRows<S>& rows) {
-  const float* const out = static_cast<const float*>(op.out.data) + rows.tile().batch * op.out.batch;
-#pragma unroll 1
-  for (int row = static_cast<int>(threadIdx.x); row < rows.tile().rows; row += S::kThreads) {
-    const float* const from = out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head;
-#pragma unroll 1
-    for (int column = 0; column < op.head_dim; column += 32) sm80::prefetch_line(from + column);
-  }
-}
-
 /** sums + kept times what is there, where the call merges. */
 template <class S>
 __device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows, int64_t part,
@@ -33,7 +21,7 @@ __device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows,
     if (row >= rows.tile().rows) continue;
     float* const to = out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head;
     // Some are read before any is written: so the reads wait for memory side by side.
-    constexpr int kTogether = 8;
+    constexpr int kTogether = S::kHeadDim > 128 ? 8 : S::kColumnTiles;
 #pragma unroll
     for (int first = 0; first < S::kColumnTiles; first += kTogether) {
       float2 before[kTogether] = {};

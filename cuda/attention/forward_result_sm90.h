@@ -73,27 +73,29 @@ class ForwardRows {
   __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
     float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile.batch) * op_.out.batch +
                        tile.head * op_.out.head;
+    // Many are read before any is written: so the reads wait for memory side by side.
+    constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : 2 * kColumns;
+    const auto place = [&](int i) {  // of two elements, a half's behind the other's
+      const int row = tile.first_row + row_of(i / kColumns), column = 8 * (i % kColumns) + lane_ % 4 * 2;
+      return row < op_.queries && column < op_.head_dim
+                 ? reinterpret_cast<float2*>(out + row * op_.out.row + column)
+                 : nullptr;
+    };
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      if (tile.first_row + row_of(half) >= op_.queries) continue;
-      float* const to = out + (tile.first_row + row_of(half)) * op_.out.row;
-      // Some are read before any is written: so the reads wait for memory side by side.
-      constexpr int kTogether = 8;
+    for (int first = 0; first < 2 * kColumns; first += kTogether) {
+      float2 before[kTogether] = {};
 #pragma unroll
-      for (int first = 0; first < S::kHeadDim / 8; first += kTogether) {
-        float2 before[kTogether] = {};
+      for (int i = 0; i < kTogether; i++) {
+        const float2* const from = place(first + i);
+        if (op_.merges && from != nullptr) before[i] = *from;
+      }
 #pragma unroll
-        for (int i = 0; i < kTogether; i++) {
-          const int column = 8 * (first + i) + lane_ % 4 * 2;
-          if (op_.merges && column < op_.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
-        }
-#pragma unroll
-        for (int i = 0; i < kTogether; i++) {
-          const int j = first + i, column = 8 * j + lane_ % 4 * 2;
-          if (8 * j >= S::kHeadDim || column >= op_.head_dim) continue;
-          *reinterpret_cast<float2*>(to + column) =
-              make_float2(fmaf(before[i].x, kept[half], out_[4 * j + 2 * half]),
-                          fmaf(before[i].y, kept[half], out_[4 * j + 2 * half + 1]));
+      for (int i = 0; i < kTogether; i++) {
+        const int half = (first + i) / kColumns, at = 4 * ((first + i) % kColumns) + 2 * half;
+        float2* const to = place(first + i);
+        if (to != nullptr) {
+          *to = make_float2(fmaf(before[i].x, kept[half], out_[at]),
+                            fmaf(before[i].y, kept[half], out_[at + 1]));
         }
       }
     }

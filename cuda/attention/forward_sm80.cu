@@ -56,7 +56,6 @@ class ForwardTile : ForwardRows<S> {
   __device__ void run() {
     this->find_intervals();
     load_queries();
-    if (op_.merges) prefetch_results(op_, *this);
     bool exact = false;
     for (;;) {
       stream(exact);

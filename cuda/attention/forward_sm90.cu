@@ -103,16 +103,6 @@ class Channels : public Barriers {
 template <class S, bool kHasMask>
 using TileOf = QueryTile<S::kRows, S::kKeys, kHasMask>;
 
-/** What a tile's results are merged with, float32, is read when the last keys are done with. */
-template <class Tile>
-__device__ void prefetch_results(const ForwardSm80& op, const Tile& tile) {
-  const float* const out =
-      static_cast<const float*>(op.out.data) + tile.batch * op.out.batch + tile.head * op.out.head;
-  const int end = min(tile.first_row + Tile::kRows, op.queries);
-#pragma unroll 1
-  for (int row = tile.first_row; row < end; row++) prefetch_bytes(out + row * op.out.row, 4 * op.head_dim);
-}
-
 /** Copies queries, keys and values to shared memory; one thread. */
 template <class S, bool kHasMask>
 __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
@@ -156,7 +146,6 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
     if (any) {
       load_values(blocks.current().first);
       stages.advance();
-      if (op.merges) prefetch_results(op, tile);
       for (blocks.advance(); blocks.current().first >= 0; blocks.advance()) {
         load_keys(blocks.current().first);
         load_values(blocks.current().first);

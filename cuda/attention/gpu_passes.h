@@ -1,22 +1,15 @@
 #pragma once
 // The passes over rows around attention's own kernels. Included by .cu files alone.
-#include <vector>
-
 #include "attention/attention.h"
 #include "attention/attention_sm80.h"
 #include "core/cuda.h"
 
 namespace longseq {
 
-/** One of the partial results that are merged. */
-struct GpuPart {
-  GpuRows out;
-  GpuStatistics log_sum_exp;
-  DType dtype;
-};
-/** Always summed in the parts' order. */
-void merge_parts(const Cuda& cuda, const std::vector<GpuPart>& parts, const Tensor& out,
-                 const Tensor& log_sum_exp);
+/** What the call has left for its splits, merged in their order, behind what is there already if it merges.
+ */
+void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, const Tensor& log_sum_exp,
+                  bool merges);
 
 /** Writes what BackwardSm80 calls statistics, padded_queries of them a head. */
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to);

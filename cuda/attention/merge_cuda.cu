@@ -1,6 +1,4 @@
 // Partial results of attention merged by their log-sum-exp, in float32.
-#include <cstring>
-
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
 #include "core/division.h"
@@ -9,6 +7,12 @@ namespace longseq {
 namespace {
 
 constexpr int kThreads = 256;
+
+struct GpuPart {
+  GpuRows out;
+  GpuStatistics log_sum_exp;
+  DType dtype;
+};
 
 __device__ float load_element(const void* data, DType dtype, int64_t at) {
   switch (dtype) {
@@ -34,31 +38,67 @@ __device__ void store_element(void* data, DType dtype, int64_t at, float value) 
   }
 }
 
+/** Parts of any kind. */
+struct PartTable {
+  const GpuPart* parts;
+  int count;
+  __device__ GpuPart operator()(int part) const { return parts[part]; }
+  __device__ static float load(const GpuPart& part, int64_t at) {
+    return load_element(part.out.data, part.dtype, at);
+  }
+};
+/** Of float32: the splits of a call, one behind the other, and before them the whole where it counts. */
+struct PartRow {
+  GpuPart first, whole;
+  int64_t out_step, sum_step;
+  int first_split, count;
+  __device__ GpuPart operator()(int part) const {
+    if (part < first_split) return whole;
+    GpuPart split = first;
+    split.out.data = static_cast<float*>(split.out.data) + (part - first_split) * out_step;
+    split.log_sum_exp.data += (part - first_split) * sum_step;
+    return split;
+  }
+  __device__ static float load(const GpuPart& part, int64_t at) {
+    return static_cast<const float*>(part.out.data)[at];
+  }
+};
+
+__device__ float larger_or_nan(float a, float b) { return isnan(b) || b > a ? b : a; }
+
 /** A warp a row. The whole may be one of the parts: a row is written when all of the warp have read it. */
-__global__ void merge_kernel(const GpuPart* parts, int count, GpuRows out, DType dtype,
-                             GpuStatistics log_sum_exp, int queries, int heads, int head_dim, int64_t rows) {
+template <class Parts>
+__global__ void merge_kernel(Parts parts, GpuRows out, DType dtype, GpuStatistics log_sum_exp, int queries,
+                             int heads, int head_dim, int64_t rows) {
   const int64_t index = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (index >= rows) return;
   const int64_t query = index / heads % queries, head = index % heads, batch = index / heads / queries;
+  const auto statistic = [&](const GpuStatistics& x) {
+    return x.data[batch * x.batch + head * x.head + query];
+  };
   float most = -INFINITY;
-  for (int p = 0; p < count; p++) {
-    const GpuStatistics& part = parts[p].log_sum_exp;
-    const float value = part.data[batch * part.batch + head * part.head + query];
-    most = isnan(value) || value > most ? value : most;
+  for (int p = lane; p < parts.count; p += 32) {
+    most = larger_or_nan(most, statistic(parts(p).log_sum_exp));
+  }
+  for (int distance = 16; distance > 0; distance /= 2) {
+    most = larger_or_nan(most, __shfl_xor_sync(~0u, most, distance));
   }
   float values[8] = {}, sum = 0;
-  for (int p = 0; p < count && most != -INFINITY; p++) {
-    const GpuPart& part = parts[p];
-    const float weight = expf(
-        part.log_sum_exp.data[batch * part.log_sum_exp.batch + head * part.log_sum_exp.head + query] - most);
-    if (weight == 0) continue;
-    sum += weight;
-    const int64_t at = batch * part.out.batch + query * part.out.row + head * part.out.head;
+  if (most != -INFINITY) {
+    // Several parts' loads wait for memory side by side.
+#pragma unroll 4
+    for (int p = 0; p < parts.count; p++) {
+      const GpuPart part = parts(p);
+      const float weight = expf(statistic(part.log_sum_exp) - most);
+      sum += weight;
+      const int64_t at = batch * part.out.batch + query * part.out.row + head * part.out.head;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      if (lane + 32 * i < head_dim)
-        values[i] += weight * load_element(part.out.data, part.dtype, at + lane + 32 * i);
+      for (int i = 0; i < 8; i++) {
+        if (lane + 32 * i >= head_dim) continue;
+        const float value = Parts::load(part, at + lane + 32 * i);
+        if (weight != 0) values[i] += weight * value;
+      }
     }
   }
   __syncwarp();
@@ -74,29 +114,39 @@ __global__ void merge_kernel(const GpuPart* parts, int count, GpuRows out, DType
   }
 }
 
-}  // namespace
-
-void merge_parts(const Cuda& cuda, const std::vector<GpuPart>& parts, const Tensor& out,
-                 const Tensor& log_sum_exp) {
+template <class Parts>
+void merge(const Cuda& cuda, const Parts& parts, const Tensor& out, const Tensor& log_sum_exp) {
   const int64_t rows = out.size(0) * out.size(1) * out.size(2);
   if (rows == 0) return;
-  const size_t bytes = parts.size() * sizeof(GpuPart);
-  const Memory staging = allocate_staging(cuda, bytes), on_gpu = allocate(cuda, bytes);
-  std::memcpy(staging.data, parts.data(), bytes);
-  upload(cuda, on_gpu.data, staging, bytes);
-  constexpr int64_t kRows = kThreads / 32;
-  launch<merge_kernel>(cuda, dim3(static_cast<unsigned>(ceil_div(rows, kRows))), kThreads, 0,
-                       static_cast<const GpuPart*>(on_gpu.data), static_cast<int>(parts.size()), rows_of(out),
-                       out.dtype, statistics_of(log_sum_exp), static_cast<int>(out.size(1)),
-                       static_cast<int>(out.size(2)), static_cast<int>(out.size(3)), rows);
+  launch<merge_kernel<Parts>>(cuda, dim3(static_cast<unsigned>(ceil_div(rows, kThreads / 32))), kThreads, 0,
+                              parts, rows_of(out), out.dtype, statistics_of(log_sum_exp),
+                              static_cast<int>(out.size(1)), static_cast<int>(out.size(2)),
+                              static_cast<int>(out.size(3)), rows);
+}
+
+}  // namespace
+
+void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, const Tensor& log_sum_exp,
+                  bool merges) {
+  const PartRow parts{.first = {op.out, op.log_sum_exp, DType::Float32},
+                      .whole = {rows_of(out), statistics_of(log_sum_exp), DType::Float32},
+                      .out_step = op.batch * op.out.batch,
+                      .sum_step = op.batch * op.log_sum_exp.batch,
+                      .first_split = merges ? 1 : 0,
+                      .count = op.splits + (merges ? 1 : 0)};
+  merge(cuda, parts, out, log_sum_exp);
 }
 
 void run(const Cuda& cuda, const AttentionMerge& op) {
-  std::vector<GpuPart> parts;
+  const size_t bytes = op.outs.size() * sizeof(GpuPart);
+  const Memory staging = allocate_staging(cuda, bytes), table = allocate(cuda, bytes);
+  auto* const parts = static_cast<GpuPart*>(staging.data);
   for (size_t part = 0; part < op.outs.size(); part++) {
-    parts.push_back({rows_of(op.outs[part]), statistics_of(op.log_sum_exps[part]), op.outs[part].dtype});
+    parts[part] = {rows_of(op.outs[part]), statistics_of(op.log_sum_exps[part]), op.outs[part].dtype};
   }
-  merge_parts(cuda, parts, op.out, op.log_sum_exp);
+  upload(cuda, table.data, staging, bytes);
+  merge(cuda, PartTable{static_cast<const GpuPart*>(table.data), static_cast<int>(op.outs.size())}, op.out,
+        op.log_sum_exp);
 }
 
 }  // namespace longseq

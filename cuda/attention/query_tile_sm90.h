@@ -7,9 +7,8 @@
 namespace longseq {
 
 /** The queries of a head that a block takes, and the keys they see. */
-template <int kRows_, int kKeys, bool kHasMask>
+template <int kRows, int kKeys, bool kHasMask>
 struct QueryTile {
-  static constexpr int kRows = kRows_;
   using Blocks = KeyBlocks<kKeys, kHasMask ? Masking::Given : Masking::None>;
   int first_row, batch, head, part;
   int begin, end;

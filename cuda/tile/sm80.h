@@ -25,10 +25,6 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool inside) {
 __device__ inline void copy_async(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-/** From memory to the cache, 128 bytes that are about to be read. */
-__device__ inline void prefetch_line(const void* from) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(from) : "memory");
-}
 /** 4 bytes. */
 __device__ inline void copy_word_async(uint32_t to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");

@@ -108,10 +108,6 @@ __device__ inline void copy_bytes(uint32_t to, const void* from, int bytes, cons
       "l"(from), "r"(bytes), "r"(barrier.address())
       : "memory");
 }
-/** From memory to the cache, whole rows of 16 bytes that are about to be read. */
-__device__ inline void prefetch_bytes(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 /** Adds floats, 16-byte aligned, from shared memory to global; reads them later, before wait_reductions ends.
  */
 __device__ inline void reduce_bytes(float* to, uint32_t from, int bytes) {

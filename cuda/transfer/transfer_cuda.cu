@@ -60,7 +60,7 @@ void queue_transfer(const Cuda& from, const Cpu& to, const Tensor& x, const Tens
 
 void queue_transfer(const Cuda& from, const Cuda& to, const Tensor& x, const Tensor& y) {
   const auto copied = std::make_shared<Fence>();
-  y.storage->memory();  // at once, for another stream is the first to use it
+  y.storage->memory();            // at once, for another stream is the first to use it
   const Event made = record(to);  // it is y's own from this point of its stream on
   from.queue->push_watcher([copied, x, y, made, &from, &to](std::exception_ptr error) {
     std::shared_ptr<void> event;

@@ -38,9 +38,11 @@ t.test("results and memory", async (t) => {
     }
   });
   if (kind !== "cuda") return;
-  for (const [dtype, bytes] of Object.entries(maskBytes)) {
-    t.ok(bytes > 0 && bytes <= budget, `${dtype}: ${bytes} bytes for the mask, of ${budget}`);
-  }
+  const taken = Object.entries(maskBytes);
+  for (const [dtype, bytes] of taken)
+    t.ok(bytes <= budget, `${dtype}: ${bytes} bytes for the mask, of ${budget}`);
+  // Where results come later and are larger, it takes nothing beside them.
+  t.ok(taken.some(([, bytes]) => bytes > 0));
 });
 
 t.test(

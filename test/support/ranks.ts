@@ -1,6 +1,5 @@
 // Several ranks in this thread.
 import { Communicator, Device } from "longseq";
-import { kind } from "./devices.ts";
 
 /** So many communicators, on devices of their own of the default kind. */
 export function localRanks(size: number, options: { timeoutMs?: number } = {}): Communicator[] {
@@ -19,9 +18,6 @@ export function apartRanks(size: number, options: { timeoutMs?: number } = {}): 
     Communicator.join({ name, rank, size, device: new Device(), ...options }),
   );
 }
-
-/** A reason to skip what `rankPeaks` measures: a queue waits for ranks whose first step is called after its last. */
-export const isTakenEarly = kind === "cuda" && "one thread calls all ranks, and memory is taken at the call";
 
 /** The most bytes that each rank's program held at once, beyond the inputs that are made with it. */
 export async function rankPeaks(
