@@ -24,6 +24,9 @@ const fewestRuns = 3;
 /** Runs that are timed together fill this, so that their waiting counts for little: */
 const togetherMs = 20;
 const mostTogether = 50;
+/** Who finds an empty queue waits for the calls, all ranks' where they share a thread. So runs that are shorter than this
+ * have another one before them, which is not counted. */
+const leadMs = 200;
 /** Runs that take this many times the effort's seconds are not repeated up to the fewest. */
 const patience = 4;
 
@@ -79,7 +82,7 @@ export async function measure(
         await attempt(contender, async () => {
           const before = samples.get(contender) ?? [];
           if (round > 1 && contender.runMany) {
-            samples.set(contender, [...before, ...(await contender.runMany(together(before)))]);
+            samples.set(contender, [...before, ...(await timesTogether(contender.runMany, before))]);
             return;
           }
           if (round === 1) await contender.resetPeak();
@@ -88,7 +91,7 @@ export async function measure(
             const bytes = await contender.peakBytes();
             if (bytes !== undefined) peaks.set(contender, bytes);
           }
-          const timed = contender.runMany ? await contender.runMany(together([ms])) : [ms];
+          const timed = contender.runMany ? await timesTogether(contender.runMany, [ms]) : [ms];
           samples.set(contender, [...before, ...timed]);
         });
       }
@@ -121,9 +124,15 @@ export async function measure(
 /** The code of an error that says that a contender has no kernel for the problem. */
 export const unsupported = "unsupported";
 
-/** How many runs of such times are timed together. */
-function together(times: readonly number[]): number {
-  return Math.min(mostTogether, Math.max(1, Math.round(togetherMs / median(times))));
+/** Of as many runs as are timed together where they take such times. */
+async function timesTogether(
+  runMany: NonNullable<Contender["runMany"]>,
+  known: readonly number[],
+): Promise<readonly number[]> {
+  const ms = median(known);
+  const count = Math.min(mostTogether, Math.max(1, Math.round(togetherMs / ms)));
+  const lead = ms < leadMs ? 1 : 0;
+  return (await runMany(lead + count)).slice(lead);
 }
 
 /** In the order that the time decides: where processes measure together, it is the same on all of them. */
