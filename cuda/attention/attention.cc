@@ -212,17 +212,8 @@ Tensor rows_from(Tensor x, int axis, int64_t first, int64_t count) {
   return x;
 }
 
-AttentionShape shape_of(const AttentionForward& op) {
-  return {.dtype = op.q.dtype,
-          .queries = op.q.size(1),
-          .group = op.q.size(2) / std::max<int64_t>(op.k.size(2), 1),
-          .is_backward = false};
-}
-AttentionShape shape_of(const AttentionBackward& op) {
-  AttentionShape shape = shape_of(op.forward);
-  shape.is_backward = true;
-  return shape;
-}
+DType dtype_of(const AttentionForward& op) { return op.q.dtype; }
+DType dtype_of(const AttentionBackward& op) { return op.forward.q.dtype; }
 
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
@@ -232,7 +223,7 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
     device->submit(Reference{std::move(op)});
     return;
   }
-  op.kernels = choose_kernels(*device, shape_of(op), implementation);
+  op.kernels = choose_kernels(*device, dtype_of(op), implementation);
   device->submit(std::move(op));
 }
 
@@ -308,7 +299,7 @@ QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_ex
                           std::span(queries.shape.data(), static_cast<size_t>(queries.rank)));
     device->submit(Fill{op.dq, 0});
   } else {
-    op.kernels = choose_kernels(*device, shape_of(op), options.implementation);
+    op.kernels = choose_kernels(*device, dtype_of(op), options.implementation);
     op.sums = std::make_shared<QuerySums>();
     device->submit(BeginQuerySums{op});
   }

@@ -15,6 +15,14 @@ namespace {
 
 bool is_empty(const AttentionForward& op) { return op.q.size(0) * op.q.size(1) * op.q.size(2) == 0; }
 
+/** The heads of a group share keys and values: where there are few queries they fill a tile together. */
+int packed_heads(const ForwardSm80& op) {
+  if (op.queries >= kGpuTileRows) return 1;
+  int packed = std::min(op.group, static_cast<int>(kGpuTileRows));
+  while (op.group % packed != 0) packed--;
+  return packed;
+}
+
 int splits_of(const Cuda& cuda, const ForwardSm80& op, Kernels kernels) {
   const int64_t tiles =
       ceil_div(int64_t{op.queries} * op.packed, kGpuTileRows) * (op.heads / op.packed) * op.batch;
@@ -283,9 +291,7 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   if (is_empty(op)) return;
   GpuCall call(cuda, op);
   ForwardSm80& kernel = call.kernel;
-  // The heads of a group share keys and values: where there are few queries they fill a tile together.
-  const bool packs = op.kernels == Kernels::Sm80 && kernel.group > 1 && kernel.queries < kGpuTileRows;
-  if (packs) kernel.packed = kernel.group;
+  kernel.packed = packed_heads(kernel);
   kernel.splits = splits_of(cuda, kernel, op.kernels);
   if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
   const GpuResult out(cuda, op.out, op.merges);

@@ -25,10 +25,11 @@ struct BackwardSm90 {
   BlockOrder order;
 };
 
-/** Boxes of 64 columns and `rows` rows of one head. Sizes are those of D, S, H, B. */
-CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows);
+/** Boxes of 64 columns, `rows` rows and `heads` heads. Sizes are those of D, S, H, B. */
+CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows,
+                       int heads = 1);
 
-/** Of bfloat16 or float16, whose rows are of one head (packed 1). */
+/** Of bfloat16 or float16. */
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op);
 /** The largest D at which dq can be summed by blocks of keys. */
 inline constexpr int kMostSummedSm90 = 128;

@@ -35,11 +35,10 @@ class ForwardRows {
       float inverse = sum == 0 ? 0 : 1 / sum;
       float value = sum == 0 ? -INFINITY : (base_[half] + log2f(sum)) * 0.6931471805599453f;
       float* const at = op_.log_sum_exp.data + (part * op_.batch + tile.batch) * op_.log_sum_exp.batch +
-                        tile.head * op_.log_sum_exp.head + tile.first_row + row;
+                        tile.head_of(op_, row) * op_.log_sum_exp.head + tile.query(op_, row);
       kept[half] = 0;
       if (op_.merges) {
-        const float before = tile.first_row + row < op_.queries ? *at : -INFINITY,
-                    most = fmaxf(before, value);
+        const float before = row < tile.rows(op_) ? *at : -INFINITY, most = fmaxf(before, value);
         __syncwarp();  // all have read it
         if (most != -INFINITY) {
           const float total = most + logf(expf(before - most) + expf(value - most));
@@ -48,7 +47,7 @@ class ForwardRows {
           value = total;
         }
       }
-      if (tile.first_row + row < op_.queries && lane_ % 4 == 0) *at = value;
+      if (row < tile.rows(op_) && lane_ % 4 == 0) *at = value;
 #pragma unroll
       for (int i = half; i < S::kHeadDim / 4; i += 2) {
         out_[2 * i] *= inverse;
@@ -69,17 +68,23 @@ class ForwardRows {
   float out_[S::kHeadDim / 2];
 
  private:
+  /** Where a row of the tile lies in `out`. */
+  template <class Tile>
+  __device__ int64_t place_of(const Tile& tile, int row) const {
+    return tile.batch * op_.out.batch + tile.head_of(op_, row) * op_.out.head +
+           tile.query(op_, row) * op_.out.row;
+  }
+
   template <class Tile>
   __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
-    float* const out = static_cast<float*>(op_.out.data) + (part * op_.batch + tile.batch) * op_.out.batch +
-                       tile.head * op_.out.head;
+    float* const out = static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch;
+    float* const rows[2] = {out + place_of(tile, row_of(0)), out + place_of(tile, row_of(1))};
+    const bool inside[2] = {row_of(0) < tile.rows(op_), row_of(1) < tile.rows(op_)};
     // Many are read before any is written: so the reads wait for memory side by side.
     constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : 2 * kColumns;
     const auto place = [&](int i) {  // of two elements, a half's behind the other's
-      const int row = tile.first_row + row_of(i / kColumns), column = 8 * (i % kColumns) + lane_ % 4 * 2;
-      return row < op_.queries && column < op_.head_dim
-                 ? reinterpret_cast<float2*>(out + row * op_.out.row + column)
-                 : nullptr;
+      const int half = i / kColumns, column = 8 * (i % kColumns) + lane_ % 4 * 2;
+      return inside[half] && column < op_.head_dim ? reinterpret_cast<float2*>(rows[half] + column) : nullptr;
     };
 #pragma unroll
     for (int first = 0; first < 2 * kColumns; first += kTogether) {
@@ -121,13 +126,14 @@ class ForwardRows {
       }
     }
     __syncwarp();
-    T* const out = static_cast<T*>(op_.out.data) + tile.batch * op_.out.batch + tile.head * op_.out.head;
+    T* const out = static_cast<T*>(op_.out.data);
+    const int inside = tile.rows(op_);
 #pragma unroll
     for (int chunk = lane_; chunk < 16 * kChunks; chunk += 32) {
       const int row = chunk / kChunks, column = chunk % kChunks;
       const int of_tile = 64 * group_ + 16 * warp_ + row;
-      if (tile.first_row + of_tile >= op_.queries || column * 8 >= op_.head_dim) continue;
-      *reinterpret_cast<uint4*>(out + (tile.first_row + of_tile) * op_.out.row + column * 8) =
+      if (of_tile >= inside || column * 8 >= op_.head_dim) continue;
+      *reinterpret_cast<uint4*>(out + place_of(tile, of_tile) + column * 8) =
           *reinterpret_cast<const uint4*>(place(row, column));
     }
     // What was read and written here, a copy of the next queries is about to overwrite.

@@ -109,14 +109,15 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   const ForwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const int total = launch.order.tiles * launch.order.heads * op.splits;
+  const int query_page = S::kRows / op.packed * op.packed * 128;  // as far as a box fills it
   Ring<1> queries;
   Ring<S::kStages> stages;
-  const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int page_bytes,
-                              int row, int head, int batch) {
-    full.arrive_expecting(S::kPages * page_bytes);
+  const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
+                              int batch) {
+    full.arrive_expecting(S::kTileBytes);
 #pragma unroll
     for (int page = 0; page < S::kPages; page++) {
-      copy_box(to + page * page_bytes, map, full, 64 * page, row, head, batch);
+      copy_box(to + page * S::kKeyPage, map, full, 64 * page, row, head, batch);
     }
   };
   int index = static_cast<int>(blockIdx.x);
@@ -128,20 +129,24 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
     const auto load_keys = [&](int first) {
       channels.keys_empty(stages.stage).wait(stages.parity ^ 1);
       load_pages(launch.k, channels.keys_full(stages.stage), base + S::kKeysAt + stages.stage * S::kTileBytes,
-                 S::kKeyPage, first, key_head, tile.batch);
+                 first, key_head, tile.batch);
     };
     const auto load_values = [&](int first) {
       channels.values_empty(stages.stage).wait(stages.parity ^ 1);
       load_pages(launch.v, channels.values_full(stages.stage),
-                 base + S::kValuesAt + stages.stage * S::kTileBytes, S::kKeyPage, first, key_head,
-                 tile.batch);
+                 base + S::kValuesAt + stages.stage * S::kTileBytes, first, key_head, tile.batch);
     };
     auto blocks = tile.blocks(op);
     const bool any = blocks.current().first >= 0;
     if (any) load_keys(blocks.current().first);
     channels.queries_empty().wait(queries.parity ^ 1);
     tiles[queries.parity] = index;
-    load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_row, tile.head, tile.batch);
+    channels.queries_full().arrive_expecting(S::kPages * query_page);
+#pragma unroll
+    for (int page = 0; page < S::kPages; page++) {
+      copy_box(base + page * S::kQueryPage, launch.q, channels.queries_full(), 64 * page, tile.head,
+               tile.first_query, tile.batch);
+    }
     queries.advance();
     if (any) {
       load_values(blocks.current().first);
@@ -157,6 +162,15 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   channels.queries_empty().wait(queries.parity ^ 1);
   tiles[queries.parity] = -1;
   channels.queries_full().arrive();
+}
+
+/** Rows that no query comes to are zeros: what else lies there may be no number. */
+template <class S>
+__device__ void clear_queries(char* queries) {
+  for (int i = static_cast<int>(threadIdx.x); i < S::kQueryBytes / 16; i += S::kThreads) {
+    reinterpret_cast<uint4*>(queries)[i] = make_uint4(0, 0, 0, 0);
+  }
+  publish_writes();
 }
 
 /** A warpgroup that computes: 64 of a tile's queries. */
@@ -361,7 +375,7 @@ class Consumer : ForwardRows<S> {
         }
       }
       if (op_.score.slopes != nullptr) {
-        const float slope = op_.score.slopes[tile.head] * op_.score.slope_unit;
+        const float slope = op_.score.slopes[tile.head_of(op_, row_of(half))] * op_.score.slope_unit;
         const int position = query_position(op_.score, op_.visible, query);
 #pragma unroll
         for (int j = 0; j < S::kKeys / 8; j++) {
@@ -395,6 +409,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
   char* const shared = aligned_memory();
   const uint32_t base = shared_address(shared);
   if (threadIdx.x == 0) Channels<S>(base).init();
+  if (S::kRows % launch.op.packed != 0) clear_queries<S>(shared);
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<S::kProducerRegisters>();
@@ -408,10 +423,14 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
   constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
-    return tensor_map(kDType, of, {op.head_dim, count, heads, op.batch}, box);
+  const int key_heads = op.heads / op.group;
+  const auto keys = [&](const GpuRows& of) {
+    return tensor_map(kDType, of, {op.head_dim, op.keys, key_heads, op.batch}, S::kKeys);
   };
-  const BlockOrder order = order_query_tiles(cuda, op, S::kRows, sizeof(typename S::T), 1);
+  // Heads are the rows here: those that are packed lie side by side, one query's behind the other's.
+  const GpuRows queries{op.q.data, op.q.batch, op.q.head, op.q.row};
+  const int each = S::kRows / op.packed;
+  const BlockOrder order = order_query_tiles(cuda, op, each * op.packed, sizeof(typename S::T), 1);
   const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, cuda.gpu->multiprocessors));
   Memory counter;
@@ -419,13 +438,13 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
     counter = allocate(cuda, sizeof(int));
     cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
   }
-  const int key_heads = op.heads / op.group;
-  const ForwardSm90 launch{rows(op.q, op.queries, op.heads, S::kRows),
-                           rows(op.k, op.keys, key_heads, S::kKeys),
-                           rows(op.v, op.keys, key_heads, S::kKeys),
-                           op,
-                           order,
-                           static_cast<int*>(counter.data)};
+  const ForwardSm90 launch{
+      tensor_map(kDType, queries, {op.head_dim, op.heads, op.queries, op.batch}, op.packed, each),
+      keys(op.k),
+      keys(op.v),
+      op,
+      order,
+      static_cast<int*>(counter.data)};
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }
 

@@ -16,11 +16,6 @@ constexpr int kHopper = 90;
  *  | sm80    | 8.0 and later      | all               | up to 256 | */
 bool has_sm90(int capability, DType dtype) { return capability == kHopper && dtype != DType::Float32; }
 
-/** Where heads share keys and there are few queries, sm80 has a tile for the whole group. */
-bool fills_tiles(const AttentionShape& shape) {
-  return shape.is_backward || shape.group == 1 || shape.queries >= 128;
-}
-
 }  // namespace
 
 const char* name_of(Kernels kernels) {
@@ -35,25 +30,23 @@ const char* name_of(Kernels kernels) {
   return "";
 }
 
-Kernels choose_kernels(const Device& device, const AttentionShape& shape,
-                       const std::optional<std::string>& implementation) {
+Kernels choose_kernels(const Device& device, DType dtype, const std::optional<std::string>& implementation) {
   const int capability =
       std::visit([](const auto& engine) { return compute_capability(engine); }, device.engine());
   const Kernels own = device.is_cpu() ? Kernels::Cpu : Kernels::Sm80;
-  const bool is_able = has_sm90(capability, shape.dtype);
-  if (!implementation) return is_able && fills_tiles(shape) ? Kernels::Sm90 : own;
+  const bool is_able = has_sm90(capability, dtype);
+  if (!implementation) return is_able ? Kernels::Sm90 : own;
   if (*implementation == name_of(own)) return own;
   if (is_able && *implementation == name_of(Kernels::Sm90)) return Kernels::Sm90;
   throw Error(Code::Option,
               text("attention: implementation \"", *implementation, "\" is not there on ", device.name(),
-                   " for ", name_of(shape.dtype), ", expected one of \"reference\", \"", name_of(own),
+                   " for ", name_of(dtype), ", expected one of \"reference\", \"", name_of(own),
                    is_able ? "\", \"sm90\"" : "\""));
 }
 
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation) {
-  const AttentionShape shape{.dtype = dtype, .queries = INT64_MAX, .group = 1, .is_backward = false};
-  return name_of(choose_kernels(*device, shape, implementation));
+  return name_of(choose_kernels(*device, dtype, implementation));
 }
 
 }  // namespace longseq

@@ -14,18 +14,10 @@ enum class Kernels : uint8_t { Cpu, Sm80, Sm90 };
 
 const char* name_of(Kernels kernels);
 
-/** What the choice depends on. */
-struct AttentionShape {
-  DType dtype;
-  int64_t queries, group;  // query heads that share a key head
-  bool is_backward;
-};
-
 /** The fastest, or those that are named. Throws Error(Option) where the device has none of that name. */
-Kernels choose_kernels(const Device& device, const AttentionShape& shape,
-                       const std::optional<std::string>& implementation);
+Kernels choose_kernels(const Device& device, DType dtype, const std::optional<std::string>& implementation);
 
-/** The name of those that run for many queries. */
+/** Their name. */
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation);
 

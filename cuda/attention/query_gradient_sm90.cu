@@ -87,8 +87,8 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     }
   };
   channels.queries_full().arrive_expecting(2 * S::kQueryBytes);
-  load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_row, tile.head);
-  load_pages(launch.dout, channels.queries_full(), base + S::kGradientsAt, S::kQueryPage, tile.first_row,
+  load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_query, tile.head);
+  load_pages(launch.dout, channels.queries_full(), base + S::kGradientsAt, S::kQueryPage, tile.first_query,
              tile.head);
   Ring<S::kKeyStages> keys;
   Ring<S::kValueStages> values;
@@ -127,7 +127,7 @@ class Consumer {
     const ForwardSm80& forward = op_.forward;
     const float2* const of_row = op_.statistics +
                                  (int64_t{tile_.batch} * forward.heads + tile_.head) * op_.padded_queries +
-                                 tile_.first_row + row_;
+                                 tile_.first_query + row_;
     statistics_[0] = of_row[0];
     statistics_[1] = of_row[8];
     has_rules_ = forward.score.has_softcap || forward.score.slopes != nullptr;
@@ -162,7 +162,7 @@ class Consumer {
     }
     wait_products<0>();
     pin(dq_);
-    write_gradient<T>(dq_, op_.dq, tile_.batch, tile_.head, tile_.first_row + row_, op_.forward.queries,
+    write_gradient<T>(dq_, op_.dq, tile_.batch, tile_.head, tile_.first_query + row_, op_.forward.queries,
                       op_.forward.head_dim, op_.scale * op_.dq_sign, op_.dq_float32, op_.adds_to_dq);
   }
 

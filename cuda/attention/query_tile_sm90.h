@@ -6,20 +6,21 @@
 
 namespace longseq {
 
-/** The queries of a head that a block takes, and the keys they see. */
+/** The queries that a block takes, of a head or of those that are packed: theirs side by side, a row each. */
 template <int kRows, int kKeys, bool kHasMask>
 struct QueryTile {
   using Blocks = KeyBlocks<kKeys, kHasMask ? Masking::Given : Masking::None>;
-  int first_row, batch, head, part;
-  int begin, end;
+  int first_query, batch, head, part;
+  int begin, end;  // keys that they see
 
   __device__ QueryTile(const ForwardSm80& op, const BlockOrder& order, int index) {
     const int tiles = order.tiles * order.heads;
     part = index / tiles;
     const auto [place, of] = order.place(index % tiles);
-    first_row = (order.tiles - 1 - place) * kRows;
-    batch = of / op.heads;
-    head = of % op.heads;
+    const int row_heads = op.heads / op.packed;
+    first_query = (order.tiles - 1 - place) * (kRows / op.packed);
+    batch = of / row_heads;
+    head = of % row_heads * op.packed;
     begin = interval(op, 0).x;
     end = interval(op, kRows - 1).y;
     if (op.splits > 1) {
@@ -29,12 +30,21 @@ struct QueryTile {
     }
   }
   /** The query of a row; of rows behind the last, that one's. */
-  __device__ int query(const ForwardSm80& op, int row) const { return min(first_row + row, op.queries - 1); }
+  __device__ int query(const ForwardSm80& op, int row) const {
+    return min(first_query + (op.packed == 1 ? row : row / op.packed), op.queries - 1);
+  }
+  __device__ int head_of(const ForwardSm80& op, int row) const {
+    return op.packed == 1 ? head : head + row % op.packed;
+  }
+  /** Rows that have a query. */
+  __device__ int rows(const ForwardSm80& op) const {
+    return min(kRows / op.packed, op.queries - first_query) * op.packed;
+  }
   __device__ int2 interval(const ForwardSm80& op, int row) const {
     return visible_keys(op.visible, query(op, row), op.keys);
   }
   __device__ Blocks blocks(const ForwardSm80& op) const {
-    return Blocks(op.mask, first_row / 128, begin, end);
+    return Blocks(op.mask, first_query / 128, begin, end);
   }
 };
 

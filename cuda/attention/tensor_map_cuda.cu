@@ -25,7 +25,8 @@ Encode find_encode() {
 
 }  // namespace
 
-CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows) {
+CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows,
+                       int heads) {
   static const Encode encode = find_encode();
   std::array<cuuint64_t, 4> extents;
   for (size_t i = 0; i < 4; i++) extents[i] = static_cast<cuuint64_t>(std::max<int64_t>(sizes[i], 1));
@@ -34,7 +35,8 @@ CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t,
     return static_cast<cuuint64_t>(sizes[axis] > 1 ? 2 * of_axis : 16);
   };
   const std::array<cuuint64_t, 3> strides{stride(of.row, 1), stride(of.head, 2), stride(of.batch, 3)};
-  const std::array<cuuint32_t, 4> box{64, static_cast<cuuint32_t>(rows), 1, 1}, steps{1, 1, 1, 1};
+  const std::array<cuuint32_t, 4> box{64, static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(heads), 1},
+      steps{1, 1, 1, 1};
   CUtensorMap map;
   const CUresult status = encode(
       &map, dtype == DType::Float16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4,
