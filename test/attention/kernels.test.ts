@@ -31,6 +31,13 @@ const cases: Record<string, Case> = {
       softcap: 5,
     }),
   },
+  "packed heads that fill no tile, slopes, a mask": {
+    sizes: [1, 100, 140, 6, 2],
+    options: () => ({
+      alibiSlopes: Tensor.from([0.3, 0.1, 0.03, 0.01, 0.003, 0], [6]),
+      mask: AttentionMask.from(100, 140, scattered),
+    }),
+  },
   "few queries, packed heads, keys in parts": { sizes: [1, 5, 1100, 4, 2], options: () => ({}) },
 };
 
