@@ -1,6 +1,7 @@
 // What ranks do together, made of exchanges and of sums in the order of the ranks.
 import { failure, shown, wrongKind } from "../errors.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
+import { copyInto } from "./key-values.ts";
 import type { Link } from "./link.ts";
 import type { Pending } from "./pending.ts";
 import { portions, release, rowsOf, splitRows, sum, untracked, wrongRows } from "./portions.ts";
@@ -18,18 +19,21 @@ export function allGather(link: Link, x: Tensor, counts: readonly number[] | und
   const rows = rowsOf("allGather", x);
   const sizes = countsOf(link, "allGather", counts ?? new Array<number>(link.size).fill(rows));
   if (sizes[link.rank] !== rows) throw wrongRows("allGather", rows, sizes[link.rank]);
-  const source = untracked(x);
   const out = link.empty([sum(sizes), ...x.shape.slice(1)], x);
   const parts = splitRows(out, sizes);
+  // From their place among all, so that x may go.
+  const own = parts[link.rank] as Tensor;
+  copyInto(own, x);
+  const others = link.others();
   const pending = link.start(
     () =>
       link.exchange(
-        parts.map((_, peer) => ({ peer, tensor: source })),
-        parts.map((tensor, peer) => ({ peer, tensor })),
+        others.map((peer) => ({ peer, tensor: own })),
+        others.map((peer) => ({ peer, tensor: parts[peer] as Tensor })),
       ),
     out,
   );
-  release(parts, [source]);
+  release(parts);
   return pending;
 }
 

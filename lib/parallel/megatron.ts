@@ -90,6 +90,7 @@ function enter(
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
         const all = startGathering(communicator, saved.x, counts);
+        saved.x.dispose(); // its rows are among all
         const parts = splitRows(given, counts, 1);
         const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
         const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
