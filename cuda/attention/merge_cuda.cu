@@ -6,7 +6,7 @@
 namespace longseq {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 256, kWarps = kThreads / 32;
 
 struct GpuPart {
   GpuRows out;
@@ -66,12 +66,15 @@ struct PartRow {
 
 __device__ float larger_or_nan(float a, float b) { return isnan(b) || b > a ? b : a; }
 
-/** A warp a row. The whole may be one of the parts: a row is written when all of the warp have read it. */
+/**
+ * A row for each `warps`: one, or all of the block's, which share its parts. The whole may be one of the
+ * parts: a row is written when all that share it have read it.
+ */
 template <class Parts>
 __global__ void merge_kernel(Parts parts, GpuRows out, DType dtype, GpuStatistics log_sum_exp, int queries,
-                             int heads, int head_dim, int64_t rows) {
-  const int64_t index = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
+                             int heads, int head_dim, int64_t rows, int warps) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, share = warp % warps;
+  const int64_t index = int64_t{blockIdx.x} * (kWarps / warps) + warp / warps;
   if (index >= rows) return;
   const int64_t query = index / heads % queries, head = index % heads, batch = index / heads / queries;
   const auto statistic = [&](const GpuStatistics& x) {
@@ -88,7 +91,7 @@ __global__ void merge_kernel(Parts parts, GpuRows out, DType dtype, GpuStatistic
   if (most != -INFINITY) {
     // Several parts' loads wait for memory side by side.
 #pragma unroll 4
-    for (int p = 0; p < parts.count; p++) {
+    for (int p = share; p < parts.count; p += warps) {
       const GpuPart part = parts(p);
       const float weight = expf(statistic(part.log_sum_exp) - most);
       sum += weight;
@@ -102,6 +105,19 @@ __global__ void merge_kernel(Parts parts, GpuRows out, DType dtype, GpuStatistic
     }
   }
   __syncwarp();
+  if (warps > 1) {
+    __shared__ float shares[kWarps][257];
+#pragma unroll
+    for (int i = 0; i < 8; i++) shares[warp][lane + 32 * i] = values[i];
+    if (lane == 0) shares[warp][256] = sum;
+    __syncthreads();
+    if (warp != 0) return;
+    for (int other = 1; other < kWarps; other++) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) values[i] += shares[other][lane + 32 * i];
+      sum += shares[other][256];
+    }
+  }
   const float inverse = most == -INFINITY ? 0 : 1 / sum;
   const int64_t at = batch * out.batch + query * out.row + head * out.head;
 #pragma unroll
@@ -118,10 +134,12 @@ template <class Parts>
 void merge(const Cuda& cuda, const Parts& parts, const Tensor& out, const Tensor& log_sum_exp) {
   const int64_t rows = out.size(0) * out.size(1) * out.size(2);
   if (rows == 0) return;
-  launch<merge_kernel<Parts>>(cuda, dim3(static_cast<unsigned>(ceil_div(rows, kThreads / 32))), kThreads, 0,
+  // Where there are few rows, and many parts.
+  const int warps = parts.count >= 2 * kWarps && rows <= 4 * cuda.gpu->multiprocessors ? kWarps : 1;
+  launch<merge_kernel<Parts>>(cuda, dim3(static_cast<unsigned>(ceil_div(rows, kWarps / warps))), kThreads, 0,
                               parts, rows_of(out), out.dtype, statistics_of(log_sum_exp),
                               static_cast<int>(out.size(1)), static_cast<int>(out.size(2)),
-                              static_cast<int>(out.size(3)), rows);
+                              static_cast<int>(out.size(3)), rows, warps);
 }
 
 }  // namespace
