@@ -68,17 +68,17 @@ class ForwardRows {
   float out_[S::kHeadDim / 2];
 
  private:
-  /** Where a row of the tile lies in `out`. */
+  /** Where the tile's first row lies in `out`. */
   template <class Tile>
-  __device__ int64_t place_of(const Tile& tile, int row) const {
-    return tile.batch * op_.out.batch + tile.head_of(op_, row) * op_.out.head +
-           tile.query(op_, row) * op_.out.row;
+  __device__ int64_t first_of(const Tile& tile) const {
+    return tile.batch * op_.out.batch + tile.head * op_.out.head + tile.first_query * op_.out.row;
   }
 
   template <class Tile>
   __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
-    float* const out = static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch;
-    float* const rows[2] = {out + place_of(tile, row_of(0)), out + place_of(tile, row_of(1))};
+    float* const out = static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch + first_of(tile);
+    float* const rows[2] = {out + Tile::offset(op_, op_.out, row_of(0)),
+                            out + Tile::offset(op_, op_.out, row_of(1))};
     const bool inside[2] = {row_of(0) < tile.rows(op_), row_of(1) < tile.rows(op_)};
     // Many are read before any is written: so the reads wait for memory side by side.
     constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : 2 * kColumns;
@@ -126,14 +126,14 @@ class ForwardRows {
       }
     }
     __syncwarp();
-    T* const out = static_cast<T*>(op_.out.data);
+    T* const out = static_cast<T*>(op_.out.data) + first_of(tile);
     const int inside = tile.rows(op_);
 #pragma unroll
     for (int chunk = lane_; chunk < 16 * kChunks; chunk += 32) {
       const int row = chunk / kChunks, column = chunk % kChunks;
       const int of_tile = 64 * group_ + 16 * warp_ + row;
       if (of_tile >= inside || column * 8 >= op_.head_dim) continue;
-      *reinterpret_cast<uint4*>(out + place_of(tile, of_tile) + column * 8) =
+      *reinterpret_cast<uint4*>(out + Tile::offset(op_, op_.out, of_tile) + column * 8) =
           *reinterpret_cast<const uint4*>(place(row, column));
     }
     // What was read and written here, a copy of the next queries is about to overwrite.

@@ -109,7 +109,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   const ForwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const int total = launch.order.tiles * launch.order.heads * op.splits;
-  const int query_page = S::kRows / op.packed * op.packed * 128;  // as far as a box fills it
+  const int query_page = TileOf<S, kHasMask>::queries(op) * op.packed * 128;  // as far as a box fills it
   Ring<1> queries;
   Ring<S::kStages> stages;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
@@ -144,8 +144,10 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
     channels.queries_full().arrive_expecting(S::kPages * query_page);
 #pragma unroll
     for (int page = 0; page < S::kPages; page++) {
-      copy_box(base + page * S::kQueryPage, launch.q, channels.queries_full(), 64 * page, tile.head,
-               tile.first_query, tile.batch);
+      const bool is_packed = op.packed > 1;  // then heads are the rows
+      copy_box(base + page * S::kQueryPage, launch.q, channels.queries_full(), 64 * page,
+               is_packed ? tile.head : tile.first_query, is_packed ? tile.first_query : tile.head,
+               tile.batch);
     }
     queries.advance();
     if (any) {
@@ -427,9 +429,15 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
   const auto keys = [&](const GpuRows& of) {
     return tensor_map(kDType, of, {op.head_dim, op.keys, key_heads, op.batch}, S::kKeys);
   };
-  // Heads are the rows here: those that are packed lie side by side, one query's behind the other's.
-  const GpuRows queries{op.q.data, op.q.batch, op.q.head, op.q.row};
   const int each = S::kRows / op.packed;
+  // Where heads are packed they are the rows: those of a query lie side by side.
+  const auto queries = [&] {
+    if (op.packed == 1) {
+      return tensor_map(kDType, op.q, {op.head_dim, op.queries, op.heads, op.batch}, each);
+    }
+    const GpuRows heads{op.q.data, op.q.batch, op.q.head, op.q.row};
+    return tensor_map(kDType, heads, {op.head_dim, op.heads, op.queries, op.batch}, op.packed, each);
+  };
   const BlockOrder order = order_query_tiles(cuda, op, each * op.packed, sizeof(typename S::T), 1);
   const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, cuda.gpu->multiprocessors));
@@ -438,13 +446,7 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
     counter = allocate(cuda, sizeof(int));
     cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
   }
-  const ForwardSm90 launch{
-      tensor_map(kDType, queries, {op.head_dim, op.heads, op.queries, op.batch}, op.packed, each),
-      keys(op.k),
-      keys(op.v),
-      op,
-      order,
-      static_cast<int*>(counter.data)};
+  const ForwardSm90 launch{queries(), keys(op.k), keys(op.v), op, order, static_cast<int*>(counter.data)};
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }
 

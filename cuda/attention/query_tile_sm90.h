@@ -17,8 +17,8 @@ struct QueryTile {
     const int tiles = order.tiles * order.heads;
     part = index / tiles;
     const auto [place, of] = order.place(index % tiles);
-    const int row_heads = op.heads / op.packed;
-    first_query = (order.tiles - 1 - place) * (kRows / op.packed);
+    first_query = (order.tiles - 1 - place) * queries(op);
+    const int row_heads = op.packed == 1 ? op.heads : op.heads / op.packed;
     batch = of / row_heads;
     head = of % row_heads * op.packed;
     begin = interval(op, 0).x;
@@ -36,9 +36,15 @@ struct QueryTile {
   __device__ int head_of(const ForwardSm80& op, int row) const {
     return op.packed == 1 ? head : head + row % op.packed;
   }
+  /** Of a whole tile; most calls pack nothing, and are spared the divisions. */
+  __device__ static int queries(const ForwardSm80& op) { return op.packed == 1 ? kRows : kRows / op.packed; }
   /** Rows that have a query. */
   __device__ int rows(const ForwardSm80& op) const {
-    return min(kRows / op.packed, op.queries - first_query) * op.packed;
+    return min(queries(op), op.queries - first_query) * op.packed;
+  }
+  /** How far a row lies behind the first. */
+  __device__ static int64_t offset(const ForwardSm80& op, const GpuRows& of, int row) {
+    return op.packed == 1 ? row * of.row : row / op.packed * of.row + row % op.packed * of.head;
   }
   __device__ int2 interval(const ForwardSm80& op, int row) const {
     return visible_keys(op.visible, query(op, row), op.keys);
