@@ -291,7 +291,7 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   if (is_empty(op)) return;
   GpuCall call(cuda, op);
   ForwardSm80& kernel = call.kernel;
-  kernel.packed = packed_heads(kernel);
+  pack_heads(kernel, packed_heads(kernel));
   kernel.splits = splits_of(cuda, kernel, op.kernels);
   if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
   const GpuResult out(cuda, op.out, op.merges);

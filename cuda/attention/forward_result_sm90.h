@@ -79,29 +79,27 @@ class ForwardRows {
     float* const out = static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch + first_of(tile);
     float* const rows[2] = {out + Tile::offset(op_, op_.out, row_of(0)),
                             out + Tile::offset(op_, op_.out, row_of(1))};
-    const bool inside[2] = {row_of(0) < tile.rows(op_), row_of(1) < tile.rows(op_)};
+    const int columns[2] = {row_of(0) < tile.rows(op_) ? op_.head_dim : 0,
+                            row_of(1) < tile.rows(op_) ? op_.head_dim : 0};
     // Many are read before any is written: so the reads wait for memory side by side.
     constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : 2 * kColumns;
-    const auto place = [&](int i) {  // of two elements, a half's behind the other's
-      const int half = i / kColumns, column = 8 * (i % kColumns) + lane_ % 4 * 2;
-      return inside[half] && column < op_.head_dim ? reinterpret_cast<float2*>(rows[half] + column) : nullptr;
-    };
 #pragma unroll
     for (int first = 0; first < 2 * kColumns; first += kTogether) {
       float2 before[kTogether] = {};
 #pragma unroll
       for (int i = 0; i < kTogether; i++) {
-        const float2* const from = place(first + i);
-        if (op_.merges && from != nullptr) before[i] = *from;
+        const int half = (first + i) / kColumns, column = 8 * ((first + i) % kColumns) + lane_ % 4 * 2;
+        if (op_.merges && column < columns[half]) {
+          before[i] = *reinterpret_cast<const float2*>(rows[half] + column);
+        }
       }
 #pragma unroll
       for (int i = 0; i < kTogether; i++) {
-        const int half = (first + i) / kColumns, at = 4 * ((first + i) % kColumns) + 2 * half;
-        float2* const to = place(first + i);
-        if (to != nullptr) {
-          *to = make_float2(fmaf(before[i].x, kept[half], out_[at]),
-                            fmaf(before[i].y, kept[half], out_[at + 1]));
-        }
+        const int half = (first + i) / kColumns, j = (first + i) % kColumns, column = 8 * j + lane_ % 4 * 2;
+        if (column >= columns[half]) continue;
+        *reinterpret_cast<float2*>(rows[half] + column) =
+            make_float2(fmaf(before[i].x, kept[half], out_[4 * j + 2 * half]),
+                        fmaf(before[i].y, kept[half], out_[4 * j + 2 * half + 1]));
       }
     }
   }

@@ -109,7 +109,8 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   const ForwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const int total = launch.order.tiles * launch.order.heads * op.splits;
-  const int query_page = TileOf<S, kHasMask>::queries(op) * op.packed * 128;  // as far as a box fills it
+  const int query_page =
+      TileOf<S, kHasMask>::query_of(op, S::kRows) * op.packed * 128;  // as far as a box fills it
   Ring<1> queries;
   Ring<S::kStages> stages;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,

@@ -20,6 +20,12 @@ float positive_scale(float scale);
 /** 1, -1 or 0. */
 float sign_of(float scale);
 
+/** So many heads share a tile. */
+inline void pack_heads(ForwardSm80& kernel, int heads) {
+  kernel.packed = heads;
+  kernel.packed_inverse = ((1 << 16) + heads - 1) / heads;
+}
+
 inline GpuRows rows_of(const Tensor& x) { return {x.data<char>(), x.stride(0), x.stride(1), x.stride(2)}; }
 inline GpuStatistics statistics_of(const Tensor& x) { return {x.data<float>(), x.stride(0), x.stride(1)}; }
 

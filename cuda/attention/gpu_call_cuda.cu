@@ -142,7 +142,8 @@ GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
   kernel.heads = static_cast<int32_t>(q_.size(2));
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));
-  kernel.packed = kernel.splits = 1;
+  kernel.splits = 1;
+  pack_heads(kernel, 1);
   score(op.score);
   see(cuda, *op.visibility);
   if (op.score.alibi_slopes) place(cuda, op);

@@ -17,8 +17,8 @@ struct QueryTile {
     const int tiles = order.tiles * order.heads;
     part = index / tiles;
     const auto [place, of] = order.place(index % tiles);
-    first_query = (order.tiles - 1 - place) * queries(op);
-    const int row_heads = op.packed == 1 ? op.heads : op.heads / op.packed;
+    const int row_heads = op.heads / op.packed;
+    first_query = (order.tiles - 1 - place) * query_of(op, kRows);
     batch = of / row_heads;
     head = of % row_heads * op.packed;
     begin = interval(op, 0).x;
@@ -31,20 +31,22 @@ struct QueryTile {
   }
   /** The query of a row; of rows behind the last, that one's. */
   __device__ int query(const ForwardSm80& op, int row) const {
-    return min(first_query + (op.packed == 1 ? row : row / op.packed), op.queries - 1);
+    return min(first_query + query_of(op, row), op.queries - 1);
   }
-  __device__ int head_of(const ForwardSm80& op, int row) const {
-    return op.packed == 1 ? head : head + row % op.packed;
+  __device__ int head_of(const ForwardSm80& op, int row) const { return head + place_of(op, row); }
+  /** Among the tile's queries: by a product, for divisions are long. */
+  __device__ static int query_of(const ForwardSm80& op, int row) { return row * op.packed_inverse >> 16; }
+  /** Among the packed heads. */
+  __device__ static int place_of(const ForwardSm80& op, int row) {
+    return row - query_of(op, row) * op.packed;
   }
-  /** Of a whole tile; most calls pack nothing, and are spared the divisions. */
-  __device__ static int queries(const ForwardSm80& op) { return op.packed == 1 ? kRows : kRows / op.packed; }
   /** Rows that have a query. */
   __device__ int rows(const ForwardSm80& op) const {
-    return min(queries(op), op.queries - first_query) * op.packed;
+    return min(query_of(op, kRows), op.queries - first_query) * op.packed;
   }
   /** How far a row lies behind the first. */
   __device__ static int64_t offset(const ForwardSm80& op, const GpuRows& of, int row) {
-    return op.packed == 1 ? row * of.row : row / op.packed * of.row + row % op.packed * of.head;
+    return query_of(op, row) * of.row + place_of(op, row) * of.head;
   }
   __device__ int2 interval(const ForwardSm80& op, int row) const {
     return visible_keys(op.visible, query(op, row), op.keys);
