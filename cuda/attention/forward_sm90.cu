@@ -214,29 +214,12 @@ class Consumer : ForwardRows<S> {
   }
 
   __device__ void score(Scores& s, int stage) const {
-    uint64_t q = depth_operand(base_address_ + group_ * 64 * 128);
-    uint64_t k = depth_operand(base_address_ + S::kKeysAt + stage * S::kTileBytes);
-    begin_products();
-#pragma unroll
-    for (int d = 0; d < S::kDepthSteps; d++) {
-      const uint64_t left = further(q, d / 4 * S::kQueryPage + d % 4 * 32);
-      const uint64_t right = further(k, d / 4 * S::kKeyPage + d % 4 * 32);
-      if (d == 0) {
-        Product<T, S::kKeys>::begin(s, left, right);
-      } else {
-        Product<T, S::kKeys>::add(s, left, right);
-      }
-    }
-    commit_products();
+    begin_product<T, S::kDepthSteps, S::kQueryPage, S::kKeyPage>(
+        s, base_address_ + group_ * 64 * 128, base_address_ + S::kKeysAt + stage * S::kTileBytes);
   }
 
   __device__ void accumulate(const Weights& p, int stage) {
-    const uint64_t v = row_operand(base_address_ + S::kValuesAt + stage * S::kTileBytes, S::kKeyPage);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < S::kKeys / 16; step++) {
-      Product<T, S::kHeadDim>::add(out_, p + 4 * step, further(v, 2048 * step));
-    }
+    add_product<T, S::kKeyPage>(out_, p, base_address_ + S::kValuesAt + stage * S::kTileBytes);
     commit_products();
   }
 

@@ -236,36 +236,17 @@ class KeyScores {
   const int first_key_, lane_;
 };
 
-/** c = own rows^T: 64 keys or values, the first at `own`, times the streamed ones. */
+/** Begins c = own rows^T: 64 keys or values, the first at `own`, times the streamed ones. */
 template <class S>
 __device__ void multiply_own(float (&c)[S::kRows / 2], uint32_t own, uint32_t rows) {
-  using Product = sm90::Product<typename S::T, S::kRows>;
-  const uint64_t left = sm90::depth_operand(own), right = sm90::depth_operand(rows);
-  sm90::begin_products();
-#pragma unroll
-  for (int d = 0; d < S::kDepthSteps; d++) {
-    const uint64_t a = sm90::further(left, d / 4 * S::kKeyPage + d % 4 * 32),
-                   b = sm90::further(right, d / 4 * S::kRowPage + d % 4 * 32);
-    if (d == 0) {
-      Product::begin(c, a, b);
-    } else {
-      Product::add(c, a, b);
-    }
-  }
-  sm90::commit_products();
+  sm90::begin_product<typename S::T, S::kDepthSteps, S::kKeyPage, S::kRowPage>(c, own, rows);
 }
 
 /** gradient += weights rows, the streamed ones; not committed. */
 template <class S>
 __device__ void add_rows(float (&gradient)[S::kHeadDim / 2], const uint32_t (&weights)[S::kRows / 4],
                          uint32_t rows) {
-  const uint64_t right = sm90::row_operand(rows, S::kRowPage);
-  sm90::begin_products();
-#pragma unroll
-  for (int step = 0; step < S::kRows / 16; step++) {
-    sm90::Product<typename S::T, S::kHeadDim>::add(gradient, weights + 4 * step,
-                                                   sm90::further(right, 2048 * step));
-  }
+  sm90::add_product<typename S::T, S::kRowPage>(gradient, weights, rows);
 }
 
 /** Of blocks of S::kKeys keys. */

@@ -172,21 +172,9 @@ class Consumer {
     if (threadIdx.x % 32 == 0) barrier.arrive();
   }
 
-  /** c = own columns^T: this warpgroup's queries or gradients, times a block of keys or values. */
+  /** Begins c = own columns^T: this warpgroup's queries or gradients, times a block of keys or values. */
   __device__ void multiply_own(Scores& c, uint32_t own, uint32_t columns) const {
-    const uint64_t left = depth_operand(own + group_ * 64 * 128), right = depth_operand(columns);
-    begin_products();
-#pragma unroll
-    for (int d = 0; d < S::kDepthSteps; d++) {
-      const uint64_t a = further(left, d / 4 * S::kQueryPage + d % 4 * 32),
-                     b = further(right, d / 4 * S::kKeyPage + d % 4 * 32);
-      if (d == 0) {
-        Product<T, S::kKeys>::begin(c, a, b);
-      } else {
-        Product<T, S::kKeys>::add(c, a, b);
-      }
-    }
-    commit_products();
+    begin_product<T, S::kDepthSteps, S::kQueryPage, S::kKeyPage>(c, own + group_ * 64 * 128, columns);
   }
 
   /** Begins s = q k^T and dp = dout v^T. */
@@ -199,12 +187,7 @@ class Consumer {
 
   /** dq += dS k. */
   __device__ void add(const Weights& ds, int stage) {
-    const uint64_t k = row_operand(base_ + S::kKeysAt + stage * S::kTileBytes, S::kKeyPage);
-    begin_products();
-#pragma unroll
-    for (int step = 0; step < S::kKeys / 16; step++) {
-      Product<T, S::kHeadDim>::add(dq_, ds + 4 * step, further(k, 2048 * step));
-    }
+    add_product<T, S::kKeyPage>(dq_, ds, base_ + S::kKeysAt + stage * S::kTileBytes);
     commit_products();
   }
 

@@ -255,4 +255,35 @@ LONGSEQ_PRODUCTS(sm80::Half, "f16")
 #undef LONGSEQ_T64
 #undef LONGSEQ_T128
 
+/** Begins c = left right^T: 64 rows by those of `right`, over kSteps times 16 columns of both, in pages of 64
+ * columns that lie so many bytes apart. */
+template <class T, int kSteps, int kLeftPage, int kRightPage, int count>
+__device__ inline void begin_product(float (&c)[count], uint32_t left, uint32_t right) {
+  const uint64_t a = depth_operand(left), b = depth_operand(right);
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < kSteps; step++) {
+    const uint64_t left_step = further(a, step / 4 * kLeftPage + step % 4 * 32),
+                   right_step = further(b, step / 4 * kRightPage + step % 4 * 32);
+    if (step == 0) {
+      Product<T, 2 * count>::begin(c, left_step, right_step);
+    } else {
+      Product<T, 2 * count>::add(c, left_step, right_step);
+    }
+  }
+  commit_products();
+}
+
+/** c += left right, to be committed: of 64 rows in registers, and of `right` as many rows as those have
+ * columns, in pages of 64 columns that lie kPage bytes apart. */
+template <class T, int kPage, int count, int words>
+__device__ inline void add_product(float (&c)[count], const uint32_t (&left)[words], uint32_t right) {
+  const uint64_t rows = row_operand(right, kPage);
+  begin_products();
+#pragma unroll
+  for (int step = 0; step < words / 4; step++) {
+    Product<T, 2 * count>::add(c, left + 4 * step, further(rows, 2048 * step));
+  }
+}
+
 }  // namespace longseq::sm90
