@@ -14,6 +14,8 @@ export interface Gpu {
    * of a larger mask are copied to it in each call, piece by piece beside the work.
    */
   maskBudget: number;
+  /** Which kernels attention runs there, unless `implementation` says otherwise. */
+  attentionKernels: Record<"bfloat16" | "float16" | "float32", "sm90" | "sm80">;
 }
 
 /** What runs here: the package, its binary, and the processor as it is used. */

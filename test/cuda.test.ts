@@ -5,6 +5,7 @@ import {
   type AttentionOptions,
   attentionBackward,
   attentionForward,
+  attentionKernels,
   Device,
   info,
   Scope,
@@ -32,6 +33,9 @@ t.test("what it is called", { skip }, async (t) => {
   t.equal(device.description, `${gpu?.name} (cuda:0)`);
   t.equal(new Device("cuda:0").description, device.description);
   t.match(gpu, { name: /./, computeCapability: Number, multiprocessors: Number, memoryBytes: Number });
+  for (const dtype of ["bfloat16", "float16", "float32"] as const) {
+    t.equal(gpu?.attentionKernels[dtype], attentionKernels({ device, dtype }), dtype);
+  }
   t.ok((gpu?.computeCapability ?? 0) >= 8);
 });
 

@@ -4,6 +4,7 @@
 #include "addon/bind.h"
 #include "addon/bindings.h"
 #include "addon/completions.h"
+#include "attention/kernels.h"
 #include "core/cpu.h"
 #include "core/gpu_info.h"
 #include "core/thread_pool.h"
@@ -30,6 +31,11 @@ Napi::Value info(Napi::Env env) {
     gpu.Set("multiprocessors", gpus[i].multiprocessors);
     gpu.Set("memoryBytes", static_cast<double>(gpus[i].memory_bytes));
     gpu.Set("maskBudget", static_cast<double>(mask_budget(gpus[i].memory_bytes)));
+    auto kernels = Napi::Object::New(env);
+    for (const DType dtype : {DType::BFloat16, DType::Float16, DType::Float32}) {
+      kernels.Set(name_of(dtype), name_of(gpu_kernels(gpus[i].compute_capability, dtype)));
+    }
+    gpu.Set("attentionKernels", kernels);
     list.Set(i, gpu);
   }
   out.Set("gpus", list);

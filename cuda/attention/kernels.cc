@@ -18,6 +18,10 @@ bool has_sm90(int capability, DType dtype) { return capability == kHopper && dty
 
 }  // namespace
 
+Kernels gpu_kernels(int capability, DType dtype) {
+  return has_sm90(capability, dtype) ? Kernels::Sm90 : Kernels::Sm80;
+}
+
 const char* name_of(Kernels kernels) {
   switch (kernels) {
     case Kernels::Cpu:
@@ -35,7 +39,7 @@ Kernels choose_kernels(const Device& device, DType dtype, const std::optional<st
       std::visit([](const auto& engine) { return compute_capability(engine); }, device.engine());
   const Kernels own = device.is_cpu() ? Kernels::Cpu : Kernels::Sm80;
   const bool is_able = has_sm90(capability, dtype);
-  if (!implementation) return is_able ? Kernels::Sm90 : own;
+  if (!implementation) return device.is_cpu() ? own : gpu_kernels(capability, dtype);
   if (*implementation == name_of(own)) return own;
   if (is_able && *implementation == name_of(Kernels::Sm90)) return Kernels::Sm90;
   throw Error(Code::Option,

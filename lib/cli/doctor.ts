@@ -159,20 +159,27 @@ function engineFacts(cuda: Info["cuda"] | undefined, system: Accelerator): Fact[
   }
   return [
     { name: "engine", value: "in this binary" },
-    ...cuda.gpus.map(({ name, memoryBytes, maskBudget, computeCapability, multiprocessors }, i): Fact => {
-      const capability = computeCapability.toFixed(1);
-      const value = `${name}, ${formatBytes(memoryBytes)} (${formatBytes(maskBudget)} for a mask), ${multiprocessors} multiprocessors, compute capability ${capability}, attention by ${kernelsText(computeCapability)}`;
-      const fact = { name: `cuda:${i}`, value };
-      return computeCapability >= oldestGpu
-        ? fact
-        : { ...fact, hint: "too old: the kernels need 8.0 (Ampere)" };
-    }),
+    ...cuda.gpus.map(
+      ({ name, memoryBytes, maskBudget, computeCapability, multiprocessors, ...gpu }, i): Fact => {
+        const capability = computeCapability.toFixed(1);
+        const value = `${name}, ${formatBytes(memoryBytes)} (${formatBytes(maskBudget)} for a mask), ${multiprocessors} multiprocessors, compute capability ${capability}, attention by ${kernelsText(gpu.attentionKernels)}`;
+        const fact = { name: `cuda:${i}`, value };
+        return computeCapability >= oldestGpu
+          ? fact
+          : { ...fact, hint: "too old: the kernels need 8.0 (Ampere)" };
+      },
+    ),
   ];
 }
 
-/** As cuda/attention/kernels.cc has it. */
-const kernelsText = (computeCapability: number) =>
-  computeCapability === 9 ? "sm90 (16 bits), sm80 (float32)" : "sm80";
+/** "sm90 (bfloat16, float16), sm80 (float32)", or what all of them are. */
+function kernelsText(kernels: Info["cuda"]["gpus"][number]["attentionKernels"]): string {
+  const entries = Object.entries(kernels);
+  const names = [...new Set(entries.map(([, name]) => name))];
+  if (names.length === 1) return names.join();
+  const typesOf = (name: string) => entries.flatMap(([dtype, of]) => (of === name ? [dtype] : []));
+  return names.map((name) => `${name} (${typesOf(name).join(", ")})`).join(", ");
+}
 
 /** Where there is neither driver nor GPU, nothing is wrong. */
 const driverMatters = ({ driver, gpus }: Accelerator) => driver !== null || gpus.length > 0;
