@@ -55,10 +55,9 @@ struct ForwardSm80 {
   GpuMask mask;
   GpuScore score;
   int32_t batch, queries, keys, heads, group, head_dim;
-  int32_t packed;  // heads whose rows stand together: row r is query r / packed of head r % packed
-  int32_t
-      packed_inverse;  // 2^16 / packed, rounded up: divides rows of a tile, for packed times those is less
-  int32_t splits;      // parts that the keys are cut into; each writes a partial result of its own
+  int32_t packed;          // heads whose rows stand together: row r is query r / packed of head r % packed
+  int32_t packed_inverse;  // 2^16 / packed, rounded up: times a row of a tile, its query times 2^16
+  int32_t splits;          // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
   bool merges;  // with what out, of float32, and log_sum_exp hold
 };

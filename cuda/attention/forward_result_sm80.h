@@ -2,6 +2,7 @@
 // What the forward kernel writes at its end: out and log-sum-exp, or what they become with those of other
 // keys, which are there. Included by .cu files alone.
 #include "attention/forward_rows_sm80.h"
+#include "attention/merged_row.h"
 #include "tile/sm80.h"
 
 namespace longseq {
@@ -90,14 +91,9 @@ __device__ void write_result(const ForwardSm80& op, const ForwardRows<S>& rows, 
                       rows.head_of(row) * op.log_sum_exp.head + rows.query_of(row);
     kept[r] = 0;
     if (op.merges) {
-      const float before = row < rows.tile().rows ? *at : -INFINITY, most = fmaxf(before, value);
+      const float before = row < rows.tile().rows ? *at : -INFINITY;
       __syncwarp();  // all have read it
-      if (most != -INFINITY) {
-        const float whole = most + logf(expf(before - most) + expf(value - most));
-        kept[r] = expf(before - whole);
-        inverse *= expf(value - whole);
-        value = whole;
-      }
+      kept[r] = merge_row(before, value, inverse);
     }
     if (row < rows.tile().rows && lane % 4 == 0) *at = value;
 #pragma unroll

@@ -1,6 +1,7 @@
 #pragma once
 // The forward kernel's rows for compute capability 9.0: what a warpgroup has of them, and how they leave.
 #include "attention/attention_sm80.h"
+#include "attention/merged_row.h"
 #include "tile/sm90.h"
 
 namespace longseq {
@@ -38,14 +39,9 @@ class ForwardRows {
                         tile.head_of(op_, row) * op_.log_sum_exp.head + tile.query(op_, row);
       kept[half] = 0;
       if (op_.merges) {
-        const float before = row < tile.rows(op_) ? *at : -INFINITY, most = fmaxf(before, value);
+        const float before = row < tile.rows(op_) ? *at : -INFINITY;
         __syncwarp();  // all have read it
-        if (most != -INFINITY) {
-          const float total = most + logf(expf(before - most) + expf(value - most));
-          kept[half] = expf(before - total);
-          inverse *= expf(value - total);
-          value = total;
-        }
+        kept[half] = merge_row(before, value, inverse);
       }
       if (row < tile.rows(op_) && lane_ % 4 == 0) *at = value;
 #pragma unroll
