@@ -133,9 +133,16 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
   if (op.sums) {
     kernel.dq_sum = static_cast<float*>(op.sums->dq.data) + op.first_query * kernel.dq_columns;
   } else {
-    own = allocate(cuda, static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float));
+    const auto sum_bytes = static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float);
+    const auto heads = static_cast<size_t>(kernel.forward.batch) * op.forward.k.size(2);
+    own = allocate(cuda, sum_bytes + heads * sizeof(SumsDone));
     clear(own);
     kernel.dq_sum = static_cast<float*>(own.data);
+    kernel.dq = rows_of(op.dq);
+    kernel.sum_scale = sum_scale(op);
+    if (op.dq.dtype == dtype && rows_aligned(op.dq) && !(call.mask && call.mask->in_panels)) {
+      kernel.sums_done = reinterpret_cast<SumsDone*>(static_cast<char*>(own.data) + sum_bytes);
+    }
   }
   Memory turns;
   if (op.deterministic) {
@@ -150,7 +157,7 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
       launch_backward_sm80(cuda, dtype, part);
     }
   });
-  if (!op.sums) finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
+  if (!op.sums) finish_query_gradient(cuda, kernel, op.dq);
 }
 
 /** Whether dq is made by blocks of queries, with two products more. */
@@ -348,7 +355,9 @@ void run(const Cuda& cuda, const FinishQuerySums& finish) {
   kernel.padded_queries = padded(q.size(1));
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
   kernel.dq_sum = static_cast<float*>(op.sums->dq.data);
-  finish_query_gradient(cuda, kernel, sum_scale(op), op.dq);
+  kernel.dq = rows_of(op.dq);
+  kernel.sum_scale = sum_scale(op);
+  finish_query_gradient(cuda, kernel, op.dq);
 }
 
 }  // namespace longseq

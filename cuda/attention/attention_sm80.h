@@ -62,14 +62,22 @@ struct ForwardSm80 {
   bool merges;  // with what out, of float32, and log_sum_exp hold
 };
 
+/** Of the heads that share keys, whose sums of dq become dq within the kernel that makes the sums. */
+struct alignas(8) SumsDone {
+  int32_t added;  // blocks that have added all of theirs
+  int32_t taken;  // tiles of rows that are finished, or being finished
+};
+
 struct BackwardSm80 {
   ForwardSm80 forward;  // its packed and splits are 1
   GpuRows dout, dq, dk, dv;
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
   const float2* statistics;
-  float* dq_sum;   // [B Hq padded_queries dq_columns]; zero at first; null: dq is another kernel's
-  int dq_columns;  // D rounded up as the kernel's is
+  float* dq_sum;        // [B Hq padded_queries dq_columns]; zero at first; null: dq is another kernel's
+  int dq_columns;       // D rounded up as the kernel's is
+  float sum_scale;      // from sums to dq
+  SumsDone* sums_done;  // [B Hkv], zero at first; null: dq, which the kernel cannot write, is left to others
   // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
   // queries' dq; null: blocks add in any order.
   int32_t* dq_turns;

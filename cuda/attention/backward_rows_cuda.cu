@@ -3,6 +3,7 @@
 // neighbours in memory. Rows that do not lie on 16 bytes are read or written by elements, in the same order.
 #include "attention/gpu_call.h"
 #include "attention/gpu_passes.h"
+#include "attention/query_sums.h"
 #include "core/division.h"
 #include "tile/row_group.h"
 #include "tile/sum.h"
@@ -106,96 +107,50 @@ void launch_statistics(const Cuda& cuda, const StatisticsRows& op, bool is_align
   }
 }
 
-struct FinishRows {
-  const float* sum;
-  GpuRows dq;
-  float scale;
-  int32_t queries, heads, pairs, head_dim;
-  int32_t columns;  // of the sums
-  int64_t padded;
-  bool adds;  // to what is there, of float32
-};
-constexpr int kFinishRows = kThreads / 32 * 16;  // of a block: a warp takes 16
+constexpr int kFinishRows = kThreads / 32 * kSumRows;  // of a block: a warp takes kSumRows
 
-/** Of the four lanes that share a row: lane i's word j goes to lane j as its word i. */
-__device__ void transpose_of_four(uint32_t (&words)[4]) {
-  const bool odd = (threadIdx.x & 1) != 0, upper = (threadIdx.x & 2) != 0;
-#pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t taken = __shfl_xor_sync(~0u, odd ? words[i] : words[i + 1], 1);
-    (odd ? words[i] : words[i + 1]) = taken;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const uint32_t taken = __shfl_xor_sync(~0u, upper ? words[i] : words[i + 2], 2);
-    (upper ? words[i] : words[i + 2]) = taken;
-  }
+/** What is left of dq, of 16 bits and on 16 bytes. */
+template <class T>
+__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ BackwardSm80 op) {
+  const int pairs = op.forward.batch * op.forward.heads, group = op.forward.group;
+  const int pair = static_cast<int>(blockIdx.x % pairs);
+  const int row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
+  if (row >= op.forward.queries) return;
+  const int tile = pair % group * sum_tiles(op.forward) + row / kSumRows;
+  if (op.sums_done != nullptr && tile < op.sums_done[pair / group].taken) return;
+  finish_rows<T, 4>(op, pair, row);
 }
 
-/**
- * Reads four tiles of 16 x 8 sums at a time. A lane has two neighbours of each in rows r and r + 8; as 16-bit
- * elements the lanes of a row exchange theirs, so that each writes 16 bytes of it.
- */
+/** Of dq whose rows lie anywhere, or that is float32, whose pairs may be aligned. */
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ FinishRows op) {
-  const HeadTile tile(op.heads, op.pairs, kFinishRows, op.padded);
-  const int lane = threadIdx.x % 32, place = lane % 4;
-  const int64_t first_row = tile.first_row + threadIdx.x / 32 * 16;
-  if (first_row >= op.queries) return;
-  const float* const sums = op.sum + (tile.before + first_row) * op.columns;
-  T* const to = tile.rows<T>(op.dq) + (first_row + lane / 4) * op.dq.row;
-  const bool inside[2] = {first_row + lane / 4 < op.queries, first_row + lane / 4 + 8 < op.queries};
-#pragma unroll 2
-  for (int first = 0; first < op.head_dim; first += 32) {
-    float values[4][4] = {};
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-      if (first + 8 * n < op.head_dim) {
-        load_four(sums + sum_offset(0, first + 8 * n, op.columns), lane, values[n]);
-      }
-    }
+__global__ void __launch_bounds__(kThreads) finish_elements_kernel(const __grid_constant__ BackwardSm80 op) {
+  const int pairs = op.forward.batch * op.forward.heads, lane = static_cast<int>(threadIdx.x) % 32;
+  const int pair = static_cast<int>(blockIdx.x % pairs);
+  const int first_row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
+  if (first_row >= op.forward.queries) return;
+  const float* const sums = op.dq_sum + (pair * op.padded_queries + first_row) * op.dq_columns;
+  T* const to = static_cast<T*>(op.dq.data) + pair / op.forward.heads * op.dq.batch +
+                pair % op.forward.heads * op.dq.head;
+#pragma unroll 4
+  for (int column = 0; column < op.forward.head_dim; column += 8) {
+    float values[4];
+    load_four(sums + sum_offset(0, column, op.dq_columns), lane, values);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      T* const row = to + 8 * half * op.dq.row + first;
-      if constexpr (kAligned && sizeof(T) == 2) {
-        using Packed = std::conditional_t<std::is_same_v<T, BFloat16>, sm80::Bf16, sm80::Half>;
-        uint32_t words[4];
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          words[n] = sm80::pack<Packed>(values[n][2 * half] * op.scale, values[n][2 * half + 1] * op.scale);
-        }
-        transpose_of_four(words);
-        if (inside[half] && first + 8 * place < op.head_dim) {
-          store(row + 8 * place, RowPack<T>{words[0], words[1], words[2], words[3]});
-        }
-      } else if (inside[half]) {
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          if (first + 8 * n >= op.head_dim) continue;
-          const float low = values[n][2 * half] * op.scale, high = values[n][2 * half + 1] * op.scale;
-          T* const pair = row + 8 * n + 2 * place;
-          if constexpr (kAligned) {
-            put_two(pair, low, high, op.adds);
-          } else if (std::is_same_v<T, float> && op.adds) {
-            add_one(reinterpret_cast<float*>(pair), low);
-            add_one(reinterpret_cast<float*>(pair) + 1, high);
-          } else {
-            pair[0] = from_float<T>(low);
-            pair[1] = from_float<T>(high);
-          }
-        }
+      const int row = first_row + lane / 4 + 8 * half;
+      if (row >= op.forward.queries) continue;
+      const float low = values[2 * half] * op.sum_scale, high = values[2 * half + 1] * op.sum_scale;
+      T* const two = to + row * op.dq.row + column + lane % 4 * 2;
+      if constexpr (kAligned) {
+        put_two(two, low, high, op.adds_to_dq);
+      } else if (std::is_same_v<T, float> && op.adds_to_dq) {
+        add_one(reinterpret_cast<float*>(two), low);
+        add_one(reinterpret_cast<float*>(two) + 1, high);
+      } else {
+        two[0] = from_float<T>(low);
+        two[1] = from_float<T>(high);
       }
     }
-  }
-}
-
-template <class T>
-void launch_finish(const Cuda& cuda, const FinishRows& op, bool is_aligned) {
-  const dim3 blocks(static_cast<unsigned>(ceil_div(op.queries, kFinishRows) * op.pairs));
-  if (is_aligned) {
-    launch<finish_kernel<T, true>>(cuda, blocks, kThreads, 0, op);
-  } else {
-    launch<finish_kernel<T, false>>(cuda, blocks, kThreads, 0, op);
   }
 }
 
@@ -221,19 +176,19 @@ void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t 
   visit_float(out.dtype, [&]<class T>(T) { launch_statistics<T>(cuda, rows, is_aligned); });
 }
 
-void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale, const Tensor& dq) {
-  const ForwardSm80& forward = op.forward;
-  const FinishRows rows{.sum = op.dq_sum,
-                        .dq = rows_of(dq),
-                        .scale = scale,
-                        .queries = forward.queries,
-                        .heads = forward.heads,
-                        .pairs = forward.heads * forward.batch,
-                        .head_dim = forward.head_dim,
-                        .columns = op.dq_columns,
-                        .padded = op.padded_queries,
-                        .adds = op.adds_to_dq};
-  visit_float(dq.dtype, [&]<class T>(T) { launch_finish<T>(cuda, rows, rows_aligned(dq)); });
+void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq) {
+  const int64_t pairs = int64_t{op.forward.heads} * op.forward.batch;
+  const dim3 blocks(static_cast<unsigned>(ceil_div(op.forward.queries, kFinishRows) * pairs));
+  const bool is_aligned = rows_aligned(dq);
+  visit_float(dq.dtype, [&]<class T>(T) {
+    if constexpr (std::is_same_v<T, float>) {
+      if (is_aligned) return launch<finish_elements_kernel<T, true>>(cuda, blocks, kThreads, 0, op);
+    } else if (is_aligned) {
+      using Packed = std::conditional_t<std::is_same_v<T, BFloat16>, sm80::Bf16, sm80::Half>;
+      return launch<finish_kernel<Packed>>(cuda, blocks, kThreads, 0, op);
+    }
+    launch<finish_elements_kernel<T, false>>(cuda, blocks, kThreads, 0, op);
+  });
 }
 
 }  // namespace longseq

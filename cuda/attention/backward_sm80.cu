@@ -23,6 +23,7 @@
 #include "attention/backward_stream_sm80.h"
 #include "attention/block_order.h"
 #include "attention/key_blocks.h"
+#include "attention/query_sums.h"
 #include "attention/query_tiles.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
@@ -43,8 +44,8 @@ class BackwardTile : BackwardStream<S> {
   using T = typename S::T;
   using Stream = BackwardStream<S>;
   using Stream::op_, Stream::shared_, Stream::tiles_, Stream::warp_, Stream::lane_, Stream::first_key_,
-      Stream::batch_, Stream::key_head_, Stream::group_, Stream::rows_of, Stream::seeing_queries,
-      Stream::load_tile, Stream::first_row, Stream::statistics, Stream::intervals, Stream::scores;
+      Stream::batch_, Stream::key_head_, Stream::group_, Stream::rows_of, Stream::load_tile,
+      Stream::first_row, Stream::statistics, Stream::intervals, Stream::scores;
   using Rows = Swizzle<S::kPitch>;
   using ScoreRows = Swizzle<S::kScorePitch>;
   static constexpr int kKeyTiles = S::kWarpKeys / 16, kQueryTiles = S::kRows / 16;  // of 16
@@ -52,6 +53,8 @@ class BackwardTile : BackwardStream<S> {
   static constexpr bool kIsHalf = std::is_same_v<T, Half>;
   /** How many fragments are loaded before they are needed. */
   static constexpr int kAhead = S::kHeadDim >= 96 ? 2 : 3;
+  /** The key warps have added all of dq; the first value warp tells of it, beside their writing of dk. */
+  static constexpr int kSumsAdded = 1 + S::kGroups, kSumsAddedThreads = 32 * (S::kGroups + 1);
 
   using Scores = float[kKeyTiles][2 * kQueryTiles][4];
   using Weights = Fragment[kQueryTiles][kKeyTiles];
@@ -136,8 +139,9 @@ class BackwardTile : BackwardStream<S> {
   __device__ void run_value_warp() {
     // Begun at the same tile, blocks that run at the same time would all add to the same dq at once; in turn,
     // each follows the one before it.
-    RowTiles<S::kRows, kHasMask, true> tiles(op_, first_key_, seeing_queries(),
-                                             key_head_ * op_.forward.group);
+    const int last_key = min(first_key_ + S::kKeys, op_.forward.keys) - 1;
+    RowTiles<S::kRows, kHasMask, true> tiles(
+        op_, first_key_, seeing_queries(op_.forward, first_key_, last_key), key_head_ * op_.forward.group);
     RowTile rows = tiles.next();
     load_tile(rows, 0);
     wait_copies<0>();
@@ -161,6 +165,11 @@ class BackwardTile : BackwardStream<S> {
       block_barrier();  // the tile has arrived, and all are done with the one before
     }
     write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv);
+    if (warp_ == 0 && op_.sums_done != nullptr) {
+      named_barrier(kSumsAdded, kSumsAddedThreads);
+      const int head = batch_ * (op_.forward.heads / op_.forward.group) + key_head_;
+      if (lane_ == 0) add_release(&op_.sums_done[head].added, 1);
+    }
   }
 
   __device__ void run_key_warp() {
@@ -189,6 +198,7 @@ class BackwardTile : BackwardStream<S> {
       add_query_gradients(row, stage);
       row = next;
     }
+    if (op_.sums_done != nullptr) arrive_barrier(kSumsAdded, kSumsAddedThreads);
     write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk);
   }
 
@@ -394,13 +404,20 @@ template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(128) char shared[];
-  BackwardTile<S, kHasMask>(op, order, shared).run();
+  if (blockIdx.x >= order.blocks()) {
+    finish_complete_heads<typename S::T, 16>(op, order.tiles, [] { return false; });
+  } else {
+    BackwardTile<S, kHasMask>(op, order, shared).run();
+  }
 }
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   const BlockOrder order = order_key_tiles(cuda, op, S::kKeys, 1);
-  launch<backward_kernel<S, kHasMask>>(cuda, order.grid(), S::kThreads, S::kSharedBytes, op, order);
+  dim3 grid = order.grid();
+  // Behind all others: where a multiprocessor has no more keys, it finishes rows of dq.
+  if (op.sums_done != nullptr) grid.x += cuda.gpu->multiprocessors;
+  launch<backward_kernel<S, kHasMask>>(cuda, grid, S::kThreads, S::kSharedBytes, op, order);
 }
 
 /** The small one where a block has too little shared memory: compute capability 8.6, 8.9 and 12. */

@@ -10,11 +10,10 @@
 //
 // dS goes through shared memory to both warpgroups, which share the product for dq, a tile later: a half of
 // its columns each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many
-// blocks add to a query.
-//
-// May spill registers: a few words where there is a mask.
+// blocks add to a query; warps that do not compute turn complete sums into dq.
 #include "attention/attention_sm90.h"
 #include "attention/key_stream_sm90.h"
+#include "attention/query_sums.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
@@ -71,6 +70,7 @@ class Channels : public KeyChannels<S> {
   __device__ Barrier scores_written(int stage) const { return this->at(KeyChannels<S>::kCount, stage); }
   __device__ Barrier scores_full(int stage) const { return this->at(KeyChannels<S>::kCount + 2, stage); }
   __device__ Barrier scores_empty(int stage) const { return this->at(KeyChannels<S>::kCount + 4, stage); }
+  __device__ Barrier sums_added() const { return this->at(KeyChannels<S>::kCount + 6); }
 
   __device__ void init() const {
     for (int stage = 0; stage < S::kStages; stage++) {
@@ -78,6 +78,7 @@ class Channels : public KeyChannels<S> {
       scores_full(stage).init(S::kSums == Sums::ByThreads ? 1 : 4 * S::kConsumers);
       scores_empty(stage).init(4 * S::kConsumers);
     }
+    sums_added().init(4 * S::kConsumers);
     KeyChannels<S>::init();
   }
 };
@@ -103,6 +104,24 @@ __device__ void publish_scores(uint32_t base) {
     KeyChannels<S>::release(channels.scores_full(stage));
     KeyChannels<S>::release(channels.queries_empty(stage));
   }
+}
+
+/** Finishes rows of dq of other heads until the block's last tile is on its way; the last warp then tells
+ * when its own sums are added. */
+template <class S>
+__device__ void finish_meanwhile(const BackwardSm90& launch, uint32_t base) {
+  const BackwardSm80& op = launch.op;
+  const Channels<S> channels(base);
+  const auto ends = [&] { return channels.tiles_end().is_over(0); };
+  while (!ends()) {
+    finish_complete_heads<typename S::T, 2>(op, launch.order.tiles, ends);
+    __nanosleep(500);
+  }
+  if (threadIdx.x != 127) return;
+  channels.sums_added().wait(0);
+  const KeyTile<S> keys(launch);
+  const int head = keys.batch * (op.forward.heads / op.forward.group) + keys.key_head;
+  sm80::add_release(&op.sums_done[head].added, 1);
 }
 
 /** A warpgroup that computes: 64 of the block's keys. */
@@ -204,7 +223,11 @@ class Consumer {
     }
     if constexpr (S::kMakesQueryGradient) {
       finish_query_gradient(turn, row_before);
-      if (S::kSums == Sums::ByCopies && lane_ == 0) finish_reductions();
+      if (S::kSums == Sums::ByThreads) __syncwarp();
+      if (lane_ == 0) {
+        if (S::kSums == Sums::ByCopies) finish_reductions();
+        channels_.sums_added().arrive();
+      }
     }
     write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
     write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
@@ -354,8 +377,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 0) {
     give_registers<24>();
-    if (threadIdx.x < 32) produce<S, kHasMask>(launch, base);
-    if (S::kSums == Sums::ByThreads && threadIdx.x / 32 == 1) publish_scores<S>(base);
+    const int warp = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 32, 0);
+    if (warp == 0) {
+      produce<S, kHasMask>(launch, base);
+    } else if (S::kSums == Sums::ByThreads && warp == 1) {
+      publish_scores<S>(base);
+    } else if (S::kMakesQueryGradient && launch.op.sums_done != nullptr) {
+      finish_meanwhile<S>(launch, base);
+    }
   } else {
     take_registers<240>();
     Consumer<S, kHasMask>(launch, group - 1).run();

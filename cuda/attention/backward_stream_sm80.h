@@ -59,13 +59,6 @@ class BackwardStream {
     return static_cast<const T*>(rows.data) + batch_ * rows.batch + head * rows.head;
   }
 
-  /** The queries outside of this see none of the block's keys. */
-  __device__ int2 seeing_queries() const {
-    const int last_key = min(first_key_ + S::kKeys, op_.forward.keys) - 1;
-    return make_int2(first_query_by_warp(op_.forward, [&](int2 keys) { return keys.y > first_key_; }),
-                     first_query_by_warp(op_.forward, [&](int2 keys) { return keys.x > last_key; }));
-  }
-
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
   template <int count, int kThreads>
   __device__ void load_rows(uint32_t to, const T* from, int64_t stride, int first, int limit) const {

@@ -36,10 +36,9 @@ struct BlockOrder {
     return {index / count, begin + index % count};
   }
 
+  __host__ __device__ unsigned blocks() const { return static_cast<unsigned>(int64_t{tiles} * heads); }
   /** `parts` blocks for each tile. */
-  dim3 grid(int parts = 1) const {
-    return dim3(static_cast<unsigned>(int64_t{tiles} * heads), static_cast<unsigned>(parts));
-  }
+  dim3 grid(int parts = 1) const { return dim3(blocks(), static_cast<unsigned>(parts)); }
 };
 
 /** Every query sees every key, as far as intervals go. */

@@ -14,7 +14,8 @@ void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, co
 /** Writes what BackwardSm80 calls statistics, padded_queries of them a head. */
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to);
 
-/** dq = scale times dq_sum, added to what is there where the operation says so. */
-void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, float scale, const Tensor& dq);
+/** What is left of dq = sum_scale times dq_sum, added to what is there where the operation says so; dq is the
+ * operation's. */
+void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq);
 
 }  // namespace longseq

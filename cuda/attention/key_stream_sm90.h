@@ -36,11 +36,14 @@ class KeyChannels : public sm90::Barriers {
   __device__ sm90::Barrier queries_empty(int stage) const { return at(3, stage); }
   __device__ sm90::Barrier gradients_full(int stage) const { return at(5, stage); }
   __device__ sm90::Barrier gradients_empty(int stage) const { return at(7, stage); }
-  static constexpr int kCount = 9;
+  /** There is only one tile left to copy, or none. */
+  __device__ sm90::Barrier tiles_end() const { return at(9); }
+  static constexpr int kCount = 10;
 
   __device__ void init() const {
     constexpr int kWarps = 4 * S::kConsumers;
     keys_full().init(1);
+    tiles_end().init(1);
     for (int stage = 0; stage < S::kStages; stage++) {
       queries_full(stage).init(1);
       queries_empty(stage).init(kWarps + S::kOtherReaders);
@@ -78,11 +81,6 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   const ForwardSm80& forward = op.forward;
   const KeyTile<S> keys(launch);
   const KeyChannels<S> channels(base);
-  const int last_key = min(keys.first_key + S::kKeys, forward.keys) - 1;
-  const int2 seeing =
-      make_int2(first_query_by_warp(forward, [&](int2 seen) { return seen.y > keys.first_key; }),
-                first_query_by_warp(forward, [&](int2 seen) { return seen.x > last_key; }));
-  if (threadIdx.x != 0) return;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int page_bytes,
                               int row, int head) {
 #pragma unroll
@@ -90,47 +88,58 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
       copy_box(to + page * page_bytes, map, full, 64 * page, row, head, keys.batch);
     }
   };
-  channels.keys_full().arrive_expecting(2 * S::kKeyBytes);
-  load_pages(launch.k, channels.keys_full(), base, S::kKeyPage, keys.first_key, keys.key_head);
-  load_pages(launch.v, channels.keys_full(), base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
+  if (threadIdx.x == 0) {
+    const Barrier full = channels.keys_full();
+    full.arrive_expecting(2 * S::kKeyBytes);
+    load_pages(launch.k, full, base, S::kKeyPage, keys.first_key, keys.key_head);
+    load_pages(launch.v, full, base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
+  }
+  __syncwarp();
+  const int2 seeing =
+      seeing_queries(forward, keys.first_key, min(keys.first_key + S::kKeys, forward.keys) - 1);
+  if (threadIdx.x != 0) return;
 
   auto* const staged = reinterpret_cast<StagedTile*>(sm90::aligned_memory() + S::kTilesAt);
   RowTiles<S::kRows, kHasMask, false> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
   sm90::Ring<S::kStages> stages;
-  for (RowTile rows = tiles.next();; rows = tiles.next(), stages.advance()) {
-    const int stage = stages.stage;
-    channels.queries_empty(stage).wait(stages.parity ^ 1);
-    if (rows.first < 0) {
-      staged[stage].first = -1;
-      channels.queries_full(stage).arrive();
-      break;
-    }
-    const int last = min(rows.first + S::kRows, forward.queries) - 1;
+  RowTile rows = tiles.next();
+  const auto tell_end = [&] {
+    if (rows.first < 0) channels.tiles_end().arrive();
+  };
+  for (tell_end(); rows.first >= 0; stages.advance()) {
+    const int stage = stages.stage, first = rows.first, head = rows.head,
+              last = min(first + S::kRows, forward.queries) - 1;
     // Intervals only move forward.
-    const int2 at_first = visible_keys(forward.visible, rows.first, forward.keys),
+    const int2 at_first = visible_keys(forward.visible, first, forward.keys),
                at_last = visible_keys(forward.visible, last, forward.keys);
     const bool sees_all = at_last.x <= keys.first_key && at_first.y >= keys.first_key + S::kKeys;
     const auto hides = [&](int key) { return at_last.y <= key || at_first.x >= key + 64; };
     const int row =
-        static_cast<int>((int64_t{keys.batch} * forward.heads + rows.head) * op.padded_queries) + rows.first;
-    staged[stage] = {rows.first,
-                     rows.head,
-                     rows.tile,
-                     row,
-                     sees_all && rows.tile < 0,
-                     {hides(keys.first_key), hides(keys.first_key + 64)}};
+        static_cast<int>((int64_t{keys.batch} * forward.heads + head) * op.padded_queries) + first;
+    const StagedTile tile = {first,
+                             head,
+                             rows.tile,
+                             row,
+                             sees_all && rows.tile < 0,
+                             {hides(keys.first_key), hides(keys.first_key + 64)}};
+    rows = tiles.next();
+    tell_end();
+    channels.queries_empty(stage).wait(stages.parity ^ 1);
+    staged[stage] = tile;
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
-    load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, rows.first,
-               rows.head);
+    load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, first, head);
     sm90::copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, op.statistics + row,
                      S::kStatisticBytes, queries_full);
     channels.gradients_empty(stage).wait(stages.parity ^ 1);
     gradients_full.arrive_expecting(S::kRowBytes);
-    load_pages(launch.dout, gradients_full, base + S::kGradientsAt + stage * S::kRowBytes, S::kRowPage,
-               rows.first, rows.head);
+    load_pages(launch.dout, gradients_full, base + S::kGradientsAt + stage * S::kRowBytes, S::kRowPage, first,
+               head);
   }
+  channels.queries_empty(stages.stage).wait(stages.parity ^ 1);
+  staged[stages.stage].first = -1;
+  channels.queries_full(stages.stage).arrive();
 }
 
 /**

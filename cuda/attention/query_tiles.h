@@ -5,19 +5,39 @@
 
 namespace longseq {
 
-/** As `first_query`, by a whole warp, which looks at 32 queries at a time. */
-template <class Holds>
-__device__ int first_query_by_warp(const ForwardSm80& op, const Holds& holds) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  int low = 0, length = op.queries;  // it is one of [low, low + length]
-  while (length > 0) {
-    const int step = (length + 31) / 32, last = min((lane + 1) * step, length) - 1;
-    const bool here = lane * step >= length || holds(visible_keys(op.visible, low + last, op.keys));
-    const int before = min(__popc(~__ballot_sync(~0u, here)) * step, length);
-    low += before;
-    length = max(min(step, length - before) - 1, 0);
+/** A warp's search for the first query that holds, for all behind it do; 32 are looked at at a time. */
+class QuerySearch {
+ public:
+  __device__ explicit QuerySearch(int queries) : length_(queries) {}
+  __device__ bool is_over() const { return length_ <= 0; }
+  /** It is one of [first, first + length]. */
+  __device__ int first() const { return low_; }
+  /** The query that this lane looks at. */
+  __device__ int query() const { return max(low_ + min((lane() + 1) * step(), length_) - 1, 0); }
+  __device__ void narrow(bool holds) {
+    const int before =
+        min(__popc(~__ballot_sync(~0u, holds || lane() * step() >= length_)) * step(), length_);
+    low_ += before;
+    length_ = max(min(step(), length_ - before) - 1, 0);
   }
-  return low;
+
+ private:
+  __device__ static int lane() { return static_cast<int>(threadIdx.x % 32); }
+  __device__ int step() const { return (length_ + 31) / 32; }
+  int low_ = 0, length_;
+};
+
+/** The queries outside of which none sees a key of [first_key, last_key]; by a whole warp, for both ends at
+ * once, since documents' are behind a chain of loads. */
+__device__ inline int2 seeing_queries(const ForwardSm80& op, int first_key, int last_key) {
+  QuerySearch begin(op.queries), end(op.queries);
+  while (!begin.is_over() || !end.is_over()) {
+    const int end_of_first = visible_keys(op.visible, begin.query(), op.keys).y,
+              begin_of_last = visible_keys(op.visible, end.query(), op.keys).x;
+    begin.narrow(end_of_first > first_key);
+    end.narrow(begin_of_last > last_key);
+  }
+  return make_int2(begin.first(), end.first());
 }
 
 /** A tile of queries that see something of a block of keys. */

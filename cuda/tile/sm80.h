@@ -54,6 +54,16 @@ __device__ inline int load_acquire(const int* from) {
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
   return value;
 }
+/** Two counters as they are at some time: what others had written before is there behind a fence. */
+__device__ inline int2 load_relaxed(const void* from) {
+  int2 two;
+  asm volatile("ld.relaxed.gpu.global.v2.s32 {%0, %1}, [%2];"
+               : "=r"(two.x), "=r"(two.y)
+               : "l"(from)
+               : "memory");
+  return two;
+}
+__device__ inline void fence_of_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ inline void add_release(int* to, int value) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");
 }

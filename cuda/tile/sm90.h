@@ -45,6 +45,20 @@ class Barrier {
         "r"(parity)
         : "memory");
   }
+  /** Whether it is over. */
+  __device__ bool is_over(uint32_t parity) const {
+    uint32_t done;
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n"
+        "}"
+        : "=r"(done)
+        : "r"(address_), "r"(parity)
+        : "memory");
+    return done != 0;
+  }
   __device__ uint32_t address() const { return address_; }
 
  private:

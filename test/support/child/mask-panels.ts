@@ -6,6 +6,7 @@ import {
   attentionBackward,
   attentionForward,
   Device,
+  Scope,
   saveSafetensors,
   Tensor,
 } from "longseq";
@@ -110,19 +111,23 @@ async function peaksOf(dtype: FloatType, options: AttentionOptions): Promise<[nu
   return peaks as [number, number];
 }
 
-const tensors: Record<string, Tensor> = {};
-for (const [name, given] of Object.entries(cases)) {
-  const [Sq, Sk] = given.sizes;
-  const mask = AttentionMask.from(Sq, Sk, given.sees ?? mixed);
-  for (const [of, tensor] of Object.entries(both(given, mask))) tensors[`${name}/${of}`] = tensor;
-  mask.dispose();
-}
-await saveSafetensors(process.argv[2] ?? "", tensors);
+await Scope.run(async () => {
+  const tensors: Record<string, Tensor> = {};
+  for (const [name, given] of Object.entries(cases)) {
+    const [Sq, Sk] = given.sizes;
+    const mask = AttentionMask.from(Sq, Sk, given.sees ?? mixed);
+    for (const [of, tensor] of Object.entries(both(given, mask))) tensors[`${name}/${of}`] = tensor;
+    mask.dispose();
+  }
+  await saveSafetensors(process.argv[2] ?? "", tensors);
+});
 
 const report: PanelsReport = { maskBytes: {} };
 const mask = AttentionMask.from(2048, 2048, scattered);
 for (const dtype of ["bfloat16", "float32"] as const) {
-  const [without, masked] = [await peaksOf(dtype, {}), await peaksOf(dtype, { mask })];
+  // In scopes: what the collector let go meanwhile would look like memory that a direction took.
+  const peaks = (options: AttentionOptions) => Scope.run(() => peaksOf(dtype, options));
+  const [without, masked] = [await peaks({}), await peaks({ mask })];
   for (const [i, pass] of (["forward", "backward"] as const).entries()) {
     report.maskBytes[`${dtype}, ${pass}`] = (masked[i] ?? 0) - (without[i] ?? 0);
   }

@@ -1,0 +1,113 @@
+#pragma once
+// From sums of dq to dq, of 16 bits, by warps that have nothing else to do: those of the backward kernels
+// that are done or that wait, and behind them those of a pass of its own, which take what is left.
+// Nobody waits for sums: a head whose sums are not complete is left to whoever comes later.
+#include "attention/attention_sm80.h"
+#include "core/division.h"
+#include "tile/sm80.h"
+#include "tile/sum.h"
+
+namespace longseq {
+
+inline constexpr int kSumRows = 16;  // that a warp takes at a time, of one head
+
+/** Tiles of kSumRows queries of the heads that share keys, one head after the other. */
+__device__ inline int sum_tiles(const ForwardSm80& op) { return ceil_div(op.queries, kSumRows); }
+
+/** Of n lanes side by side, 2 or 4: lane i's word j goes to lane j as its word i. */
+template <int n>
+__device__ void transpose_words(uint32_t (&words)[n]) {
+#pragma unroll
+  for (int distance = 1; distance < n; distance *= 2) {
+    const bool upper = (threadIdx.x & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+      if ((i & distance) != 0) continue;
+      const uint32_t taken = __shfl_xor_sync(~0u, upper ? words[i] : words[i + distance], distance);
+      (upper ? words[i] : words[i + distance]) = taken;
+    }
+  }
+}
+
+/**
+ * kSumRows rows of a head, of T in memory, on 16 bytes. Reads kTiles tiles of 16 x 8 sums at a time. A lane
+ * has two neighbours of each in rows r and r + 8; as 16-bit elements lanes of a row exchange theirs, of four
+ * tiles or two, so that each writes 16 bytes of it, or 8.
+ */
+template <class T, int kTiles>
+__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
+  constexpr int kWords = kTiles < 4 ? kTiles : 4;
+  const int lane = static_cast<int>(threadIdx.x) % 32, place = lane % 4, head_dim = op.forward.head_dim;
+  const int batch = pair / op.forward.heads, head = pair % op.forward.heads, row = first_row + lane / 4;
+  const int column = 8 * (place % kWords) + 2 * (place / kWords * kWords);
+  const float* const sums = op.dq_sum + (pair * op.padded_queries + first_row) * op.dq_columns;
+  T* const to =
+      static_cast<T*>(op.dq.data) + batch * op.dq.batch + head * op.dq.head + row * op.dq.row + column;
+#pragma unroll 1
+  for (int first = 0; first < head_dim; first += 8 * kTiles) {
+    float values[kTiles][4] = {};
+#pragma unroll
+    for (int n = 0; n < kTiles; n++) {
+      if (first + 8 * n < head_dim) load_four(sums + sum_offset(0, first + 8 * n, 0), lane, values[n]);
+    }
+#pragma unroll
+    for (int part = 0; part < kTiles; part += kWords) {
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint32_t words[kWords];
+#pragma unroll
+        for (int n = 0; n < kWords; n++) {
+          const float(&x)[4] = values[part + n];
+          words[n] = sm80::pack<T>(x[2 * half] * op.sum_scale, x[2 * half + 1] * op.sum_scale);
+        }
+        transpose_words(words);
+        const int begin = first + 8 * part;
+        if (row + 8 * half >= op.forward.queries || begin + column >= head_dim) continue;
+        T* const there = to + 8 * half * op.dq.row + begin;
+        if constexpr (kWords == 4) {
+          *reinterpret_cast<uint4*>(there) = make_uint4(words[0], words[1], words[2], words[3]);
+        } else {
+          *reinterpret_cast<uint2*>(there) = make_uint2(words[0], words[1]);
+        }
+      }
+    }
+  }
+}
+
+/** A head to which all of its `blocks` have added and of which rows are left; -1: there is none. */
+__device__ inline int complete_head(const BackwardSm80& op, int blocks) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, group = op.forward.group;
+  const int heads = op.forward.batch * (op.forward.heads / group), tiles = group * sum_tiles(op.forward);
+  for (int first = 0; first < heads; first += 32) {
+    bool is_complete = false;
+    if (first + lane < heads) {
+      const int2 seen = sm80::load_relaxed(&op.sums_done[first + lane]);
+      is_complete = seen.x == blocks && seen.y < tiles;
+    }
+    const uint32_t complete = __ballot_sync(~0u, is_complete);
+    if (complete != 0) {
+      sm80::fence_of_gpu();
+      __syncwarp();
+      return first + __ffs(static_cast<int>(complete)) - 1;
+    }
+  }
+  return -1;
+}
+
+/** Finishes rows of heads to which all of their `blocks` have added, until there are none, or ends(). */
+template <class T, int kTiles, class Ends>
+__device__ void finish_complete_heads(const BackwardSm80& op, int blocks, const Ends& ends) {
+  const int group = op.forward.group, tiles = sum_tiles(op.forward);
+  for (int head = complete_head(op, blocks); head >= 0; head = complete_head(op, blocks)) {
+    for (;;) {
+      if (ends()) return;
+      int tile = 0;
+      if (threadIdx.x % 32 == 0) tile = atomicAdd(&op.sums_done[head].taken, 1);
+      tile = __shfl_sync(~0u, tile, 0);
+      if (tile >= group * tiles) break;
+      finish_rows<T, kTiles>(op, head * group + tile / tiles, tile % tiles * kSumRows);
+    }
+  }
+}
+
+}  // namespace longseq
