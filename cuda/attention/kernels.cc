@@ -4,17 +4,21 @@
 #include <variant>
 
 #include "core/error.h"
+#include "core/memory.h"
 
 namespace longseq {
 namespace {
 
 /** What compute capability, 10 major + minor, runs the code of forward_sm90.cu: no later one does. */
 constexpr int kHopper = 90;
+constexpr int64_t kHopperSharedBytes = 227 << 10;
 
-/** | kernels | compute capability | dtypes            | D         |
- *  | sm90    | 9.0                | bfloat16, float16 | up to 256 |
- *  | sm80    | 8.0 and later      | all               | up to 256 | */
-bool has_sm90(int capability, DType dtype) { return capability == kHopper && dtype != DType::Float32; }
+/** | kernels | compute capability             | dtypes            | D         |
+ *  | sm90    | 9.0, with its shared memory    | bfloat16, float16 | up to 256 |
+ *  | sm80    | 8.0 and later                  | all               | up to 256 | */
+bool has_sm90(int capability, DType dtype) {
+  return capability == kHopper && dtype != DType::Float32 && wanted_shared_bytes() >= kHopperSharedBytes;
+}
 
 }  // namespace
 

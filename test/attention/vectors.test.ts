@@ -8,20 +8,45 @@ import { floatTypes } from "../support/compare.ts";
 import { implementations, implementationsOf, kind, root } from "../support/devices.ts";
 
 const flags = new Set(/^flags\s*: (.*)$/m.exec(readFileSync("/proc/cpuinfo", "utf8"))?.[1]?.split(" "));
-const ofCpu = [
-  { name: "base", needs: [] },
-  { name: "avx2", needs: ["avx2", "fma"] },
-  { name: "avx512", needs: ["avx512f", "avx512bw", "avx512vl", "avx512dq"] },
-  { name: "avx512bf16", needs: ["avx512_bf16"] },
+interface Run {
+  name: string;
+  needs: string[];
+  environment: Record<string, string>;
+  implementations: ReturnType<typeof implementationsOf>;
+}
+const [own] = implementations;
+const all = implementationsOf("bfloat16");
+const instructionSets = {
+  base: [],
+  avx2: ["avx2", "fma"],
+  avx512: ["avx512f", "avx512bw", "avx512vl", "avx512dq"],
+  avx512bf16: ["avx512_bf16"],
+};
+const ofCpu = Object.entries(instructionSets).map(
+  ([name, needs]): Run => ({
+    name,
+    needs,
+    environment: { LONGSEQ_ISA: name },
+    implementations: name === "base" ? all : [own],
+  }),
+);
+// What blocks of compute capability 8.6, 8.9 and 12 have, for which Hopper's kernels are not there.
+const less = { LONGSEQ_SHARED_BYTES: "99k" };
+const ofGpu: Run[] = [
+  { name: "cuda", needs: [], environment: {}, implementations: all },
+  {
+    name: "cuda, 99 KiB",
+    needs: [],
+    environment: less,
+    implementations: all.filter((one) => one !== "sm90"),
+  },
 ];
 
-for (const { name, needs } of kind === "cuda" ? [{ name: "cuda", needs: [] }] : ofCpu) {
+for (const { name, needs, environment, implementations: checked } of kind === "cuda" ? ofGpu : ofCpu) {
   const missing = needs.filter((flag) => !flags.has(flag));
   t.test(name, { skip: missing.length > 0 && `no ${missing.join(", ")} here` }, async (t) => {
-    const [own] = implementations;
-    const checked = name === "base" || name === "cuda" ? implementationsOf("bfloat16") : [own];
     const report = await answer<VectorReport>("vector-errors.ts", {
-      environment: kind === "cuda" ? {} : { LONGSEQ_ISA: name },
+      environment,
       args: [join(root, "test/vectors"), ...checked],
     });
     if (kind === "cpu") t.equal(report.instructionSet, name);
