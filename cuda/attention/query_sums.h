@@ -11,7 +11,7 @@ namespace longseq {
 
 inline constexpr int kSumRows = 16;  // that a warp takes at a time, of one head
 
-/** Tiles of kSumRows queries of the heads that share keys, one head after the other. */
+/** Tiles of kSumRows queries of a head; heads that share keys have theirs one behind the other. */
 __device__ inline int sum_tiles(const ForwardSm80& op) { return ceil_div(op.queries, kSumRows); }
 
 /** Of n lanes side by side, 2 or 4: lane i's word j goes to lane j as its word i. */
