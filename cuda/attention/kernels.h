@@ -14,7 +14,7 @@ enum class Kernels : uint8_t { Cpu, Sm80, Sm90 };
 
 const char* name_of(Kernels kernels);
 
-/** The fastest on a GPU of a compute capability, 10 major + minor. */
+/** The fastest on a GPU of a compute capability, 10 major + minor, as far as LONGSEQ_SHARED_BYTES lets it. */
 Kernels gpu_kernels(int capability, DType dtype);
 
 /** The fastest, or those that are named. Throws Error(Option) where the device has none of that name. */

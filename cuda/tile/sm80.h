@@ -63,6 +63,7 @@ __device__ inline int2 load_relaxed(const void* from) {
                : "memory");
   return two;
 }
+/** What was read before is older than what is read behind this, also of what others wrote. */
 __device__ inline void fence_of_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 __device__ inline void add_release(int* to, int value) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(to), "r"(value) : "memory");

@@ -1,4 +1,5 @@
-// Rows that travel between ranks, to a peer at a time where they are many: what is computed with some hides the way of the others.
+// Rows that travel between ranks, to a peer at a time where they are many: what is computed with some hides the way of
+// the others.
 import { native } from "../native.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { itemBytes } from "../values.ts";
@@ -14,7 +15,7 @@ export interface Arrival {
   rows: Tensor;
 }
 
-/** Messages of fewer bytes go together, for what they take to begin, and slow products less: measured on four GPUs. */
+/** Messages to all peers go together below this: each takes time to begin, and slows products (bench/RESULTS.md). */
 const largeBytes = 128 << 20;
 
 /** Whether a peer's rows, [B, n, ..] as `x` is, are a message that travels alone; the same to all ranks. */
@@ -67,7 +68,8 @@ export function gathering(
 
 /**
  * The sum over all ranks of their terms of this rank's rows, in the order of the ranks: `make(peer)` gives this rank's
- * term of a peer's rows, [B, n of the peer, ..]; each is on its way while the next one is made, its own last.
+ * term of a peer's rows, [B, n of the peer, ..]; where they are large each is on its way while the next one is made,
+ * its own last.
  */
 export function scattering(
   communicator: Communicator,
@@ -86,7 +88,7 @@ export function scattering(
     terms[from] = term;
     leaving.push({ peer: to, tensor: part });
     arriving.push({ peer: from, tensor: term });
-    if (leaving.length < peers.length - moves.length && !isLarge(part, counts)) continue;
+    if (!isLarge(part, counts) && leaving.length < peers.length) continue;
     moves.push(communicator.exchange(leaving, arriving));
     release(leaving.map(({ tensor }) => tensor));
     [leaving, arriving] = [[], []];
