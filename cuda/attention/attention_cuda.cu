@@ -119,39 +119,69 @@ float sum_scale(const AttentionBackward& op) {
   return op.forward.score.scale * unit;
 }
 
+/** Whether dq is made by blocks of queries, with two products more. */
+bool is_apart(const AttentionForward& op, Kernels kernels, bool deterministic) {
+  return op.q.dtype == DType::Float32 ||
+         (kernels == Kernels::Sm90 && (deterministic || op.q.size(3) > kMostSummedSm90));
+}
+
+/** Whether the kernels turn sums of dq into dq themselves. */
+bool finishes_within(const GpuCall& call, const AttentionBackward& op) {
+  return !op.sums && op.dq.dtype == op.forward.q.dtype && rows_aligned(op.dq) &&
+         !(call.mask && call.mask->in_panels);
+}
+
+/** Of how many heads of keys the queries' rows, statistics and sums, are prepared before the kernels run. */
+int64_t heads_prepared_before(const Cuda& cuda, const GpuCall& call, const BackwardSm80& kernel,
+                              const AttentionBackward& op) {
+  const AttentionForward& forward = op.forward;
+  if (op.kernels == Kernels::Sm90 && !is_apart(forward, op.kernels, op.deterministic) &&
+      finishes_within(call, op) && rows_aligned(forward.out) && rows_aligned(op.dout)) {
+    return heads_prepared_before_sm90(cuda, kernel);
+  }
+  return forward.k.size(0) * forward.k.size(2);
+}
+
+void clear(const Cuda& cuda, const Memory& memory, size_t bytes) {
+  cuda_check(cudaMemsetAsync(memory.data, 0, bytes, cuda.stream.get()), "clearing");
+}
+
+/** What the kernels add dq up in, behind their progress: zeros where rows are prepared. */
+Memory query_sums(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, const AttentionBackward& op,
+                  int64_t prepared) {
+  const auto head_bytes =
+      static_cast<size_t>(kernel.forward.group * kernel.padded_queries * kernel.dq_columns) * sizeof(float);
+  const auto heads = static_cast<size_t>(kernel.forward.batch * op.forward.k.size(2));
+  const auto progress =
+      static_cast<size_t>(round_up(static_cast<int64_t>(heads * sizeof(HeadProgress)), 256));
+  Memory sums = allocate(cuda, progress + heads * head_bytes);
+  clear(cuda, sums, progress + static_cast<size_t>(prepared) * head_bytes);
+  kernel.dq_sum = reinterpret_cast<float*>(static_cast<char*>(sums.data) + progress);
+  if (finishes_within(call, op)) kernel.progress = static_cast<HeadProgress*>(sums.data);
+  return sums;
+}
+
 /** dq is summed where it is needed in the order in which blocks of keys come, or in turns. */
 void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                       const AttentionBackward& op) {
-  const auto clear = [&](const Memory& memory) {
-    cuda_check(cudaMemsetAsync(memory.data, 0, memory.bytes, cuda.stream.get()), "clearing");
-  };
+                       const AttentionBackward& op, int64_t prepared) {
   const DType dtype = op.forward.q.dtype;
-  const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
-  const bool is_sm90 = op.kernels == Kernels::Sm90;
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
-  Memory own;
+  Memory own, turns;
   if (op.sums) {
     kernel.dq_sum = static_cast<float*>(op.sums->dq.data) + op.first_query * kernel.dq_columns;
   } else {
-    const auto sum_bytes = static_cast<size_t>(rows * kernel.dq_columns) * sizeof(float);
-    const auto heads = static_cast<size_t>(kernel.forward.batch) * op.forward.k.size(2);
-    own = allocate(cuda, sum_bytes + heads * sizeof(SumsDone));
-    clear(own);
-    kernel.dq_sum = static_cast<float*>(own.data);
+    own = query_sums(cuda, call, kernel, op, prepared);
     kernel.dq = rows_of(op.dq);
     kernel.sum_scale = sum_scale(op);
-    if (op.dq.dtype == dtype && rows_aligned(op.dq) && !(call.mask && call.mask->in_panels)) {
-      kernel.sums_done = reinterpret_cast<SumsDone*>(static_cast<char*>(own.data) + sum_bytes);
-    }
   }
-  Memory turns;
   if (op.deterministic) {
+    const int64_t rows = int64_t{kernel.forward.batch} * kernel.forward.heads * kernel.padded_queries;
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
   launch_keys(cuda, call, dtype, kernel, [&](const BackwardSm80& part) {
-    if (op.deterministic) clear(turns);
-    if (is_sm90) {
+    if (op.deterministic) clear(cuda, turns, turns.bytes);
+    if (op.kernels == Kernels::Sm90) {
       launch_backward_sm90(cuda, dtype, part);
     } else {
       launch_backward_sm80(cuda, dtype, part);
@@ -160,15 +190,11 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
   if (!op.sums) finish_query_gradient(cuda, kernel, op.dq);
 }
 
-/** Whether dq is made by blocks of queries, with two products more. */
-bool is_apart(const AttentionForward& op, Kernels kernels, bool deterministic) {
-  return op.q.dtype == DType::Float32 ||
-         (kernels == Kernels::Sm90 && (deterministic || op.q.size(3) > kMostSummedSm90));
-}
-
 void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
-                      const AttentionBackward& op) {
-  if (!is_apart(op.forward, op.kernels, op.deterministic)) return backward_together(cuda, call, kernel, op);
+                      const AttentionBackward& op, int64_t prepared) {
+  if (!is_apart(op.forward, op.kernels, op.deterministic)) {
+    return backward_together(cuda, call, kernel, op, prepared);
+  }
   const DType dtype = op.forward.q.dtype;
   backward_apart(
       cuda, call, kernel, op,
@@ -221,12 +247,12 @@ int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kern
   return ceil_div(heads, parts);
 }
 
-/** Of all its queries, what BackwardSm80 calls statistics. */
-Memory row_statistics(const Cuda& cuda, const AttentionBackward& op) {
+/** What BackwardSm80 calls statistics: memory for all queries, made for those of the first `pairs` heads. */
+Memory statistics_of_rows(const Cuda& cuda, const AttentionBackward& op, int64_t pairs) {
   const Tensor& q = op.forward.q;
   const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
   Memory statistics = allocate(cuda, static_cast<size_t>(rows) * sizeof(float2));
-  find_row_statistics(cuda, op, padded(q.size(1)), static_cast<float2*>(statistics.data));
+  find_row_statistics(cuda, op, padded(q.size(1)), pairs, static_cast<float2*>(statistics.data));
   return statistics;
 }
 
@@ -240,12 +266,17 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   kernel.dout = rows_of(dout);
   kernel.scale = positive_scale(forward.score.scale);
   kernel.padded_queries = padded(op.sums ? op.sums->queries : kernel.forward.queries);
+  kernel.forward.out = rows_of(forward.out);
+  kernel.forward.log_sum_exp = statistics_of(forward.log_sum_exp);
+  if (op.dlog_sum_exp) kernel.dlog_sum_exp = statistics_of(op.dlog_sum_exp);
+  const int64_t prepared = heads_prepared_before(cuda, call, kernel, op);
+  kernel.prepares = prepared < forward.k.size(0) * forward.k.size(2);
   Memory own;
   if (op.sums) {
-    kernel.statistics = static_cast<const float2*>(op.sums->statistics.data) + op.first_query;
+    kernel.statistics = static_cast<float2*>(op.sums->statistics.data) + op.first_query;
   } else {
-    own = row_statistics(cuda, op);
-    kernel.statistics = static_cast<const float2*>(own.data);
+    own = statistics_of_rows(cuda, op, prepared * kernel.forward.group);
+    kernel.statistics = static_cast<float2*>(own.data);
   }
   if (call.mask) kernel.mask_columns = call.mask->columns;
   const GpuResult dk(cuda, op.dk, op.adds_to_dk), dv(cuda, op.dv, op.adds_to_dv);
@@ -259,7 +290,7 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
-    backward_16_bits(cuda, call, kernel, op);
+    backward_16_bits(cuda, call, kernel, op, prepared);
   }
   dk.finish();
   dv.finish();
@@ -335,9 +366,9 @@ void run(const Cuda& cuda, const BeginQuerySums& begin) {
   const int64_t elements = is_apart(op.forward, op.kernels, op.deterministic)
                                ? q.elements()
                                : rows * columns_of(op.kernels, static_cast<int>(q.size(3)));
-  op.sums->statistics = row_statistics(cuda, op);
+  op.sums->statistics = statistics_of_rows(cuda, op, q.size(0) * q.size(2));
   op.sums->dq = allocate(cuda, static_cast<size_t>(elements) * sizeof(float));
-  cuda_check(cudaMemsetAsync(op.sums->dq.data, 0, op.sums->dq.bytes, cuda.stream.get()), "clearing");
+  clear(cuda, op.sums->dq, op.sums->dq.bytes);
   op.sums->queries = q.size(1);
 }
 

@@ -26,6 +26,7 @@ struct GpuStatistics {
 struct GpuIntervals {
   const int32_t *begin, *end;
   int32_t shift, left, right;  // INT32_MAX: unbounded
+  int32_t most;                // keys of a query, at most, as far as is known before the kernel runs
 };
 
 /** A mask of blocks of 128 x 128 (mask/block_row.h), seen along one of its axes. */
@@ -50,7 +51,7 @@ struct GpuScore {
 
 struct ForwardSm80 {
   GpuRows q, k, v, out;
-  GpuStatistics log_sum_exp;
+  GpuStatistics log_sum_exp;  // as out, what backward reads
   GpuIntervals visible;
   GpuMask mask;
   GpuScore score;
@@ -62,22 +63,28 @@ struct ForwardSm80 {
   bool merges;  // with what out, of float32, and log_sum_exp hold
 };
 
-/** Of the heads that share keys, whose sums of dq become dq within the kernel that makes the sums. */
-struct alignas(8) SumsDone {
-  int32_t added;  // blocks that have added all of theirs
-  int32_t taken;  // tiles of rows that are finished, or being finished
+/** How far the rows of the query heads that share keys are, while a backward kernel runs. */
+struct alignas(16) HeadProgress {
+  int32_t added;     // blocks that have added all of theirs to the sums of dq
+  int32_t taken;     // tiles of rows whose sums have become dq, or are about to
+  int32_t prepared;  // warps that have prepared their share of its section's rows; of a section's first head
 };
 
 struct BackwardSm80 {
   ForwardSm80 forward;  // its packed and splits are 1
   GpuRows dout, dq, dk, dv;
+  GpuStatistics dlog_sum_exp;  // or null
   // Of each query, padded_queries of them a head: log-sum-exp in powers of 2 (inf where nothing is seen, and
   // behind the last query), and rowsum(dout * out) - dlogSumExp.
-  const float2* statistics;
-  float* dq_sum;        // [B Hq padded_queries dq_columns]; zero at first; null: dq is another kernel's
-  int dq_columns;       // D rounded up as the kernel's is
-  float sum_scale;      // from sums to dq
-  SumsDone* sums_done;  // [B Hkv], zero at first; null: dq, which the kernel cannot write, is left to others
+  float2* statistics;
+  float* dq_sum;    // [B Hq padded_queries dq_columns]; zero at first; null: dq is another kernel's
+  int dq_columns;   // D rounded up as the kernel's is
+  float sum_scale;  // from sums to dq
+  // [B Hkv], zero at first; null: dq, which the kernel cannot write, is left to others.
+  HeadProgress* progress;
+  // Only the rows of the first section's heads (block_order.h) are prepared, statistics made and sums zero:
+  // the kernel prepares each further section's while the one before it runs.
+  bool prepares;
   // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
   // queries' dq; null: blocks add in any order.
   int32_t* dq_turns;

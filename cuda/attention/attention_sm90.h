@@ -23,6 +23,7 @@ struct BackwardSm90 {
   CUtensorMap q, k, v, dout;
   BackwardSm80 op;
   BlockOrder order;
+  CUtensorMap dk, dv;  // 16 rows; where they are of 16 bits
 };
 
 /** Boxes of 64 columns, `rows` rows and `heads` heads. Sizes are those of D, S, H, B. */
@@ -38,6 +39,8 @@ int backward_columns_sm90(int head_dim);
 /** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. D is at most
  * kMostSummedSm90; above it dk and dv are the next one's. */
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+/** Of how many heads of keys the rows must be prepared before, if that is to prepare the others'. */
+int heads_prepared_before_sm90(const Cuda& cuda, const BackwardSm80& op);
 void launch_key_gradients_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);
 /** dq alone, of bfloat16 or float16. */
 void launch_query_gradient_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);

@@ -11,7 +11,6 @@
 namespace longseq {
 namespace {
 
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kThreads = 256;
 constexpr int kChunk = 8;  // elements that a thread takes at a time; a head dimension is a multiple
 
@@ -36,13 +35,13 @@ struct HeadTile {
   }
 };
 
-template <class T, bool kAligned>
-__device__ void load_chunk(const T* p, float (&values)[kChunk]) {
+template <class T, bool kAligned, class Load>
+__device__ void load_chunk(const T* p, float (&values)[kChunk], const Load& load) {
   if constexpr (kAligned) {
     constexpr int kCount = RowPack<T>::kCount;
     RowPack<T> packs[kChunk / kCount];
 #pragma unroll
-    for (int i = 0; i < kChunk / kCount; i++) packs[i] = load_once(p + i * kCount);
+    for (int i = 0; i < kChunk / kCount; i++) packs[i] = load(p + i * kCount);
 #pragma unroll
     for (int i = 0; i < kChunk / kCount; i++) {
       float part[kCount];
@@ -81,8 +80,9 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
       log_sum_exp = tile.statistics(op.log_sum_exp)[query];
       for (int d = kChunk * lane; d < op.head_dim; d += kChunk * op.lanes) {
         float a[kChunk], b[kChunk];
-        load_chunk<T, kAligned>(out + query * op.out.row + d, a);
-        load_chunk<T, kAligned>(dout + query * op.dout.row + d, b);
+        // Of the two, the kernel behind this reads dout alone.
+        load_chunk<T, kAligned>(out + query * op.out.row + d, a, [](const T* p) { return load_last(p); });
+        load_chunk<T, kAligned>(dout + query * op.dout.row + d, b, [](const T* p) { return load_once(p); });
 #pragma unroll
         for (int e = 0; e < kChunk; e++) sum = fmaf(a[e], b[e], sum);
       }
@@ -92,8 +92,7 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
     }
     if (lane != 0) continue;
     if (inside && op.dlog_sum_exp.data != nullptr) sum -= tile.statistics(op.dlog_sum_exp)[query];
-    op.to[tile.before + query] =
-        log_sum_exp == -INFINITY ? make_float2(INFINITY, 0) : make_float2(log_sum_exp * kLog2e, sum);
+    op.to[tile.before + query] = row_statistics(log_sum_exp, sum);
   }
 }
 
@@ -117,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant_
   const int row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
   if (row >= op.forward.queries) return;
   const int tile = pair % group * sum_tiles(op.forward) + row / kSumRows;
-  if (op.sums_done != nullptr && tile < op.sums_done[pair / group].taken) return;
+  if (op.progress != nullptr && tile < op.progress[pair / group].taken) return;
   finish_rows<T, 4>(op, pair, row);
 }
 
@@ -128,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) finish_elements_kernel(const __grid_
   const int pair = static_cast<int>(blockIdx.x % pairs);
   const int first_row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
   if (first_row >= op.forward.queries) return;
-  const float* const sums = op.dq_sum + (pair * op.padded_queries + first_row) * op.dq_columns;
+  const float* const sums = sums_of(op, pair, first_row);
   T* const to = static_cast<T*>(op.dq.data) + pair / op.forward.heads * op.dq.batch +
                 pair % op.forward.heads * op.dq.head;
 #pragma unroll 4
@@ -156,7 +155,8 @@ __global__ void __launch_bounds__(kThreads) finish_elements_kernel(const __grid_
 
 }  // namespace
 
-void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to) {
+void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, int64_t pairs,
+                         float2* to) {
   static_assert(kGpuTileRows % kStatisticsRows == 0);
   const AttentionForward& forward = op.forward;
   const Tensor &out = forward.out, &dout = op.dout;
@@ -166,7 +166,7 @@ void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t 
                       .dlog_sum_exp = op.dlog_sum_exp ? statistics_of(op.dlog_sum_exp) : GpuStatistics{},
                       .queries = static_cast<int32_t>(out.size(1)),
                       .heads = static_cast<int32_t>(out.size(2)),
-                      .pairs = static_cast<int32_t>(out.size(0) * out.size(2)),
+                      .pairs = static_cast<int32_t>(pairs),
                       .head_dim = static_cast<int32_t>(out.size(3)),
                       .lanes = 1,
                       .padded = padded_queries,

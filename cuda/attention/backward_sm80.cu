@@ -165,10 +165,10 @@ class BackwardTile : BackwardStream<S> {
       block_barrier();  // the tile has arrived, and all are done with the one before
     }
     write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv);
-    if (warp_ == 0 && op_.sums_done != nullptr) {
+    if (warp_ == 0 && op_.progress != nullptr) {
       named_barrier(kSumsAdded, kSumsAddedThreads);
       const int head = batch_ * (op_.forward.heads / op_.forward.group) + key_head_;
-      if (lane_ == 0) add_release(&op_.sums_done[head].added, 1);
+      if (lane_ == 0) add_release(&op_.progress[head].added, 1);
     }
   }
 
@@ -198,7 +198,7 @@ class BackwardTile : BackwardStream<S> {
       add_query_gradients(row, stage);
       row = next;
     }
-    if (op_.sums_done != nullptr) arrive_barrier(kSumsAdded, kSumsAddedThreads);
+    if (op_.progress != nullptr) arrive_barrier(kSumsAdded, kSumsAddedThreads);
     write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk);
   }
 
@@ -405,7 +405,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
   extern __shared__ __align__(128) char shared[];
   if (blockIdx.x >= order.blocks()) {
-    finish_complete_heads<typename S::T, 16>(op, order.tiles, [] { return false; });
+    finish_complete_heads(
+        op, order.tiles,
+        [&](int pair, int first_row) { finish_rows<typename S::T, 16>(op, pair, first_row); },
+        [] { return false; });
   } else {
     BackwardTile<S, kHasMask>(op, order, shared).run();
   }
@@ -416,7 +419,7 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   const BlockOrder order = order_key_tiles(cuda, op, S::kKeys, 1);
   dim3 grid = order.grid();
   // Behind all others: where a multiprocessor has no more keys, it finishes rows of dq.
-  if (op.sums_done != nullptr) grid.x += cuda.gpu->multiprocessors;
+  if (op.progress != nullptr) grid.x += cuda.gpu->multiprocessors;
   launch<backward_kernel<S, kHasMask>>(cuda, grid, S::kThreads, S::kSharedBytes, op, order);
 }
 

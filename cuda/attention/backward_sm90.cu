@@ -11,9 +11,11 @@
 // dS goes through shared memory to both warpgroups, which share the product for dq, a tile later: a half of
 // its columns each, or of its rows, or every other tile. dq is summed in float32 in global memory, since many
 // blocks add to a query; warps that do not compute turn complete sums into dq.
+//
+// May spill registers: some of those that copying leaves to warps that nobody waits for.
 #include "attention/attention_sm90.h"
 #include "attention/key_stream_sm90.h"
-#include "attention/query_sums.h"
+#include "attention/meanwhile_sm90.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/sm90.h"
@@ -23,8 +25,11 @@ namespace longseq {
 namespace {
 
 using namespace sm90;
+using sm80::named_barrier;
 using sm80::pack;
 using sm80::shared_address;
+
+constexpr int kKeys = 128;  // of a block
 
 /** How dq gets to its sums in global memory, if it does: added by threads as it stands in registers, or
  * through shared memory by copies that add. */
@@ -33,7 +38,7 @@ enum class Sums { None, ByThreads, ByCopies };
 template <class Element, int kHeadDim_, int kRows_, Sums kSums_>
 struct Shape {
   using T = Element;
-  static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = 128, kStages = 2;
+  static constexpr int kHeadDim = kHeadDim_, kRows = kRows_, kKeys = longseq::kKeys, kStages = 2;
   static constexpr Sums kSums = kSums_;
   static constexpr bool kMakesQueryGradient = kSums != Sums::None;
   static constexpr int kConsumers = 2, kOtherReaders = kSums == Sums::ByThreads ? 1 : 0;
@@ -49,8 +54,12 @@ struct Shape {
                        kStatisticsAt = kScoresAt + kStages * kScoreBytes,
                        kSumsAt = kStatisticsAt + kStages * kStatisticBytes,
                        kTilesAt = kSumsAt + (kSums == Sums::ByCopies ? kStages * kRows * kHeadDim * 4 : 0),
-                       kBarriersAt = kTilesAt + 64;
-  static constexpr int kSharedBytes = kBarriersAt + 128;
+                       kBarriersAt = kTilesAt + 64, kScratchAt = kBarriersAt + 256;
+  // Where dq leaves through shared memory at D 128, there is no room left.
+  static constexpr int kScratchBytes = kMakesQueryGradient && (kSums == Sums::ByThreads || kHeadDim < 128)
+                                           ? kMeanwhileWarps * RowScratch<kHeadDim>::kBytes
+                                           : 0;
+  static constexpr int kSharedBytes = kScratchAt + kScratchBytes;
   static_assert(kSharedBytes <= 227 << 10);
   // A warpgroup's share of dq: 64 of the rows, or half of the columns, or every other tile's.
   static constexpr bool kSharesRows = kRows == 128, kAlternates = !kSharesRows && kHeadDim % 128 != 0;
@@ -71,8 +80,10 @@ class Channels : public KeyChannels<S> {
   __device__ Barrier scores_full(int stage) const { return this->at(KeyChannels<S>::kCount + 2, stage); }
   __device__ Barrier scores_empty(int stage) const { return this->at(KeyChannels<S>::kCount + 4, stage); }
   __device__ Barrier sums_added() const { return this->at(KeyChannels<S>::kCount + 6); }
+  static constexpr int kCount = KeyChannels<S>::kCount + 7;
 
   __device__ void init() const {
+    static_assert(S::kBarriersAt + 8 * kCount <= S::kScratchAt);
     for (int stage = 0; stage < S::kStages; stage++) {
       scores_written(stage).init(4 * S::kConsumers);
       scores_full(stage).init(S::kSums == Sums::ByThreads ? 1 : 4 * S::kConsumers);
@@ -106,22 +117,24 @@ __device__ void publish_scores(uint32_t base) {
   }
 }
 
-/** Finishes rows of dq of other heads until the block's last tile is on its way; the last warp then tells
- * when its own sums are added. */
+/** Prepares and finishes rows of other heads until the block's last tile is on its way; the last warp then
+ * tells when the block's sums are added. */
 template <class S>
-__device__ void finish_meanwhile(const BackwardSm90& launch, uint32_t base) {
+__device__ void work_meanwhile(const BackwardSm90& launch, uint32_t base, int index) {
   const BackwardSm80& op = launch.op;
   const Channels<S> channels(base);
+  const Meanwhile<S> meanwhile(launch, index);
+  if (op.prepares) meanwhile.prepare();
   const auto ends = [&] { return channels.tiles_end().is_over(0); };
   while (!ends()) {
-    finish_complete_heads<typename S::T, 2>(op, launch.order.tiles, ends);
+    meanwhile.finish(ends);
     __nanosleep(500);
   }
   if (threadIdx.x != 127) return;
   channels.sums_added().wait(0);
   const KeyTile<S> keys(launch);
   const int head = keys.batch * (op.forward.heads / op.forward.group) + keys.key_head;
-  sm80::add_release(&op.sums_done[head].added, 1);
+  sm80::add_release(&op.progress[head].added, 1);
 }
 
 /** A warpgroup that computes: 64 of the block's keys. */
@@ -221,6 +234,12 @@ class Consumer {
       row_before = rows.row;
       release(channels_.queries_empty(stage));
     }
+    if (op_.dv_float32) {
+      write(dv, op_.dv, OfKeys::kWeightUnit, op_.adds_to_dv);
+    } else {
+      named_barrier(1 + group_, 128);  // the warpgroup's last product with its values is done
+      send(dv, launch_.dv, OfKeys::kWeightUnit);
+    }
     if constexpr (S::kMakesQueryGradient) {
       finish_query_gradient(turn, row_before);
       if (S::kSums == Sums::ByThreads) __syncwarp();
@@ -229,8 +248,14 @@ class Consumer {
         channels_.sums_added().arrive();
       }
     }
-    write(dv, op_.dv, OfKeys::kWeightUnit, op_.dv_float32, op_.adds_to_dv);
-    write(dk, op_.dk, op_.scale, op_.dk_float32, op_.adds_to_dk);
+    if (op_.dk_float32) {
+      write(dk, op_.dk, op_.scale, op_.adds_to_dk);
+    } else {
+      if (lane_ == 0) wait_reductions<0>();
+      __syncwarp();
+      send(dk, launch_.dk, op_.scale);
+    }
+    if (lane_ == 0) wait_reductions<0>();
   }
 
  private:
@@ -353,11 +378,36 @@ class Consumer {
     reduce_bytes(sums(), shared_address(mine), kBytes);
   }
 
-  __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool is_float32,
-                        bool adds) const {
+  /** To rows of float32. */
+  __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool adds) const {
     const KeyTile<S> keys(launch_);
     write_gradient<T>(gradient, to, keys.batch, keys.key_head, of_keys_.key(), op_.forward.keys,
-                      op_.forward.head_dim, factor, is_float32, adds);
+                      op_.forward.head_dim, factor, true, adds);
+  }
+
+  /** To rows of 16 bits, by way of the place of this warp's values, which nobody needs any more. */
+  __device__ void send(const Gradient& gradient, const CUtensorMap& to, float factor) const {
+    const int first_row = 64 * group_ + 16 * warp_, row = lane_ % 16;
+    const uint32_t from = base_ + S::kValuesAt + first_row * 128;
+#pragma unroll
+    for (int j = 0; j < S::kHeadDim / 16; j++) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        words[i] = pack<T>(gradient[8 * j + 2 * i] * factor, gradient[8 * j + 2 * i + 1] * factor);
+      }
+      const int chunk = 2 * j % 8 + lane_ / 16;
+      store_matrices(from + j / 4 * S::kKeyPage + row * 128 + (chunk ^ row % 8) * 16, words);
+    }
+    publish_writes();
+    __syncwarp();
+    if (lane_ != 0) return;
+    const KeyTile<S> keys(launch_);
+#pragma unroll
+    for (int page = 0; page < S::kPages; page++) {
+      store_box(to, from + page * S::kKeyPage, 64 * page, keys.first_key + first_row, keys.key_head,
+                keys.batch);
+    }
   }
 
   const BackwardSm90& launch_;
@@ -382,8 +432,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       produce<S, kHasMask>(launch, base);
     } else if (S::kSums == Sums::ByThreads && warp == 1) {
       publish_scores<S>(base);
-    } else if (S::kMakesQueryGradient && launch.op.sums_done != nullptr) {
-      finish_meanwhile<S>(launch, base);
+    } else if (S::kMakesQueryGradient && warp >= 2 && launch.op.progress != nullptr) {
+      work_meanwhile<S>(launch, base, warp - 2);
     }
   } else {
     take_registers<240>();
@@ -398,6 +448,12 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
                                                 launch);
 }
 
+/** Whether dq goes through shared memory at D 128: what was faster where blocks keep step, which causal order
+ * does not let them. */
+bool keeps_step(const BackwardSm80& op) {
+  return op.forward.mask.first_run == nullptr && op.forward.head_dim > 96 && sees_all(op.forward.visible);
+}
+
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
   const auto of_sums = [&]<Sums kAt64, Sums kAt96, Sums kAt128>() {
@@ -410,9 +466,8 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
     }
   };
   if (op.dq_sum == nullptr) return of_sums.template operator()<Sums::None, Sums::None, Sums::None>();
-  // What was faster: copies where blocks keep step, which causal order does not let them.
-  if (!kHasMask && op.forward.head_dim > 96 && sees_all(op.forward.visible)) {
-    return launch_shape<Shape<T, 128, 64, Sums::ByCopies>, false>(cuda, op);
+  if constexpr (!kHasMask) {
+    if (keeps_step(op)) return launch_shape<Shape<T, 128, 64, Sums::ByCopies>, false>(cuda, op);
   }
   of_sums.template operator()<Sums::ByThreads, Sums::ByCopies, Sums::ByThreads>();
 }
@@ -420,6 +475,16 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 }  // namespace
 
 int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
+
+int heads_prepared_before_sm90(const Cuda& cuda, const BackwardSm80& op) {
+  const ForwardSm80& forward = op.forward;
+  const BlockOrder order = order_key_tiles(cuda, op, kKeys, 1);
+  const int all = order.heads, first = order.prepared_before();
+  // Enough blocks for what is to be prepared, each with enough to do beside it.
+  constexpr int kLeastTiles = 16;
+  const bool has_time = order.tiles >= kLeastTiles && forward.queries <= 4 * int64_t{forward.keys};
+  return has_time && !keeps_step(op) ? first : all;
+}
 
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
   visit_kernel(dtype, op.forward.mask,

@@ -25,20 +25,41 @@ struct BlockOrder {
     int tile;  // 0 has the most work
     int head;
   };
-  __device__ Place place(int block) const {
+  struct Section {
+    int first, count;  // heads; no heads: there is no such section
+  };
+  /** The heads of the first two sections: each section's blocks prepare the second behind it, since those of
+   * the next may start beside them. */
+  __host__ __device__ int prepared_before() const {
+    const Section first = section_from(0);
+    return first.count + section_from(first.count).count;
+  }
+  __device__ Section section_of(int block) const {
     const int rest = heads - last;
-    int begin = rest, count = last;
-    if (block < rest * tiles) {
-      begin = block / (tiles * together) * together;
-      count = min(together, rest - begin);
-    }
-    const int index = block - begin * tiles;
-    return {index / count, begin + index % count};
+    return section_from(block < rest * tiles ? block / (tiles * together) * together : rest);
+  }
+  __host__ __device__ Section behind(const Section& section) const {
+    return section_from(section.first + section.count);
+  }
+  /** Of one that is not the first. */
+  __device__ Section before(const Section& section) const {
+    return section_from((section.first - 1) / together * together);
+  }
+  __device__ Place place(int block) const {
+    const Section section = section_of(block);
+    const int index = block - section.first * tiles;
+    return {index / section.count, section.first + index % section.count};
   }
 
   __host__ __device__ unsigned blocks() const { return static_cast<unsigned>(int64_t{tiles} * heads); }
   /** `parts` blocks for each tile. */
   dim3 grid(int parts = 1) const { return dim3(blocks(), static_cast<unsigned>(parts)); }
+
+ private:
+  __host__ __device__ Section section_from(int first) const {
+    const int rest = heads - last, left = (first < rest ? rest : heads) - first;
+    return {first, first < rest && together < left ? together : left};
+  }
 };
 
 /** Every query sees every key, as far as intervals go. */
@@ -46,15 +67,19 @@ inline bool sees_all(const GpuIntervals& visible) {
   return visible.begin == nullptr && visible.left == INT32_MAX && visible.right == INT32_MAX;
 }
 
-/** Tiles of a head share `head_bytes`, which they do best to find in the cache; a multiprocessor runs
+/** The order of the tiles of `heads` heads, at most `together` of them at once; a multiprocessor runs
  * `blocks_each` blocks at once. */
-inline BlockOrder order_blocks(const Cuda& cuda, int64_t tiles, int64_t heads, int64_t head_bytes,
+inline BlockOrder order_blocks(const Cuda& cuda, int64_t tiles, int64_t heads, int64_t together,
                                int64_t blocks_each) {
-  const int64_t cached = cuda.gpu->cache_bytes * 3 / 4 / std::max<int64_t>(head_bytes, 1);
+  const int64_t section = std::clamp<int64_t>(together, 1, std::max<int64_t>(heads, 1));
   const int64_t even = ceil_div(2 * blocks_each * cuda.gpu->multiprocessors, std::max<int64_t>(tiles, 1));
-  const int64_t together = std::clamp<int64_t>(cached, 1, std::max<int64_t>(heads, 1));
-  return {static_cast<int32_t>(tiles), static_cast<int32_t>(heads), static_cast<int32_t>(together),
-          static_cast<int32_t>(std::min(std::max(even, together), heads))};
+  return {static_cast<int32_t>(tiles), static_cast<int32_t>(heads), static_cast<int32_t>(section),
+          static_cast<int32_t>(std::min(std::max(even, section), heads))};
+}
+
+/** So many heads the cache has room for, of which blocks share `head_bytes`. */
+inline int64_t cached_heads(const Cuda& cuda, int64_t head_bytes) {
+  return cuda.gpu->cache_bytes * 3 / 4 / std::max<int64_t>(head_bytes, 1);
 }
 
 /** Of tiles of `rows` queries, for which keys and values are streamed. */
@@ -64,20 +89,28 @@ inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int
   const int64_t elements =
       (2 * int64_t{op.keys} / sharing + 2 * int64_t{op.queries} * op.packed) * op.head_dim;
   return order_blocks(cuda, ceil_div(int64_t{op.queries} * op.packed, rows), heads * op.batch,
-                      elements * element_bytes, blocks_each);
+                      cached_heads(cuda, elements * element_bytes), blocks_each);
 }
 
 /** Of tiles of `rows` keys, for which queries and gradients are streamed, 8 bytes for an element of a query:
  * of 16 bits, and sums of dq in float32, or both of float32. */
 inline BlockOrder order_key_tiles(const Cuda& cuda, const BackwardSm80& op, int rows, int blocks_each) {
   const ForwardSm80& forward = op.forward;
-  const int64_t head_bytes = 8 * int64_t{forward.group} * forward.queries * forward.head_dim;
+  const int64_t tiles = ceil_div(forward.keys, rows),
+                heads = int64_t{forward.heads} / forward.group * forward.batch;
   // Blocks of one head that take turns wait for each other: those of all heads side by side wait less, unless
   // all have the same work and keep step.
-  const bool is_spread = op.dq_turns != nullptr && !sees_all(forward.visible);
-  return order_blocks(cuda, ceil_div(forward.keys, rows),
-                      int64_t{forward.heads} / forward.group * forward.batch, is_spread ? 0 : head_bytes,
-                      blocks_each);
+  if (op.dq_turns != nullptr && !sees_all(forward.visible)) {
+    return order_blocks(cuda, tiles, heads, heads, blocks_each);
+  }
+  const int64_t cached = cached_heads(cuda, 8 * int64_t{forward.group} * forward.queries * forward.head_dim);
+  // No more heads than fill the multiprocessors once: the sums of the others' dq are complete earlier.
+  const int64_t filling = (blocks_each * cuda.gpu->multiprocessors + tiles / 2) / std::max<int64_t>(tiles, 1);
+  BlockOrder order =
+      order_blocks(cuda, tiles, heads, std::min(cached, std::max<int64_t>(filling, 1)), blocks_each);
+  // Nor in the last section, where no tile has much less work than others.
+  if (forward.visible.most <= forward.queries / 8) order.last = std::min(order.together, order.heads);
+  return order;
 }
 
 }  // namespace longseq

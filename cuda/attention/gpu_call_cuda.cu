@@ -98,6 +98,17 @@ __global__ void positions_kernel(RuleView rule, int queries, int keys, int32_t* 
   if (row < keys) of_keys[row] = static_cast<int32_t>(key_position(rule, row));
 }
 
+/** The most keys that a query sees, as far as the rule tells without a look at each. */
+int64_t most_seen(const VisibilityRule& rule, int64_t keys) {
+  int64_t most = keys;
+  const int64_t right = rule.causal ? 0 : rule.window_right;
+  if (rule.window_left >= 0 && right >= 0) most = std::min(most, rule.window_left + right + 1);
+  const std::vector<int64_t>& documents = rule.key_documents.empty() ? rule.documents : rule.key_documents;
+  int64_t longest = documents.empty() ? keys : 0;
+  for (size_t d = 1; d < documents.size(); d++) longest = std::max(longest, documents[d] - documents[d - 1]);
+  return std::min(most, longest);
+}
+
 }  // namespace
 
 bool rows_aligned(const Tensor& x) {
@@ -175,6 +186,7 @@ void GpuCall::see(const Cuda& cuda, const VisibilityRule& rule) {
   }
   const int64_t shift = rule.query_positions.empty() ? 0 : rule.query_positions[0].start;
   visible.shift = static_cast<int32_t>(shift);
+  visible.most = static_cast<int32_t>(most_seen(rule, kernel.keys));
   if ((rule.mask == nullptr || has_blocks) && rule.documents.empty() &&
       only_piece(rule.query_positions, -1) && only_piece(rule.key_positions, 0)) {
     const auto side = [](int64_t window) { return static_cast<int32_t>(window < 0 ? INT32_MAX : window); };

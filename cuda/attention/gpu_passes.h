@@ -11,8 +11,9 @@ namespace longseq {
 void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, const Tensor& log_sum_exp,
                   bool merges);
 
-/** Writes what BackwardSm80 calls statistics, padded_queries of them a head. */
-void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, float2* to);
+/** Writes what BackwardSm80 calls statistics, padded_queries of them for each of the first `pairs` heads. */
+void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, int64_t pairs,
+                         float2* to);
 
 /** What is left of dq = sum_scale times dq_sum, added to what is there where the operation says so; dq is the
  * operation's. */

@@ -73,6 +73,26 @@ struct KeyTile {
   }
 };
 
+/** Warps of a block that have neither tiles to copy nor products to make. */
+inline constexpr int kMeanwhileWarps = 2;
+
+/** How many of them prepare the rows of the second section behind this one: those of the half of its blocks
+ * that comes first, for the others' tiles may be short. */
+__device__ inline int warps_preparing(const BlockOrder& order, const BlockOrder::Section& section) {
+  return (section.count * order.tiles + 1) / 2 * kMeanwhileWarps;
+}
+
+/** Until the rows of the block's section are prepared, for a thread that copies them; by blocks that were
+ * started before this one. */
+__device__ inline void wait_prepared(const BackwardSm90& launch) {
+  const BlockOrder& order = launch.order;
+  const BlockOrder::Section section = order.section_of(blockIdx.x);
+  if (section.first < order.prepared_before()) return;
+  const int warps = warps_preparing(order, order.before(order.before(section)));
+  while (sm80::load_acquire(&launch.op.progress[section.first].prepared) < warps) continue;
+  sm90::publish_global_writes();
+}
+
 /** Copies keys, values, queries, their gradients and statistics to shared memory; one warp. */
 template <class S, bool kHasMask>
 __device__ void produce(const BackwardSm90& launch, uint32_t base) {
@@ -102,6 +122,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   auto* const staged = reinterpret_cast<StagedTile*>(sm90::aligned_memory() + S::kTilesAt);
   RowTiles<S::kRows, kHasMask, false> tiles(op, keys.first_key, seeing, keys.key_head * forward.group);
   sm90::Ring<S::kStages> stages;
+  bool waits = op.prepares;
   RowTile rows = tiles.next();
   const auto tell_end = [&] {
     if (rows.first < 0) channels.tiles_end().arrive();
@@ -128,8 +149,10 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     staged[stage] = tile;
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
-    queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
     load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, first, head);
+    if (waits) wait_prepared(launch);
+    waits = false;
+    queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
     sm90::copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, op.statistics + row,
                      S::kStatisticBytes, queries_full);
     channels.gradients_empty(stage).wait(stages.parity ^ 1);
@@ -261,7 +284,16 @@ __device__ void add_rows(float (&gradient)[S::kHeadDim / 2], const uint32_t (&we
 /** Of blocks of S::kKeys keys. */
 template <class S>
 BackwardSm90 key_launch(const Cuda& cuda, const BackwardSm80& op) {
-  return backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
+  BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
+  const ForwardSm80& forward = op.forward;
+  const auto rows = [&](const GpuRows& of) {
+    constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+    return tensor_map(kDType, of,
+                      {forward.head_dim, forward.keys, forward.heads / forward.group, forward.batch}, 16);
+  };
+  if (!op.dk_float32) launch.dk = rows(op.dk);
+  if (!op.dv_float32) launch.dv = rows(op.dv);
+  return launch;
 }
 
 }  // namespace longseq

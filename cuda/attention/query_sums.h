@@ -29,18 +29,28 @@ __device__ void transpose_words(uint32_t (&words)[n]) {
   }
 }
 
+/** What BackwardSm80 calls statistics, of a query. */
+__device__ inline float2 row_statistics(float log_sum_exp, float delta) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  return log_sum_exp == -INFINITY ? make_float2(INFINITY, 0) : make_float2(log_sum_exp * kLog2e, delta);
+}
+
+/** Where the sums of a head's rows are. */
+__device__ inline float* sums_of(const BackwardSm80& op, int pair, int first_row) {
+  return op.dq_sum + (pair * op.padded_queries + first_row) * op.dq_columns;
+}
+
 /**
- * kSumRows rows of a head, of T in memory, on 16 bytes. Reads kTiles tiles of 16 x 8 sums at a time. A lane
- * has two neighbours of each in rows r and r + 8; as 16-bit elements lanes of a row exchange theirs, of four
- * tiles or two, so that each writes 16 bytes of it, or 8.
+ * kSumRows rows of a head, of T in memory, on 16 bytes. Reads kTiles tiles of 16 x 8 sums at a time, by
+ * load(first column, values). A lane has two neighbours of each in rows r and r + 8; as 16-bit elements lanes
+ * of a row exchange theirs, of four tiles or two, so that each writes 16 bytes of it, or 8.
  */
-template <class T, int kTiles>
-__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
+template <class T, int kTiles, class Load>
+__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row, const Load& load) {
   constexpr int kWords = kTiles < 4 ? kTiles : 4;
   const int lane = static_cast<int>(threadIdx.x) % 32, place = lane % 4, head_dim = op.forward.head_dim;
   const int batch = pair / op.forward.heads, head = pair % op.forward.heads, row = first_row + lane / 4;
   const int column = 8 * (place % kWords) + 2 * (place / kWords * kWords);
-  const float* const sums = op.dq_sum + (pair * op.padded_queries + first_row) * op.dq_columns;
   T* const to =
       static_cast<T*>(op.dq.data) + batch * op.dq.batch + head * op.dq.head + row * op.dq.row + column;
 #pragma unroll 1
@@ -48,7 +58,7 @@ __device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
     float values[kTiles][4] = {};
 #pragma unroll
     for (int n = 0; n < kTiles; n++) {
-      if (first + 8 * n < head_dim) load_four(sums + sum_offset(0, first + 8 * n, 0), lane, values[n]);
+      if (first + 8 * n < head_dim) load(first + 8 * n, values[n]);
     }
 #pragma unroll
     for (int part = 0; part < kTiles; part += kWords) {
@@ -74,6 +84,15 @@ __device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
   }
 }
 
+/** The same from where the sums are. */
+template <class T, int kTiles>
+__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
+  const float* const sums = sums_of(op, pair, first_row);
+  finish_rows<T, kTiles>(op, pair, first_row, [&](int column, float(&values)[4]) {
+    load_four(sums + sum_offset(0, column, 0), static_cast<int>(threadIdx.x) % 32, values);
+  });
+}
+
 /** A head to which all of its `blocks` have added and of which rows are left; -1: there is none. */
 __device__ inline int complete_head(const BackwardSm80& op, int blocks) {
   const int lane = static_cast<int>(threadIdx.x) % 32, group = op.forward.group;
@@ -81,7 +100,7 @@ __device__ inline int complete_head(const BackwardSm80& op, int blocks) {
   for (int first = 0; first < heads; first += 32) {
     bool is_complete = false;
     if (first + lane < heads) {
-      const int2 seen = sm80::load_relaxed(&op.sums_done[first + lane]);
+      const int2 seen = sm80::load_relaxed(&op.progress[first + lane]);
       is_complete = seen.x == blocks && seen.y < tiles;
     }
     const uint32_t complete = __ballot_sync(~0u, is_complete);
@@ -94,18 +113,20 @@ __device__ inline int complete_head(const BackwardSm80& op, int blocks) {
   return -1;
 }
 
-/** Finishes rows of heads to which all of their `blocks` have added, until there are none, or ends(). */
-template <class T, int kTiles, class Ends>
-__device__ void finish_complete_heads(const BackwardSm80& op, int blocks, const Ends& ends) {
+/** finish(pair, first row) for rows of heads to which all of their `blocks` have added, until there are none,
+ * or ends(). */
+template <class Finish, class Ends>
+__device__ void finish_complete_heads(const BackwardSm80& op, int blocks, const Finish& finish,
+                                      const Ends& ends) {
   const int group = op.forward.group, tiles = sum_tiles(op.forward);
   for (int head = complete_head(op, blocks); head >= 0; head = complete_head(op, blocks)) {
     for (;;) {
       if (ends()) return;
       int tile = 0;
-      if (threadIdx.x % 32 == 0) tile = atomicAdd(&op.sums_done[head].taken, 1);
+      if (threadIdx.x % 32 == 0) tile = atomicAdd(&op.progress[head].taken, 1);
       tile = __shfl_sync(~0u, tile, 0);
       if (tile >= group * tiles) break;
-      finish_rows<T, kTiles>(op, head * group + tile / tiles, tile % tiles * kSumRows);
+      finish(head * group + tile / tiles, tile % tiles * kSumRows);
     }
   }
 }

@@ -104,6 +104,9 @@ __device__ inline void publish_barriers() {
 /** What this thread has written to shared memory, or read there, comes before later copies of boxes. */
 __device__ inline void publish_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/** The same of global memory. */
+__device__ inline void publish_global_writes() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 /** The box at these coordinates, the innermost first, into shared memory; elsewhere than in the tensor,
  * zeros. */
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, const Barrier& barrier, int column,
@@ -136,6 +139,22 @@ __device__ inline void finish_reductions() { asm volatile("cp.async.bulk.wait_gr
 template <int left>
 __device__ inline void wait_reductions() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(left) : "memory");
+}
+/** The box at these coordinates from shared memory, as far as it is in the tensor; read later, before
+ * wait_reductions ends. */
+__device__ inline void store_box(const CUtensorMap& map, uint32_t from, int column, int row, int head,
+                                 int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+      "r"(from), "r"(column), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+/** Four 8 x 8 matrices; lanes 8 i .. 8 i + 7 give the addresses of matrix i's rows in memory. */
+__device__ inline void store_matrices(uint32_t to, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 /** Four 8 x 8 matrices, transposed; lanes 8 i .. 8 i + 7 give the addresses of matrix i's rows in memory. */
 __device__ inline void store_matrices_transposed(uint32_t to, const uint32_t* r) {
