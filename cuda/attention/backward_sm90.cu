@@ -124,7 +124,9 @@ __device__ void work_meanwhile(const BackwardSm90& launch, uint32_t base, int in
   const BackwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const Meanwhile<S> meanwhile(launch, index);
-  if (op.prepares) meanwhile.prepare();
+  if constexpr (S::kScratchBytes > 0) {
+    if (op.prepares) meanwhile.prepare();
+  }
   const auto ends = [&] { return channels.tiles_end().is_over(0); };
   while (!ends()) {
     meanwhile.finish(ends);
@@ -432,8 +434,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
       produce<S, kHasMask>(launch, base);
     } else if (S::kSums == Sums::ByThreads && warp == 1) {
       publish_scores<S>(base);
-    } else if (S::kMakesQueryGradient && warp >= 2 && launch.op.progress != nullptr) {
-      work_meanwhile<S>(launch, base, warp - 2);
+    } else if constexpr (S::kMakesQueryGradient) {
+      if (warp >= 2 && launch.op.progress != nullptr) work_meanwhile<S>(launch, base, warp - 2);
     }
   } else {
     take_registers<240>();

@@ -25,6 +25,7 @@ class Meanwhile {
   using T = typename S::T;
   using Scratch = RowScratch<S::kHeadDim>;
   using Element = std::conditional_t<std::is_same_v<T, sm80::Half>, Float16, BFloat16>;
+  using Chunk = RowPack<Element>;
   static constexpr bool kHasScratch = S::kScratchBytes > 0;
 
  public:
@@ -38,22 +39,23 @@ class Meanwhile {
 
   /** A share of the rows of the second section behind the block's. */
   __device__ void prepare() const {
-    if constexpr (kHasScratch) {
-      const BlockOrder::Section section = order_.section_of(blockIdx.x),
-                                next = order_.behind(order_.behind(section));
-      const int workers = warps_preparing(order_, section);
-      const int worker =
-          (static_cast<int>(blockIdx.x) - section.first * order_.tiles) * kMeanwhileWarps + index_;
-      if (next.count == 0 || worker >= workers) return;
-      const int tiles = static_cast<int>(op_.padded_queries) / kSumRows,
-                first_pair = next.first * op_.forward.group;
-      for (int tile = worker; tile < next.count * op_.forward.group * tiles; tile += workers) {
-        prepare_rows(first_pair + tile / tiles, tile % tiles * kSumRows);
-      }
-      sm90::publish_global_writes();
-      __syncwarp();
-      if (lane_ == 0) sm80::add_release(&op_.progress[next.first].prepared, 1);
+    const BlockOrder::Section section = order_.section_of(blockIdx.x),
+                              next = order_.behind(order_.behind(section));
+    const int workers = warps_preparing(order_, section);
+    const int worker =
+        (static_cast<int>(blockIdx.x) - section.first * order_.tiles) * kMeanwhileWarps + index_;
+    if (next.count == 0 || worker >= workers) return;
+    const int tiles = static_cast<int>(op_.padded_queries) / kSumRows, group = op_.forward.group;
+    for (int tile = worker; tile < next.count * group * tiles; tile += workers) {
+      const int pair = next.first * group + tile / tiles, first_row = tile % tiles * kSumRows;
+      auto* const sums = reinterpret_cast<float4*>(sums_of(op_, pair, first_row)) + lane_;
+#pragma unroll 4
+      for (int i = 0; i < kSumRows * S::kHeadDim / 128; i++) sums[32 * i] = make_float4(0, 0, 0, 0);
+      prepare_rows(pair, first_row);
     }
+    sm90::publish_global_writes();
+    __syncwarp();
+    if (lane_ == 0) sm80::add_release(&op_.progress[next.first].prepared, 1);
   }
 
   /** The rows of heads that are complete, until there are none, or ends(). */
@@ -72,44 +74,51 @@ class Meanwhile {
   }
 
  private:
-  /** Statistics, and zeros for sums. */
+  /** Statistics of rows, two lanes a row. */
   __device__ void prepare_rows(int pair, int first_row) const {
-    const ForwardSm80& forward = op_.forward;
-    const int batch = pair / forward.heads, head = pair % forward.heads;
-    copy_rows(forward.out, batch, head, first_row, 0);
-    copy_rows(op_.dout, batch, head, first_row, Scratch::kTensorBytes);
-    auto* const sums = reinterpret_cast<float4*>(sums_of(op_, pair, first_row)) + lane_;
-#pragma unroll 4
-    for (int i = 0; i < kSumRows * S::kHeadDim / 128; i++) sums[32 * i] = make_float4(0, 0, 0, 0);
-    // Two lanes have a row.
-    const int query = first_row + lane_ / 2;
-    const bool inside = query < forward.queries;
-    const auto of_row = [&](const GpuStatistics& x) {
-      return x.data[batch * x.batch + head * x.head + query];
-    };
-    const float log_sum_exp = inside && lane_ % 2 == 0 ? of_row(forward.log_sum_exp) : -INFINITY;
+    copy_rows(op_.forward.out, pair, first_row, 0);
+    copy_rows(op_.dout, pair, first_row, Scratch::kTensorBytes);
     sm80::commit_copies();
     sm80::wait_copies<0>();
     __syncwarp();
-    float sum = 0;
+    float delta = 0;
     const char* const row = scratch_ + lane_ / 2 * Scratch::kPitch;
 #pragma unroll 1
-    for (int chunk = lane_ % 2; chunk < forward.head_dim / 8; chunk += 2) {
-      float a[8], b[8];
-      reinterpret_cast<const RowPack<Element>*>(row)[chunk].get(a);
-      reinterpret_cast<const RowPack<Element>*>(row + Scratch::kTensorBytes)[chunk].get(b);
-#pragma unroll
-      for (int e = 0; e < 8; e++) sum = fmaf(a[e], b[e], sum);
+    for (int chunk = lane_ % 2; chunk < op_.forward.head_dim / 8; chunk += 2) {
+      delta += dot(reinterpret_cast<const Chunk*>(row)[chunk],
+                   reinterpret_cast<const Chunk*>(row + Scratch::kTensorBytes)[chunk]);
     }
-    sum += __shfl_xor_sync(~0u, sum, 1);  // and what was copied has been read by all
-    if (lane_ % 2 != 0) return;
-    if (inside && op_.dlog_sum_exp.data != nullptr) sum -= of_row(op_.dlog_sum_exp);
-    op_.statistics[pair * op_.padded_queries + query] = row_statistics(log_sum_exp, sum);
+    delta += __shfl_xor_sync(~0u, delta, 1);  // and what was copied has been read by all
+    if (lane_ % 2 == 0) write_statistics(pair, first_row + lane_ / 2, delta);
   }
 
-  __device__ void copy_rows(const GpuRows& x, int batch, int head, int first_row, int to) const {
+  __device__ static float dot(const Chunk& x, const Chunk& y) {
+    float a[8], b[8], sum = 0;
+    x.get(a);
+    y.get(b);
+#pragma unroll
+    for (int e = 0; e < 8; e++) sum = fmaf(a[e], b[e], sum);
+    return sum;
+  }
+
+  __device__ void write_statistics(int pair, int query, float delta) const {
+    const auto of = [&](const GpuStatistics& x) {
+      return x.data[pair / op_.forward.heads * x.batch + pair % op_.forward.heads * x.head + query];
+    };
+    const bool inside = query < op_.forward.queries;
+    if (inside && op_.dlog_sum_exp.data != nullptr) delta -= of(op_.dlog_sum_exp);
+    op_.statistics[pair * op_.padded_queries + query] =
+        row_statistics(inside ? of(op_.forward.log_sum_exp) : -INFINITY, delta);
+  }
+
+  __device__ const T* row_of(const GpuRows& x, int pair) const {
+    return static_cast<const T*>(x.data) + pair / op_.forward.heads * x.batch +
+           pair % op_.forward.heads * x.head;
+  }
+
+  __device__ void copy_rows(const GpuRows& x, int pair, int first_row, int to) const {
     constexpr int kChunks = S::kHeadDim / 8;
-    const auto* const from = static_cast<const T*>(x.data) + batch * x.batch + head * x.head;
+    const T* const from = row_of(x, pair);
     const uint32_t scratch = sm80::shared_address(scratch_) + to;
 #pragma unroll 2
     for (int i = lane_; i < kSumRows * kChunks; i += 32) {
