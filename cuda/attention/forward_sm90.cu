@@ -12,7 +12,8 @@
 // weights that are larger by 2^100 (P as float16: by 2^15), so no maximum is taken on the way, and nothing is
 // rescaled until a row's sum outgrows the room.
 //
-// May spill registers: some twenty words at D 256, whose sums take half of them, and with three warpgroups.
+// May spill registers: some twenty words at D 256, whose sums take half of them, and with three warpgroups;
+// elsewhere some of the thread's that copies.
 #include <algorithm>
 #include <type_traits>
 
@@ -66,9 +67,8 @@ struct Shape {
   static constexpr bool kReleasesEarly = !kSharesQueries && kConsumers == 2;
   static constexpr int kOutAt = kSharesQueries ? 0 : kStreamEnd;
   static constexpr int kBarriersAt = kSharesQueries ? kStreamEnd : kStreamEnd + kQueryBytes;
-  static constexpr int kTilesAt =
-      kBarriersAt + 96;  // which one queries are of; of those that are next, beside it
-  static constexpr int kSharedBytes = kBarriersAt + 128;
+  static constexpr int kTilesAt = kBarriersAt + 96;  // of the queries; of those that are next, beside it
+  static constexpr int kSharedBytes = kBarriersAt + 256;
   static_assert(kSharedBytes <= 227 << 10);
   static constexpr int kProducerRegisters = kConsumers == 3 ? 32 : 24,
                        kConsumerRegisters = kConsumers == 3 ? 160 : 240;
@@ -100,17 +100,35 @@ class Channels : public Barriers {
   }
 };
 
+/** A tile as whoever copies leaves it for those that compute: what it is takes divisions, and loads. */
 template <class S, bool kHasMask>
-using TileOf = QueryTile<S::kRows, S::kKeys, kHasMask>;
+struct StagedTile : QueryTile<S::kRows, S::kKeys, kHasMask> {
+  int2 seen_by_all[S::kConsumers];  // keys that all of a warpgroup's queries see
+
+  __device__ StagedTile(const ForwardSm80& op, const BlockOrder& order, int index)
+      : QueryTile<S::kRows, S::kKeys, kHasMask>(op, order, index) {
+#pragma unroll
+    for (int group = 0; group < S::kConsumers; group++) {
+      seen_by_all[group] = make_int2(max(this->interval(op, 64 * group + 63).x, this->begin),
+                                     min(this->interval(op, 64 * group).y, this->end));
+    }
+  }
+};
+
+template <class S, bool kHasMask>
+__device__ StagedTile<S, kHasMask>* staged_tiles() {
+  static_assert(2 * sizeof(StagedTile<S, kHasMask>) <= S::kSharedBytes - S::kTilesAt);
+  return reinterpret_cast<StagedTile<S, kHasMask>*>(aligned_memory() + S::kTilesAt);
+}
 
 /** Copies queries, keys and values to shared memory; one thread. */
 template <class S, bool kHasMask>
-__device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
+__device__ void produce(const ForwardSm90& launch, uint32_t base) {
+  using Tile = StagedTile<S, kHasMask>;
   const ForwardSm80& op = launch.op;
   const Channels<S> channels(base);
   const int total = launch.order.tiles * launch.order.heads * op.splits;
-  const int query_page =
-      TileOf<S, kHasMask>::query_of(op, S::kRows) * op.packed * 128;  // as far as a box fills it
+  const int query_page = Tile::query_of(op, S::kRows) * op.packed * 128;  // as far as a box fills it
   Ring<1> queries;
   Ring<S::kStages> stages;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
@@ -123,7 +141,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
   };
   int index = static_cast<int>(blockIdx.x);
   while (index < total) {
-    const TileOf<S, kHasMask> tile(op, launch.order, index);
+    const Tile tile(op, launch.order, index);
     const int key_head = tile.head / op.group;
     const int following =
         launch.counter == nullptr ? total : static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
@@ -141,7 +159,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
     const bool any = blocks.current().first >= 0;
     if (any) load_keys(blocks.current().first);
     channels.queries_empty().wait(queries.parity ^ 1);
-    tiles[queries.parity] = index;
+    staged_tiles<S, kHasMask>()[queries.parity] = tile;
     channels.queries_full().arrive_expecting(S::kPages * query_page);
 #pragma unroll
     for (int page = 0; page < S::kPages; page++) {
@@ -163,7 +181,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base, int* tiles) {
     index = following;
   }
   channels.queries_empty().wait(queries.parity ^ 1);
-  tiles[queries.parity] = -1;
+  staged_tiles<S, kHasMask>()[queries.parity].first_query = -1;
   channels.queries_full().arrive();
 }
 
@@ -182,32 +200,29 @@ class Consumer : ForwardRows<S> {
   using T = typename S::T;
   using Scores = float[S::kKeys / 2];
   using Weights = uint32_t[S::kKeys / 4];
-  using Tile = TileOf<S, kHasMask>;
+  using Tile = StagedTile<S, kHasMask>;
   using Rows = ForwardRows<S>;
   using Rows::base_, Rows::group_, Rows::has_base_, Rows::lane_, Rows::op_, Rows::out_, Rows::row_of,
       Rows::sum_;
 
  public:
-  __device__ Consumer(const ForwardSm90& launch, char* shared)
-      : Rows(launch.op), launch_(launch), base_address_(shared_address(shared)), channels_(base_address_) {}
+  __device__ Consumer(const ForwardSm80& op, uint32_t base)
+      : Rows(op), base_address_(base), channels_(base) {}
 
   __device__ void run() {
     for (Ring<1> queries;; queries.advance()) {
       channels_.queries_full().wait(queries.parity);
-      if (index(queries.parity) < 0) break;
-      attend(Tile(op_, launch_.order, index(queries.parity)));
+      const Tile& tile =
+          staged_tiles<S, kHasMask>()[queries.parity];  // read anew each time: registers are few
+      if (tile.first_query < 0) break;
+      attend(tile);
       if (!S::kReleasesEarly && !S::kSharesQueries) release(channels_.queries_empty());
-      // Where the tile is, is found anew: the registers are all taken until here.
-      this->write(Tile(op_, launch_.order, index(queries.parity)));
+      this->write(tile);
       if (S::kSharesQueries) release(channels_.queries_empty());
     }
   }
 
  private:
-  /** The tile of these queries; -1: there are no more. */
-  __device__ int index(uint32_t parity) const {
-    return reinterpret_cast<const volatile int*>(Rows::shared() + S::kTilesAt)[parity];
-  }
   /** A warp is done with what the barrier stands for. */
   __device__ void release(const Barrier& barrier) const {
     if (lane_ == 0) barrier.arrive();
@@ -233,8 +248,8 @@ class Consumer : ForwardRows<S> {
       has_base_[half] = false;
     }
     const bool adjusts = op_.score.has_softcap || op_.score.slopes != nullptr;
-    plain_begin_ = adjusts ? INT32_MAX : max(tile.interval(op_, 64 * group_ + 63).x, tile.begin);
-    plain_end_ = min(tile.interval(op_, 64 * group_).y, tile.end) - S::kKeys;
+    plain_begin_ = adjusts ? INT32_MAX : tile.seen_by_all[group_].x;
+    plain_end_ = tile.seen_by_all[group_].y - S::kKeys;
 
     auto blocks = tile.blocks(op_);
     if (blocks.current().first < 0) {
@@ -383,7 +398,6 @@ class Consumer : ForwardRows<S> {
     }
   }
 
-  const ForwardSm90& launch_;
   const uint32_t base_address_;
   const Channels<S> channels_;
   Ring<S::kStages> stages_;
@@ -399,10 +413,10 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
   __syncthreads();
   if (threadIdx.x < 128) {
     give_registers<S::kProducerRegisters>();
-    if (threadIdx.x == 0) produce<S, kHasMask>(launch, base, reinterpret_cast<int*>(shared + S::kTilesAt));
+    if (threadIdx.x == 0) produce<S, kHasMask>(launch, base);
   } else {
     take_registers<S::kConsumerRegisters>();
-    Consumer<S, kHasMask>(launch, shared).run();
+    Consumer<S, kHasMask>(launch.op, base).run();
   }
 }
 
