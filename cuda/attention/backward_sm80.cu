@@ -164,7 +164,7 @@ class BackwardTile : BackwardStream<S> {
       wait_copies<0>();
       block_barrier();  // the tile has arrived, and all are done with the one before
     }
-    write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv, S::kGradientsAt);
+    write(op_.dv, kWeightUnit, op_.dv_float32, op_.adds_to_dv);
     if (warp_ == 0 && op_.progress != nullptr) {
       named_barrier(kSumsAdded, kSumsAddedThreads);
       const int head = batch_ * (op_.forward.heads / op_.forward.group) + key_head_;
@@ -199,8 +199,7 @@ class BackwardTile : BackwardStream<S> {
       row = next;
     }
     if (op_.progress != nullptr) arrive_barrier(kSumsAdded, kSumsAddedThreads);
-    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk,
-          S::kQueriesAt);
+    write(op_.dk, kIsHalf ? op_.scale : op_.scale * kWeightUnit, op_.dk_float32, op_.adds_to_dk);
   }
 
   __device__ bool is_adjusted() const {
@@ -373,42 +372,28 @@ class BackwardTile : BackwardStream<S> {
     if (lane_ == 0) add_release(turn, 1);
   }
 
-  /** The gradient of the warp's keys: of 16 bits through memory at `place`, of whose tiles all warps are
-   * done, so that it leaves in pieces of 16 bytes. */
-  __device__ void write(const GpuRows& rows, float factor, bool is_float32, bool adds, int place) const {
-    static_assert(S::kKeyBytes <= 2 * S::kRowBytes);
+  __device__ void write(const GpuRows& rows, float factor, bool is_float32, bool adds) const {
     const int head_dim = op_.forward.head_dim, keys = op_.forward.keys;
     const int64_t base = batch_ * rows.batch + key_head_ * rows.head;
-    char* const mine = shared_ + place + group_ * S::kWarpKeys * S::kPitch;
 #pragma unroll
     for (int i = 0; i < kKeyTiles; i++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const int row = 16 * i + 8 * half + lane_ / 4, key = first_key_ + group_ * S::kWarpKeys + row;
+        const int key = first_key_ + group_ * S::kWarpKeys + 16 * i + 8 * half + lane_ / 4;
         if (key >= keys) continue;
 #pragma unroll
         for (int n = 0; n < S::kHeadDim / 8; n++) {
           const int column = 8 * n + lane_ % 4 * 2;
           if (column >= head_dim) continue;
           const float low = gradient_[i][n][2 * half] * factor, high = gradient_[i][n][2 * half + 1] * factor;
+          const int64_t at = base + key * rows.row + column;
           if (is_float32) {
-            put_two(static_cast<float*>(rows.data) + base + key * rows.row + column, low, high, adds);
+            put_two(static_cast<float*>(rows.data) + at, low, high, adds);
           } else {
-            *reinterpret_cast<uint32_t*>(mine + Rows::offset(row, n) + lane_ % 4 * 4) = pack<T>(low, high);
+            *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
           }
         }
       }
-    }
-    if (is_float32) return;
-    __syncwarp();
-    constexpr int kChunks = S::kHeadDim / 8;
-    T* const to = static_cast<T*>(rows.data) + base;
-#pragma unroll 1
-    for (int at = lane_; at < S::kWarpKeys * kChunks; at += 32) {
-      const int row = at / kChunks, chunk = at % kChunks, key = first_key_ + group_ * S::kWarpKeys + row;
-      if (key >= keys || 8 * chunk >= head_dim) continue;
-      *reinterpret_cast<uint4*>(to + key * rows.row + 8 * chunk) =
-          *reinterpret_cast<const uint4*>(mine + Rows::offset(row, chunk));
     }
   }
 
