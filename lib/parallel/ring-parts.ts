@@ -3,7 +3,6 @@
 import type { Piece } from "../ops/attention-options.ts";
 import { queryRows } from "../ops/query-gradient.ts";
 import {
-  hullOf,
   keysSeen,
   type Meeting,
   meetingOf,
@@ -19,9 +18,9 @@ import type { ShardedAttentionOptions } from "./strategy.ts";
 export interface RingParts {
   /** The first is this rank's own. */
   steps: readonly RingStep[];
-  /** Of its queries, from the first to the last that see other ranks' keys. */
-  merged: Rows;
-  /** Its own keys by parts of the queries: those before, of and behind the merged ones. */
+  /** Of its queries, those that see other ranks' keys: ascending, apart, each step's among one of them. */
+  merged: readonly Rows[];
+  /** Its own keys by parts of the queries: each of the merged ones, and what lies around them. */
   byQueries: readonly Meeting[];
   /** By parts of the keys: those before, of and behind the shared ones. */
   byKeys: readonly Meeting[];
@@ -38,11 +37,11 @@ export function ringParts(
   const own = pieces[rank] ?? [];
   const steps = ringPlan(pieces, rank, options);
   const [first, ...others] = steps as [RingStep, ...RingStep[]];
-  const merged = hullOf(others.map(({ queries }) => queries));
+  const merged = joined(others.map(({ queries }) => queries));
   const meet = (queries: Run, keys: Run) =>
     meetingOf(aligned(own, queries, first.queries.length), keys, options);
-  const parts = (cut: Rows, meet: (rows: Run) => Meeting) => {
-    const all = cuts(first.queries.length, cut);
+  const parts = (apart: readonly Rows[], meet: (rows: Run) => Meeting) => {
+    const all = cuts(first.queries.length, apart);
     return all.length > 1 ? all.map((rows) => meet(runAt(own, rows))) : [first];
   };
   return {
@@ -51,7 +50,7 @@ export function ringParts(
     byQueries: parts(merged, (queries) =>
       meetingOf(queries, keysSeen(queries.pieces, own, options), options),
     ),
-    byKeys: parts(first.shared, (keys) => meet(queriesSeeing(own, keys.pieces, options), keys)),
+    byKeys: parts([first.shared], (keys) => meet(queriesSeeing(own, keys.pieces, options), keys)),
     aligned: steps.map(({ queries, keys }) => meet(queries, keys)),
   };
 }
@@ -61,9 +60,23 @@ export function isAmong({ start, length }: Rows, others: Rows): boolean {
   return start >= others.start && length > 0 && start + length <= others.start + others.length;
 }
 
-/** All rows, cut where some begin and where they end. */
-function cuts(length: number, { start, length: middle }: Rows): Rows[] {
-  const bounds = [...new Set([0, start, start + middle, length])];
+/** Those that overlap or touch as one, ascending. */
+function joined(all: readonly Rows[]): Rows[] {
+  const ascending = all.filter(({ length }) => length > 0).toSorted((a, b) => a.start - b.start);
+  const made: Rows[] = [];
+  for (const { start, length } of ascending) {
+    const before = made.at(-1);
+    if (before && before.start + before.length >= start)
+      before.length = Math.max(before.length, start + length - before.start);
+    else made.push({ start, length });
+  }
+  return made;
+}
+
+/** All rows, cut where some begin and where they end; ascending. */
+function cuts(length: number, some: readonly Rows[]): Rows[] {
+  const ends = some.flatMap((rows) => [rows.start, rows.start + rows.length]);
+  const bounds = [...new Set([0, ...ends, length])];
   return bounds.slice(1).map((end, i) => ({ start: bounds[i] ?? 0, length: end - (bounds[i] ?? 0) }));
 }
 

@@ -76,7 +76,7 @@ export function meetingOf(queries: Run, keys: Run, options: ShardedAttentionOpti
 }
 
 /** From the first row of any to the last. */
-export function hullOf(all: readonly Rows[]): Rows {
+function hullOf(all: readonly Rows[]): Rows {
   const filled = all.filter(({ length }) => length > 0);
   if (filled.length === 0) return { start: 0, length: 0 };
   const start = Math.min(...filled.map((rows) => rows.start));

@@ -97,12 +97,15 @@ function forward(
   const [batch = 0, rows = 0, heads = 0] = shape;
   const out = Tensor.empty(shape, { dtype, device });
   const logSumExp = Tensor.empty([batch, heads, rows], { device });
-  const [place, sum] = summed(out, merged);
+  const sums = merged.map((rows) => ({ rows, summed: summed(out, rows) }));
   /** Where a part of the queries has its results. */
-  const resultOf = (queries: Rows): AttentionResult => ({
-    out: isAmong(queries, merged) ? rowsOf(sum, behind(queries, merged)) : rowsOf(out, queries),
-    logSumExp: rowsOf(logSumExp, queries, 2),
-  });
+  const resultOf = (queries: Rows): AttentionResult => {
+    const among = sums.find(({ rows }) => isAmong(queries, rows));
+    return {
+      out: among ? rowsOf(among.summed[1], behind(queries, among.rows)) : rowsOf(out, queries),
+      logSumExp: rowsOf(logSumExp, queries, 2),
+    };
+  };
   const keys = ringKeys(communicator, steps, [k, v]);
   for (const [i, step] of steps.entries()) {
     keys.begin();
@@ -114,7 +117,7 @@ function forward(
     keys.end();
   }
   const home = keys.finish();
-  if (sum !== place) copyInto(place, sum);
+  for (const { summed } of sums) round(summed);
   home.wait();
   return { out, logSumExp };
 }
@@ -162,7 +165,7 @@ function backward(
   const home = keys.finish();
   gradient.finish(dq);
   home.wait();
-  for (const [place, sum] of places) if (sum !== place) copyInto(place, sum);
+  for (const summed of places) round(summed);
   return [dq, dk, dv];
 }
 
@@ -173,6 +176,10 @@ function summed(x: Tensor, rows: Rows): Summed {
   const place = rowsOf(x, rows);
   const { dtype, shape, device, isContiguous } = place;
   return [place, dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device })];
+}
+
+function round([place, sum]: Summed): void {
+  if (sum !== place) copyInto(place, sum);
 }
 
 function keysOf(keys: KeyValues, rows: Rows): KeyValues {
