@@ -12,6 +12,19 @@ export function flatPieces(what: string, given: readonly Piece[]): readonly numb
   return flat as readonly number[];
 }
 
+/** Ascending ones: those that touch or overlap as one, and none that is empty. */
+export function joined(ascending: readonly Piece[]): Piece[] {
+  const made: Piece[] = [];
+  for (const { start, length } of ascending) {
+    const before = made.at(-1);
+    if (length === 0) continue;
+    if (before && before.start + before.length >= start)
+      before.length = Math.max(before.length, start + length - before.start);
+    else made.push({ start, length });
+  }
+  return made;
+}
+
 /** That they are ascending and disjoint; copies, so that they stay what was checked. */
 export function checkedPieces(what: string, given: readonly Piece[]): Piece[] {
   const flat = flatPieces(what, given);

@@ -82,8 +82,8 @@ struct BackwardSm80 {
   float sum_scale;  // from sums to dq
   // [B Hkv], zero at first; null: dq, which the kernel cannot write, is left to others.
   HeadProgress* progress;
-  // Only the rows of the first section's heads (block_order.h) are prepared, statistics made and sums zero:
-  // the kernel prepares each further section's while the one before it runs.
+  // Only the rows of the first two sections' heads (block_order.h) are prepared, statistics made and sums
+  // zero: the kernel prepares each further section's while the second before it runs.
   bool prepares;
   // [B Hq padded_queries / 16] counters, zero at first: the block of keys whose turn it is to add to these
   // queries' dq; null: blocks add in any order.

@@ -4,7 +4,7 @@ import type { Tensor } from "../tensor.ts";
 import { borrowed } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
-import { filled } from "./parcels.ts";
+import { filled, peerAt } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
 import { type KeyValues, pair, rowMajor, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
@@ -93,8 +93,8 @@ export class LentKeys implements RingKeys {
 
   /** To, or from, the rank so far ahead. */
   #parcels(ahead: number, tensors: readonly Tensor[]): Parcel[] {
-    const { rank, size } = this.#communicator;
-    return tensors.map((tensor) => ({ peer: (rank + ahead + size) % size, tensor }));
+    const peer = peerAt(this.#communicator, ahead);
+    return tensors.map((tensor) => ({ peer, tensor }));
   }
 
   #exchange(sent: readonly Parcel[], received: readonly Parcel[]): Pending<void> {

@@ -3,6 +3,11 @@ import { Tensor } from "../tensor.ts";
 import { copyInto } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 
+/** The rank so far ahead of this one, or behind it; fewer than there are. */
+export function peerAt({ rank, size }: { rank: number; size: number }, ahead: number): number {
+  return (rank + ahead + size) % size;
+}
+
 /** Those that have elements: where there are none, neither side sends or waits. */
 export function filled(parcels: readonly Parcel[]): Parcel[] {
   return parcels.filter(({ tensor }) => tensor.size > 0);

@@ -3,7 +3,7 @@ import { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
-import { filled } from "./parcels.ts";
+import { filled, peerAt } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
 import type { RingStep, Rows } from "./ring-plan.ts";
@@ -53,8 +53,8 @@ export class RingExchange {
 
   /** To the rank so far ahead, and so many rows from the one so far behind. */
   #swap(ahead: number, tensors: readonly Tensor[], rows: number, dtype: DType): KeyValues {
-    const { rank, size, device } = this.#communicator;
-    const [to, from] = [(rank + ahead + size) % size, (rank - ahead + size) % size];
+    const { device } = this.#communicator;
+    const [to, from] = [peerAt(this.#communicator, ahead), peerAt(this.#communicator, -ahead)];
     return tensors.map((x) => {
       const tensor = x.isContiguous ? x : x.contiguous();
       if (tensor !== x) this.#made.push(tensor);

@@ -2,6 +2,7 @@
 // rounded when all have been; the others are in their dtype at once.
 import type { Piece } from "../ops/attention-options.ts";
 import { queryRows } from "../ops/query-gradient.ts";
+import { joined } from "../pieces.ts";
 import {
   keysSeen,
   type Meeting,
@@ -37,7 +38,7 @@ export function ringParts(
   const own = pieces[rank] ?? [];
   const steps = ringPlan(pieces, rank, options);
   const [first, ...others] = steps as [RingStep, ...RingStep[]];
-  const merged = joined(others.map(({ queries }) => queries));
+  const merged = joined(others.map(({ queries }) => queries).toSorted((a, b) => a.start - b.start));
   const meet = (queries: Run, keys: Run) =>
     meetingOf(aligned(own, queries, first.queries.length), keys, options);
   const parts = (apart: readonly Rows[], meet: (rows: Run) => Meeting) => {
@@ -58,19 +59,6 @@ export function ringParts(
 /** Whether rows are among others; none are among none. */
 export function isAmong({ start, length }: Rows, others: Rows): boolean {
   return start >= others.start && length > 0 && start + length <= others.start + others.length;
-}
-
-/** Those that overlap or touch as one, ascending. */
-function joined(all: readonly Rows[]): Rows[] {
-  const ascending = all.filter(({ length }) => length > 0).toSorted((a, b) => a.start - b.start);
-  const made: Rows[] = [];
-  for (const { start, length } of ascending) {
-    const before = made.at(-1);
-    if (before && before.start + before.length >= start)
-      before.length = Math.max(before.length, start + length - before.start);
-    else made.push({ start, length });
-  }
-  return made;
 }
 
 /** All rows, cut where some begin and where they end; ascending. */

@@ -1,6 +1,7 @@
 // Who needs whose keys, and which queries they meet: the steps of a ring.
 import type { AttentionMask } from "../mask.ts";
 import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
+import { joined } from "../pieces.ts";
 import { documentAt } from "./documents.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
@@ -226,16 +227,9 @@ function placesOf(
   { cuSeqlens }: ShardedAttentionOptions,
 ): Meeting["places"] {
   const first = cuSeqlens ? 0 : Math.min(...[...queries, ...keys].map(({ start }) => start));
-  const joined = (pieces: readonly Piece[]) => {
-    const all: Piece[] = [];
-    for (const { start, length } of pieces) {
-      const before = all.at(-1);
-      if (before && before.start + before.length === start - first) before.length += length;
-      else all.push({ start: start - first, length });
-    }
-    return all;
-  };
-  return { queryPositions: joined(queries), keyPositions: joined(keys) };
+  const from = (pieces: readonly Piece[]) =>
+    joined(pieces.map(({ start, length }) => ({ start: start - first, length })));
+  return { queryPositions: from(queries), keyPositions: from(keys) };
 }
 
 /** Attention's options for what a step sees of what. */

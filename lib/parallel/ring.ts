@@ -97,12 +97,12 @@ function forward(
   const [batch = 0, rows = 0, heads = 0] = shape;
   const out = Tensor.empty(shape, { dtype, device });
   const logSumExp = Tensor.empty([batch, heads, rows], { device });
-  const sums = merged.map((rows) => ({ rows, summed: summed(out, rows) }));
+  const sums = merged.map((rows) => summed(out, rows));
   /** Where a part of the queries has its results. */
   const resultOf = (queries: Rows): AttentionResult => {
     const among = sums.find(({ rows }) => isAmong(queries, rows));
     return {
-      out: among ? rowsOf(among.summed[1], behind(queries, among.rows)) : rowsOf(out, queries),
+      out: among ? rowsOf(among.sum, behind(queries, among.rows)) : rowsOf(out, queries),
       logSumExp: rowsOf(logSumExp, queries, 2),
     };
   };
@@ -117,7 +117,7 @@ function forward(
     keys.end();
   }
   const home = keys.finish();
-  for (const { summed } of sums) round(summed);
+  sums.forEach(round);
   home.wait();
   return { out, logSumExp };
 }
@@ -144,8 +144,8 @@ function backward(
   }
   const { shared } = steps[0] as RingStep;
   const [dq, dk, dv] = gradientsLike([q, k, v], [], wide);
-  const places = [dk, dv].map((x) => summed(x, shared)) as [Summed, Summed];
-  const sums: KeyValues = [places[0][1], places[1][1]];
+  const shares = [summed(dk, shared), summed(dv, shared)] as const;
+  const sums: KeyValues = [shares[0].sum, shares[1].sum];
   using gradient = new QueryGradient({ q, out, logSumExp, dout }, options);
   const keys = ringKeys(communicator, steps, [k, v], sums);
   for (const [i, step] of steps.entries()) {
@@ -165,20 +165,24 @@ function backward(
   const home = keys.finish();
   gradient.finish(dq);
   home.wait();
-  for (const summed of places) round(summed);
+  shares.forEach(round);
   return [dq, dk, dv];
 }
 
-type Summed = readonly [place: Tensor, sum: Tensor];
-
 /** Some rows of a result, and where they are summed up: there, where that is of float32 and in one piece. */
+interface Summed {
+  rows: Rows;
+  place: Tensor;
+  sum: Tensor;
+}
+
 function summed(x: Tensor, rows: Rows): Summed {
   const place = rowsOf(x, rows);
   const { dtype, shape, device, isContiguous } = place;
-  return [place, dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device })];
+  return { rows, place, sum: dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device }) };
 }
 
-function round([place, sum]: Summed): void {
+function round({ place, sum }: Summed): void {
   if (sum !== place) copyInto(place, sum);
 }
 

@@ -1,6 +1,7 @@
 // How a sequence is cut for its ranks.
 import { type ErrorCode, failure, wrongKind } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
+import { joined } from "../pieces.ts";
 
 export interface Split {
   layout: "contiguous" | "zigzag";
@@ -58,13 +59,6 @@ export function piecesOf({ layout, length, ranks, portions }: Split, rank: numbe
 function placeOf(layout: Split["layout"], length: number, places: number, place: number): Piece[] {
   const count = layout === "zigzag" ? 2 * places : places;
   const held = layout === "zigzag" ? [place, count - 1 - place] : [place];
-  const pieces: Piece[] = [];
-  for (const stretch of held) {
-    const start = Math.floor((stretch * length) / count);
-    const piece = { start, length: Math.floor(((stretch + 1) * length) / count) - start };
-    const before = pieces.at(-1);
-    if (before !== undefined && before.start + before.length === start) before.length += piece.length;
-    else if (piece.length > 0) pieces.push(piece);
-  }
-  return pieces;
+  const bound = (stretch: number) => Math.floor((stretch * length) / count);
+  return joined(held.map((at) => ({ start: bound(at), length: bound(at + 1) - bound(at) })));
 }

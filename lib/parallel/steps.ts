@@ -5,7 +5,7 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { itemBytes } from "../values.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
-import { land, landing } from "./parcels.ts";
+import { land, landing, peerAt } from "./parcels.ts";
 import { Pending } from "./pending.ts";
 import { inRowMajor, release, splitRows, sum, untracked } from "./portions.ts";
 
@@ -26,10 +26,10 @@ function isLarge(x: Tensor, counts: readonly number[]): boolean {
 }
 
 /** Whom a rank sends to and receives from, one peer each after the other. */
-function peersOf({ rank, size }: Communicator): { to: number; from: number }[] {
-  return Array.from({ length: size - 1 }, (_, i) => ({
-    to: (rank + i + 1) % size,
-    from: (rank + size - i - 1) % size,
+function peersOf(communicator: Communicator): { to: number; from: number }[] {
+  return Array.from({ length: communicator.size - 1 }, (_, i) => ({
+    to: peerAt(communicator, i + 1),
+    from: peerAt(communicator, -i - 1),
   }));
 }
 

@@ -110,14 +110,14 @@ t.test("passes, masks, kinds and what is computed again", async (t) => {
 });
 
 t.test("gradients in float32 take twice the memory of bfloat16 ones", async (t) => {
-  const args = ["--what", "layer", "--hidden", "256", "--heads", "4", "--seq-len", "16"];
+  const args = ["--what", "layer", "--hidden", "256", "--heads", "4", "--seq-len", "2"];
   const [[narrow], [wide]] = [await swept(args), await swept([...args, "--float32-gradients"])];
   t.notOk("float32Gradients" in (narrow ?? {}));
   t.equal(wide?.float32Gradients, true);
-  // 12 h^2 of the products, with biases and norms: 2 bytes more for each. How many rows of activations are there
-  // beside them at the peak is a matter of which thread is ahead.
+  // 12 h^2 of the products, with biases and norms: 2 bytes more for each. How many activations are there beside them
+  // at the peak is a matter of which thread is ahead: of two rows they are less than the biases.
   const more = (wide?.peakBytes ?? 0) - (narrow?.peakBytes ?? 0);
-  t.ok(more >= 0.95 * 2 * 12 * 256 ** 2, `${more} bytes`);
+  t.ok(more >= 2 * 12 * 256 ** 2, `${more} bytes`);
 });
 
 t.test("attention alone is shared too", async (t) => {
