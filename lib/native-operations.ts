@@ -24,11 +24,12 @@ export interface NativeOperations {
     logSumExp: TensorHandle,
     options: NativeAttentionOptions,
   ): void;
-  /** Merged with what out, of float32, and logSumExp hold. */
+  /** Merged with `before`, of float32, whose log-sum-exp logSumExp holds; it may be `out`. */
   attentionForwardMerged(
     q: TensorHandle,
     k: TensorHandle,
     v: TensorHandle,
+    before: TensorHandle,
     out: TensorHandle,
     logSumExp: TensorHandle,
     options: NativeAttentionOptions,

@@ -16,6 +16,7 @@ const { values, positionals: words } = parseArgs({
   options: { jobs: { type: "string" }, timeout: { type: "string" } },
   allowPositionals: true,
 });
+const isNamed = (name) => words.length === 0 || words.some((word) => name.includes(word));
 const timeoutMs = 1000 * Number(values.timeout ?? 240);
 const jobs = Number(values.jobs ?? Math.max(1, Math.min(8, Math.floor(availableParallelism() / 2))));
 
@@ -94,7 +95,7 @@ async function main() {
     return 0;
   }
   const files = readdirSync(folder, { recursive: true, encoding: "utf8" })
-    .filter((name) => name.endsWith(".test.js") && words.every((word) => name.includes(word)))
+    .filter((name) => name.endsWith(".test.js") && isNamed(name))
     .sort();
   const results = [];
   const work = async (queue) => {

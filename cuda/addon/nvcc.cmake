@@ -1,6 +1,6 @@
 # Decides whether the CUDA kernels are built, and says so in one line. LONGSEQ_CUDA: AUTO (when nvcc works), 1, 0;
 # a CMake variable or an environment variable. Sets LONGSEQ_HAVE_CUDA, LONGSEQ_CUDA_ARCHITECTURES, and the options
-# LONGSEQ_CUDA_CODE (where no architectures are named) and LONGSEQ_CUDA_PACKING.
+# LONGSEQ_CUDA_CODE_<suffix> (where no architectures are named) and LONGSEQ_CUDA_PACKING.
 if(NOT DEFINED LONGSEQ_CUDA AND DEFINED ENV{LONGSEQ_CUDA})
   set(LONGSEQ_CUDA "$ENV{LONGSEQ_CUDA}")
 endif()
@@ -54,11 +54,14 @@ if(CMAKE_CUDA_COMPILER)
   set(LONGSEQ_CUDA_PACKING -lineinfo -Xfatbin=-compress-all)
   message(STATUS "longseq: CUDA architectures: ${LONGSEQ_CUDA_ARCHITECTURES}")
   if(LONGSEQ_CUDA_ARCHITECTURES STREQUAL "all")
-    # Of CMake's list each is compiled from the source: here all of 8.x share that half of the work. What comes after 9.0
-    # compiles its portable code. For users: as small as it can be, without a profiler's lines.
+    # Of CMake's list each is compiled from the source: here those of 8.x share that half of the work, but where kernels
+    # ask which it is (kMostShared). What comes after 9.0 compiles its portable code. For users: as small as it can be,
+    # without a profiler's lines.
     set(LONGSEQ_CUDA_ARCHITECTURES OFF)
-    set(LONGSEQ_CUDA_CODE "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]"
-      "--generate-code=arch=compute_90,code=[sm_90,compute_90]")
+    set(later "--generate-code=arch=compute_90,code=[sm_90,compute_90]")
+    set(LONGSEQ_CUDA_CODE_cuda "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]" ${later})
+    set(LONGSEQ_CUDA_CODE_sm80 "--generate-code=arch=compute_80,code=sm_80"
+      "--generate-code=arch=compute_86,code=[sm_86,sm_89]" ${later})
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
       set(LONGSEQ_CUDA_PACKING --compress-mode=size)
     endif()

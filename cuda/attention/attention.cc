@@ -237,21 +237,22 @@ void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_
                           device, options.implementation);
 }
 
-void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
+void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor before, Tensor out, Tensor log_sum_exp,
                               AttentionOptions options) {
   const auto device = q.device();
-  check(out.dtype == DType::Float32, Code::DType, "attention: out is ", name_of(out.dtype),
+  check(before.dtype == DType::Float32, Code::DType, "attention: before is ", name_of(before.dtype),
         ", expected float32 (it is merged with)");
   if (!device->is_cpu() && q.dtype != DType::Float32 && options.implementation != "reference") {
     AttentionForward op = checked_forward(q, k, v, out, log_sum_exp, options);
-    op.merges = true;
+    op.before = with_batch(std::move(before), 4);
+    check_like(op.before, "attention: before", op.q, "q");
     return queue<ReferenceForward>(std::move(op), device, options.implementation);
   }
   const Tensor part = Tensor::empty(device, DType::Float32, std::span(out.shape.data(), out.rank));
   const Tensor sums =
       Tensor::empty(device, DType::Float32, std::span(log_sum_exp.shape.data(), log_sum_exp.rank));
   attention_forward(std::move(q), std::move(k), std::move(v), part, sums, options);
-  attention_merge({out, part}, {log_sum_exp, sums}, out, log_sum_exp);
+  attention_merge({before, part}, {log_sum_exp, sums}, out, log_sum_exp);
 }
 
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,

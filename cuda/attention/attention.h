@@ -40,7 +40,9 @@ struct AttentionForward {
   std::shared_ptr<const VisibilityRule> visibility;
   Tensor out /*[B Sq Hq D]*/, log_sum_exp /*[B Hq Sq]*/;
   Kernels kernels = Kernels::Cpu;
-  bool merges = false;  // with what out and log_sum_exp hold: attention over other keys. A GPU's, of 16 bits
+  // Of float32, or none: attention over other keys, whose log-sum-exp log_sum_exp holds, which the call's are
+  // merged with. May be `out`. A GPU's, of 16 bits.
+  Tensor before = {};
 };
 
 /**

@@ -23,8 +23,9 @@ struct AttentionOptions {
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
                        AttentionOptions options);
-/** As `attention_merge` of that result and what out, of float32, and log_sum_exp hold, in their place. */
-void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
+/** As `attention_merge` of that result and of `before`, of float32, whose log-sum-exp log_sum_exp holds; both
+ * may be where the results go. */
+void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor before, Tensor out, Tensor log_sum_exp,
                               AttentionOptions options);
 void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp, Tensor dout,
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,

@@ -76,7 +76,7 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
   kernel.out_float32 = true;
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
   launch_forward(cuda, call, op.q.dtype, op.kernels);
-  merge_splits(cuda, kernel, op.out, op.log_sum_exp, op.merges);
+  merge_splits(cuda, kernel, op);
 }
 
 int columns_of(Kernels kernels, int head_dim) {
@@ -332,10 +332,11 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   pack_heads(kernel, packed_heads(kernel));
   kernel.splits = splits_of(cuda, kernel, op.kernels);
   if (kernel.splits > 1) return forward_in_parts(cuda, call, op);
-  const GpuResult out(cuda, op.out, op.merges);
+  const Tensor before = op.before ? as_input(cuda, op.before, DType::Float32) : Tensor{};
+  if (before) kernel.before = rows_of(before);
+  const GpuResult out(cuda, op.out);
   kernel.out = rows_of(out.written());
   kernel.out_float32 = op.out.dtype == DType::Float32;
-  kernel.merges = op.merges;
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
   launch_forward(cuda, call, op.q.dtype, op.kernels);
   out.finish();

@@ -60,7 +60,7 @@ struct ForwardSm80 {
   int32_t packed_inverse;  // 2^16 / packed, rounded up: times a row of a tile, its query times 2^16
   int32_t splits;          // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
-  bool merges;  // with what out, of float32, and log_sum_exp hold
+  GpuRows before;  // of float32: merged with, as log_sum_exp is with what it holds; or none
 };
 
 /** How far the rows of the query heads that share keys are, while a backward kernel runs. */

@@ -23,7 +23,7 @@ struct BackwardSm90 {
   CUtensorMap q, k, v, dout;
   BackwardSm80 op;
   BlockOrder order;
-  CUtensorMap dk, dv;  // 16 rows; where they are of 16 bits
+  CUtensorMap dk = {}, dv = {};  // 16 rows, where a kernel writes them so
 };
 
 /** Boxes of 64 columns, `rows` rows and `heads` heads. Sizes are those of D, S, H, B. */

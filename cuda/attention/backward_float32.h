@@ -64,12 +64,11 @@ __device__ inline float* head_of(const GpuRows& rows, int batch, int head) {
 /** Whether a multiprocessor's shared memory has room for all the blocks that its registers have room for. */
 template <class S>
 bool has_room(const Cuda& cuda) {
-  constexpr int kReserved = 1 << 10;  // of each block, by the system
-  return S::kBlocks * (S::kSharedBytes + kReserved) <= cuda.gpu->shared_bytes + kReserved;
+  return has_room(*cuda.gpu, S::kBlocks, S::kSharedBytes);
 }
 
 template <class... Shapes>
 constexpr bool fit_anywhere() {
-  return ((Shapes::kSharedBytes <= 99 << 10) && ...);
+  return ((Shapes::kSharedBytes <= sm80::kLeastShared) && ...);
 }
 }  // namespace longseq

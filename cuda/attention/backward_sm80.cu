@@ -373,26 +373,45 @@ class BackwardTile : BackwardStream<S> {
   }
 
   __device__ void write(const GpuRows& rows, float factor, bool is_float32, bool adds) const {
-    const int head_dim = op_.forward.head_dim, keys = op_.forward.keys;
     const int64_t base = batch_ * rows.batch + key_head_ * rows.head;
 #pragma unroll
     for (int i = 0; i < kKeyTiles; i++) {
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int key = first_key_ + group_ * S::kWarpKeys + 16 * i + 8 * half + lane_ / 4;
-        if (key >= keys) continue;
-#pragma unroll
-        for (int n = 0; n < S::kHeadDim / 8; n++) {
-          const int column = 8 * n + lane_ % 4 * 2;
-          if (column >= head_dim) continue;
-          const float low = gradient_[i][n][2 * half] * factor, high = gradient_[i][n][2 * half + 1] * factor;
-          const int64_t at = base + key * rows.row + column;
-          if (is_float32) {
-            put_two(static_cast<float*>(rows.data) + at, low, high, adds);
-          } else {
-            *reinterpret_cast<uint32_t*>(static_cast<T*>(rows.data) + at) = pack<T>(low, high);
-          }
+        const int64_t at = base + key * rows.row;
+        const int columns = key < op_.forward.keys ? op_.forward.head_dim : 0;
+        if (is_float32) {
+          write_float32(static_cast<float*>(rows.data) + at, columns, i, half, factor, adds);
+        } else {
+          write_elements(static_cast<T*>(rows.data) + at, columns, i, half, factor);
         }
+      }
+    }
+  }
+  __device__ void write_float32(float* to, int columns, int i, int half, float factor, bool adds) const {
+#pragma unroll
+    for (int n = 0; n < S::kHeadDim / 8; n++) {
+      const int column = 8 * n + lane_ % 4 * 2;
+      if (column >= columns) continue;
+      put_two(to + column, gradient_[i][n][2 * half] * factor, gradient_[i][n][2 * half + 1] * factor, adds);
+    }
+  }
+  /** Eight columns at once, which the four lanes of a row have together. */
+  __device__ void write_elements(T* to, int columns, int i, int half, float factor) const {
+    constexpr int kEights = S::kHeadDim / 8;
+#pragma unroll
+    for (int first = 0; first < kEights; first += 4) {
+      uint32_t words[4];
+#pragma unroll
+      for (int n = 0; n < 4; n++) {
+        const float(&x)[4] = gradient_[i][min(first + n, kEights - 1)];
+        words[n] = pack<T>(x[2 * half] * factor, x[2 * half + 1] * factor);
+      }
+      transpose_words(words);
+      const int column = 8 * (first + lane_ % 4);
+      if (column < columns) {
+        *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
   }
@@ -403,14 +422,16 @@ class BackwardTile : BackwardStream<S> {
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
-  extern __shared__ __align__(128) char shared[];
-  if (blockIdx.x >= order.blocks()) {
-    finish_complete_heads(
-        op, order.tiles,
-        [&](int pair, int first_row) { finish_rows<typename S::T, 16>(op, pair, first_row); },
-        [] { return false; });
-  } else {
-    BackwardTile<S, kHasMask>(op, order, shared).run();
+  if constexpr (S::kSharedBytes <= kMostShared) {
+    extern __shared__ __align__(128) char shared[];
+    if (blockIdx.x >= order.blocks()) {
+      finish_complete_heads(
+          op, order.tiles,
+          [&](int pair, int first_row) { finish_rows<typename S::T, 16>(op, pair, first_row); },
+          [] { return false; });
+    } else {
+      BackwardTile<S, kHasMask>(op, order, shared).run();
+    }
   }
 }
 
@@ -426,7 +447,7 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
 /** The small one where a block has too little shared memory: compute capability 8.6, 8.9 and 12. */
 template <class Large, class Small, bool kHasMask>
 void launch_fitting(const Cuda& cuda, const BackwardSm80& op) {
-  static_assert(Small::kSharedBytes <= 99 << 10);
+  static_assert(Small::kSharedBytes <= kLeastShared);
   if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
     launch_shape<Large, kHasMask>(cuda, op);
   } else {

@@ -445,7 +445,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  const BackwardSm90 launch = key_launch<S>(cuda, op);
+  BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
+  if (!op.dk_float32) launch.dk = key_map<typename S::T>(op.forward, op.dk, 16);
+  if (!op.dv_float32) launch.dv = key_map<typename S::T>(op.forward, op.dv, 16);
   longseq::launch<backward_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
                                                 launch);
 }

@@ -10,10 +10,41 @@ namespace longseq {
 template <class S>
 using ForwardSums = float[S::kRowTiles][S::kColumnTiles][4];
 
-/** sums + kept times what is there, where the call merges. */
+/** sums += kept times what the call merges with. */
+template <class S>
+__device__ void add_before(const ForwardSm80& op, const ForwardRows<S>& rows, ForwardSums<S>& sums,
+                           const float (&kept)[2 * S::kRowTiles]) {
+  const int lane = threadIdx.x % 32;
+  const float* const before = static_cast<const float*>(op.before.data) + rows.tile().batch * op.before.batch;
+#pragma unroll
+  for (int r = 0; r < 2 * S::kRowTiles; r++) {
+    const int row = rows.row_of(r / 2, r % 2);
+    if (row >= rows.tile().rows) continue;
+    const float* const from =
+        before + rows.query_of(row) * op.before.row + rows.head_of(row) * op.before.head;
+    // Many are on their way at once, a row's at D 256.
+    constexpr int kTogether = S::kHeadDim > 128 ? 8 : S::kColumnTiles;
+#pragma unroll
+    for (int first = 0; first < S::kColumnTiles; first += kTogether) {
+      float2 terms[kTogether] = {};
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        const int column = 8 * (first + i) + lane % 4 * 2;
+        if (column < op.head_dim) terms[i] = *reinterpret_cast<const float2*>(from + column);
+      }
+#pragma unroll
+      for (int i = 0; i < kTogether; i++) {
+        float* const to = sums[r / 2][first + i] + r % 2 * 2;
+        to[0] = fmaf(terms[i].x, kept[r], to[0]);
+        to[1] = fmaf(terms[i].y, kept[r], to[1]);
+      }
+    }
+  }
+}
+
 template <class S>
 __device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows, int64_t part,
-                              const ForwardSums<S>& sums, const float (&kept)[2 * S::kRowTiles]) {
+                              const ForwardSums<S>& sums) {
   const int lane = threadIdx.x % 32;
   float* const out = static_cast<float*>(op.out.data) + (part * op.batch + rows.tile().batch) * op.out.batch;
 #pragma unroll
@@ -21,24 +52,12 @@ __device__ void write_float32(const ForwardSm80& op, const ForwardRows<S>& rows,
     const int row = rows.row_of(r / 2, r % 2);
     if (row >= rows.tile().rows) continue;
     float* const to = out + rows.query_of(row) * op.out.row + rows.head_of(row) * op.out.head;
-    // Some are read before any is written: so the reads wait for memory side by side.
-    constexpr int kTogether = S::kHeadDim > 128 ? 8 : S::kColumnTiles;
 #pragma unroll
-    for (int first = 0; first < S::kColumnTiles; first += kTogether) {
-      float2 before[kTogether] = {};
-#pragma unroll
-      for (int i = 0; i < kTogether; i++) {
-        const int column = 8 * (first + i) + lane % 4 * 2;
-        if (op.merges && column < op.head_dim) before[i] = *reinterpret_cast<const float2*>(to + column);
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; i++) {
-        const int n = first + i, column = 8 * n + lane % 4 * 2;
-        if (n >= S::kColumnTiles || column >= op.head_dim) continue;
-        *reinterpret_cast<float2*>(to + column) =
-            make_float2(fmaf(before[i].x, kept[r], sums[r / 2][n][r % 2 * 2]),
-                        fmaf(before[i].y, kept[r], sums[r / 2][n][r % 2 * 2 + 1]));
-      }
+    for (int n = 0; n < S::kColumnTiles; n++) {
+      const int column = 8 * n + lane % 4 * 2;
+      if (column >= op.head_dim) continue;
+      *reinterpret_cast<float2*>(to + column) =
+          make_float2(sums[r / 2][n][r % 2 * 2], sums[r / 2][n][r % 2 * 2 + 1]);
     }
   }
 }
@@ -90,7 +109,7 @@ __device__ void write_result(const ForwardSm80& op, const ForwardRows<S>& rows, 
     float* const at = op.log_sum_exp.data + (part * op.batch + rows.tile().batch) * op.log_sum_exp.batch +
                       rows.head_of(row) * op.log_sum_exp.head + rows.query_of(row);
     kept[r] = 0;
-    if (op.merges) {
+    if (op.before.data != nullptr) {
       const float before = row < rows.tile().rows ? *at : -INFINITY;
       __syncwarp();  // all have read it
       kept[r] = merge_row(before, value, inverse);
@@ -102,8 +121,9 @@ __device__ void write_result(const ForwardSm80& op, const ForwardRows<S>& rows, 
       sums[r / 2][n][r % 2 * 2 + 1] *= inverse;
     }
   }
+  if (op.before.data != nullptr) add_before(op, rows, sums, kept);
   if (op.out_float32) {
-    write_float32(op, rows, part, sums, kept);
+    write_float32(op, rows, part, sums);
   } else {
     write_elements(op, rows, sums);
   }

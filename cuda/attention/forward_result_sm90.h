@@ -38,7 +38,7 @@ class ForwardRows {
       float* const at = op_.log_sum_exp.data + (part * op_.batch + tile.batch) * op_.log_sum_exp.batch +
                         tile.head_of(op_, row) * op_.log_sum_exp.head + tile.query(op_, row);
       kept[half] = 0;
-      if (op_.merges) {
+      if (op_.before.data != nullptr) {
         const float before = row < tile.rows(op_) ? *at : -INFINITY;
         __syncwarp();  // all have read it
         kept[half] = merge_row(before, value, inverse);
@@ -50,8 +50,9 @@ class ForwardRows {
         out_[2 * i + 1] *= inverse;
       }
     }
+    if (op_.before.data != nullptr) add_before(tile, kept);
     if (op_.out_float32) {
-      write_float32(tile, part, kept);
+      write_float32(tile, part);
     } else {
       write_elements(tile);
     }
@@ -64,38 +65,59 @@ class ForwardRows {
   float out_[S::kHeadDim / 2];
 
  private:
-  /** Where the tile's first row lies in `out`. */
+  /** Where the tile's first row lies in `rows`. */
   template <class Tile>
-  __device__ int64_t first_of(const Tile& tile) const {
-    return tile.batch * op_.out.batch + tile.head * op_.out.head + tile.first_query * op_.out.row;
+  __device__ static int64_t first_of(const Tile& tile, const GpuRows& rows) {
+    return tile.batch * rows.batch + tile.head * rows.head + tile.first_query * rows.row;
+  }
+  /** Columns of this lane's row, none where it has none. */
+  template <class Tile>
+  __device__ int columns_of(const Tile& tile, int half) const {
+    return row_of(half) < tile.rows(op_) ? op_.head_dim : 0;
+  }
+
+  /** out += kept times what the call merges with. */
+  template <class Tile>
+  __device__ void add_before(const Tile& tile, const float (&kept)[2]) {
+    const float* const from = static_cast<const float*>(op_.before.data) + first_of(tile, op_.before);
+    // Many are on their way at once, a row's at D 256.
+    constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : kColumns;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float* const row = from + Tile::offset(op_, op_.before, row_of(half)) + lane_ % 4 * 2;
+      const int columns = columns_of(tile, half) - lane_ % 4 * 2;
+#pragma unroll
+      for (int first = 0; first < kColumns; first += kTogether) {
+        float2 before[kTogether] = {};
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          const int column = 8 * (first + i);
+          if (column < columns) before[i] = *reinterpret_cast<const float2*>(row + column);
+        }
+#pragma unroll
+        for (int i = 0; i < kTogether; i++) {
+          float* const to = out_ + 4 * (first + i) + 2 * half;
+          to[0] = fmaf(before[i].x, kept[half], to[0]);
+          to[1] = fmaf(before[i].y, kept[half], to[1]);
+        }
+      }
+    }
   }
 
   template <class Tile>
-  __device__ void write_float32(const Tile& tile, int64_t part, const float (&kept)[2]) const {
-    float* const out = static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch + first_of(tile);
-    float* const rows[2] = {out + Tile::offset(op_, op_.out, row_of(0)),
-                            out + Tile::offset(op_, op_.out, row_of(1))};
-    const int columns[2] = {row_of(0) < tile.rows(op_) ? op_.head_dim : 0,
-                            row_of(1) < tile.rows(op_) ? op_.head_dim : 0};
-    // Many are read before any is written: so the reads wait for memory side by side.
-    constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : 2 * kColumns;
+  __device__ void write_float32(const Tile& tile, int64_t part) const {
+    float* const out =
+        static_cast<float*>(op_.out.data) + part * op_.batch * op_.out.batch + first_of(tile, op_.out);
 #pragma unroll
-    for (int first = 0; first < 2 * kColumns; first += kTogether) {
-      float2 before[kTogether] = {};
+    for (int half = 0; half < 2; half++) {
+      float* const row = out + Tile::offset(op_, op_.out, row_of(half));
+      const int columns = columns_of(tile, half);
 #pragma unroll
-      for (int i = 0; i < kTogether; i++) {
-        const int half = (first + i) / kColumns, column = 8 * ((first + i) % kColumns) + lane_ % 4 * 2;
-        if (op_.merges && column < columns[half]) {
-          before[i] = *reinterpret_cast<const float2*>(rows[half] + column);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kTogether; i++) {
-        const int half = (first + i) / kColumns, j = (first + i) % kColumns, column = 8 * j + lane_ % 4 * 2;
-        if (column >= columns[half]) continue;
-        *reinterpret_cast<float2*>(rows[half] + column) =
-            make_float2(fmaf(before[i].x, kept[half], out_[4 * j + 2 * half]),
-                        fmaf(before[i].y, kept[half], out_[4 * j + 2 * half + 1]));
+      for (int j = 0; j < S::kHeadDim / 8; j++) {
+        const int column = 8 * j + lane_ % 4 * 2;
+        if (column >= columns) continue;
+        *reinterpret_cast<float2*>(row + column) =
+            make_float2(out_[4 * j + 2 * half], out_[4 * j + 2 * half + 1]);
       }
     }
   }
@@ -120,7 +142,7 @@ class ForwardRows {
       }
     }
     __syncwarp();
-    T* const out = static_cast<T*>(op_.out.data) + first_of(tile);
+    T* const out = static_cast<T*>(op_.out.data) + first_of(tile, op_.out);
     const int inside = tile.rows(op_);
 #pragma unroll
     for (int chunk = lane_; chunk < 16 * kChunks; chunk += 32) {

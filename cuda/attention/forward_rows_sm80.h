@@ -8,15 +8,15 @@
 namespace longseq {
 
 template <class Element, int kHeadDim_, int kWarps_, int kRowTiles_, int kKeys_, int kBlocks_,
-          bool kHoldsQueries_>
+          int kHeldSteps_>
 struct ForwardShape {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kRowTiles = kRowTiles_, kKeys = kKeys_,
                        kBlocks = kBlocks_, kStages = 2;
-  static constexpr bool kHoldsQueries = kHoldsQueries_;  // in registers
-  static constexpr int kHeldSteps = kHoldsQueries ? kHeadDim_ / 16 : 1;
   static constexpr int kThreads = 32 * kWarps, kRows = 16 * kRowTiles * kWarps;
-  static constexpr int kDepthSteps = kHeadDim / 16, kColumnTiles = kHeadDim / 8, kGroups = kKeys / 16;
+  static constexpr int kDepthSteps = kHeadDim / 16, kHeldSteps = kHeldSteps_;  // of the queries, in registers
+  static constexpr bool kHoldsQueries = kHeldSteps == kDepthSteps;
+  static constexpr int kColumnTiles = kHeadDim / 8, kGroups = kKeys / 16;
   // An odd number of 16-byte chunks a row: the eight rows of a matrix then lie in different banks.
   static constexpr int kPitch = (kHeadDim / 8 | 1) * 16;  // in bytes
   static constexpr int kTileBytes = kKeys * kPitch, kStageBytes = 2 * kTileBytes;

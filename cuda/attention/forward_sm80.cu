@@ -111,12 +111,12 @@ class ForwardTile : ForwardRows<S> {
       copy_async(tiles_ + S::kQueriesAt + row * S::kPitch + column * 16, source, inside);
     }
     commit_copies();
-    if constexpr (!S::kHoldsQueries) return;
+    if constexpr (S::kHeldSteps == 0) return;
     wait_copies<0>();
     __syncthreads();
 #pragma unroll
-    for (int d = 0; d < S::kDepthSteps; d++) load_query_fragments(q_[d], d);
-    __syncthreads();
+    for (int d = 0; d < S::kHeldSteps; d++) load_query_fragments(q_[d], d);
+    if (S::kHoldsQueries) __syncthreads();
   }
 
   __device__ void load_query_fragments(Fragment (&q)[S::kRowTiles], int d) const {
@@ -148,10 +148,15 @@ class ForwardTile : ForwardRows<S> {
       multiply<T, S::kDepthSteps, kAhead>(
           s, [&](int step, bool) -> auto& { return q_[step]; }, load_right);
     } else {
-      auto left = loaded_left<S::kDepthSteps, S::kRowTiles>(
+      auto left = loaded_left<S::kDepthSteps, S::kRowTiles, S::kHeldSteps>(
           [&](Fragment(&to)[S::kRowTiles], int step) { load_query_fragments(to, step); });
       multiply<T, S::kDepthSteps, kAhead>(
-          s, [&](int step, bool begins) -> auto& { return left(step, begins); }, load_right);
+          s,
+          [&](int step, bool begins) -> auto& {
+            if (begins) left.prepare(step);
+            return step < S::kHeldSteps ? q_[step] : left.at(step);
+          },
+          load_right);
     }
   }
 
@@ -326,7 +331,7 @@ class ForwardTile : ForwardRows<S> {
   int stage_;        // of the current block
   const T *k_, *v_;  // what this thread copies next
   int plain_begin_, plain_end_;
-  uint32_t q_[S::kHeldSteps][S::kRowTiles][4];
+  Fragment q_[S::kHeldSteps > 0 ? S::kHeldSteps : 1][S::kRowTiles];
   ForwardSums<S> out_;
   float base_[2 * S::kRowTiles], sum_[2 * S::kRowTiles];
 };
@@ -334,8 +339,10 @@ class ForwardTile : ForwardRows<S> {
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     forward_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
-  extern __shared__ __align__(16) char shared[];
-  ForwardTile<S, kHasMask>(op, order, shared).run();
+  if constexpr (S::kSharedBytes <= kMostShared) {
+    extern __shared__ __align__(16) char shared[];
+    ForwardTile<S, kHasMask>(op, order, shared).run();
+  }
 }
 
 template <class S, bool kHasMask>
@@ -346,23 +353,27 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
 
 /**
  * Measured on an H100 (bench/RESULTS.md). Queries are held in registers where those suffice. 48 keys a stage
- * leave registers for operands that are loaded ahead at D 128; a mask's blocks of 128 are cut in 64.
+ * leave registers for operands that are loaded ahead at D 128, 32 fit twice into compute capability 8.0's
+ * memory; a mask's blocks of 128 are cut in 64.
  */
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   if (op.head_dim <= 64) {
-    launch_shape<ForwardShape<T, 64, 4, 2, 64, 2, true>, kHasMask>(cuda, op);
+    launch_shape<ForwardShape<T, 64, 4, 2, 64, 2, 4>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 80) {
-    launch_shape<ForwardShape<T, 80, 4, 2, 64, 2, false>, kHasMask>(cuda, op);
+    launch_shape<ForwardShape<T, 80, 4, 2, 64, 2, 0>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 96) {
-    launch_shape<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, false>, kHasMask>(cuda, op);
+    launch_shape<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 0>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 128) {
-    launch_shape<ForwardShape<T, 128, 4, 2, kHasMask ? 32 : 48, 2, false>, kHasMask>(cuda, op);
+    if constexpr (!kHasMask) {
+      using Long = ForwardShape<T, 128, 4, 2, 48, 2, 0>;
+      if (has_room(*cuda.gpu, Long::kBlocks, Long::kSharedBytes)) return launch_shape<Long, false>(cuda, op);
+    }
+    launch_shape<ForwardShape<T, 128, 4, 2, 32, 2, 3>, kHasMask>(cuda, op);
   } else {
-    using Large = ForwardShape<T, 256, 8, 1, 32, 1, false>;
-    using Small =
-        ForwardShape<T, 256, 4, 1, 16, 1, false>;  // compute capability 8.6, 8.9 and 12 have no more memory
-    static_assert(Small::kSharedBytes <= 99 << 10);
+    using Large = ForwardShape<T, 256, 8, 1, 32, 1, 0>;
+    using Small = ForwardShape<T, 256, 4, 1, 16, 1, 0>;
+    static_assert(Small::kSharedBytes <= kLeastShared);
     if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
       launch_shape<Large, kHasMask>(cuda, op);
     } else {

@@ -6,10 +6,8 @@
 
 namespace longseq {
 
-/** What the call has left for its splits, merged in their order, behind what is there already if it merges.
- */
-void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, const Tensor& log_sum_exp,
-                  bool merges);
+/** What the call has left for its splits, merged in their order, behind what it merges with. */
+void merge_splits(const Cuda& cuda, const ForwardSm80& kernel, const AttentionForward& op);
 
 /** Writes what BackwardSm80 calls statistics, padded_queries of them for each of the first `pairs` heads. */
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, int64_t pairs,

@@ -9,19 +9,29 @@
 
 namespace longseq {
 
+template <class T>
+inline constexpr DType kDTypeOf = std::is_same_v<T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+
+/** Boxes of so many rows of the queries, or of dout. */
+template <class T>
+CUtensorMap query_map(const ForwardSm80& op, const GpuRows& of, int rows) {
+  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.queries, op.heads, op.batch}, rows);
+}
+/** Of the keys, the values, or their gradients. */
+template <class T>
+CUtensorMap key_map(const ForwardSm80& op, const GpuRows& of, int rows) {
+  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.keys, op.heads / op.group, op.batch}, rows);
+}
+
 /** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. */
 template <class S>
 BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order) {
-  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+  using T = typename S::T;
   const ForwardSm80& forward = op.forward;
-  const auto rows = [&](const GpuRows& of, int64_t count, int64_t heads, int box) {
-    return tensor_map(kDType, of, {forward.head_dim, count, heads, forward.batch}, box);
-  };
-  const int key_heads = forward.heads / forward.group;
-  return {rows(forward.q, forward.queries, forward.heads, S::kRows),
-          rows(forward.k, forward.keys, key_heads, S::kKeys),
-          rows(forward.v, forward.keys, key_heads, S::kKeys),
-          rows(op.dout, forward.queries, forward.heads, S::kRows),
+  return {query_map<T>(forward, forward.q, S::kRows),
+          key_map<T>(forward, forward.k, S::kKeys),
+          key_map<T>(forward, forward.v, S::kKeys),
+          query_map<T>(forward, op.dout, S::kRows),
           op,
           order};
 }

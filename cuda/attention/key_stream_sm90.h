@@ -281,19 +281,4 @@ __device__ void add_rows(float (&gradient)[S::kHeadDim / 2], const uint32_t (&we
   sm90::add_product<typename S::T, S::kRowPage>(gradient, weights, rows);
 }
 
-/** Of blocks of S::kKeys keys. */
-template <class S>
-BackwardSm90 key_launch(const Cuda& cuda, const BackwardSm80& op) {
-  BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
-  const ForwardSm80& forward = op.forward;
-  const auto rows = [&](const GpuRows& of) {
-    constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-    return tensor_map(kDType, of,
-                      {forward.head_dim, forward.keys, forward.heads / forward.group, forward.batch}, 16);
-  };
-  if (!op.dk_float32) launch.dk = rows(op.dk);
-  if (!op.dv_float32) launch.dv = rows(op.dv);
-  return launch;
-}
-
 }  // namespace longseq

@@ -148,6 +148,7 @@ ForwardSm80 queries_of(const MaskPanel& panel, DType dtype, ForwardSm80 op) {
   op.queries = static_cast<int32_t>(panel.rows_of(op.queries));
   advance(op.q, first, bytes);
   advance(op.out, first, op.out_float32 ? 4 : bytes);
+  advance(op.before, first, 4);
   if (op.log_sum_exp.data != nullptr) op.log_sum_exp.data += first;
   op.visible.shift += static_cast<int32_t>(first);
   if (op.visible.begin != nullptr) {

@@ -47,13 +47,13 @@ struct PartTable {
     return load_element(part.out.data, part.dtype, at);
   }
 };
-/** Of float32: the splits of a call, one behind the other, and before them the whole where it counts. */
+/** Of float32: the splits of a call, one behind the other, and what they are merged with before them. */
 struct PartRow {
-  GpuPart first, whole;
+  GpuPart first, before;
   int64_t out_step, sum_step;
   int first_split, count;
   __device__ GpuPart operator()(int part) const {
-    if (part < first_split) return whole;
+    if (part < first_split) return before;
     GpuPart split = first;
     split.out.data = static_cast<float*>(split.out.data) + (part - first_split) * out_step;
     split.log_sum_exp.data += (part - first_split) * sum_step;
@@ -144,15 +144,19 @@ void merge(const Cuda& cuda, const Parts& parts, const Tensor& out, const Tensor
 
 }  // namespace
 
-void merge_splits(const Cuda& cuda, const ForwardSm80& op, const Tensor& out, const Tensor& log_sum_exp,
-                  bool merges) {
-  const PartRow parts{.first = {op.out, op.log_sum_exp, DType::Float32},
-                      .whole = {rows_of(out), statistics_of(log_sum_exp), DType::Float32},
-                      .out_step = op.batch * op.out.batch,
-                      .sum_step = op.batch * op.log_sum_exp.batch,
-                      .first_split = merges ? 1 : 0,
-                      .count = op.splits + (merges ? 1 : 0)};
-  merge(cuda, parts, out, log_sum_exp);
+void merge_splits(const Cuda& cuda, const ForwardSm80& kernel, const AttentionForward& op) {
+  PartRow parts{.first = {kernel.out, kernel.log_sum_exp, DType::Float32},
+                .before = {},
+                .out_step = kernel.batch * kernel.out.batch,
+                .sum_step = kernel.batch * kernel.log_sum_exp.batch,
+                .first_split = 0,
+                .count = kernel.splits};
+  if (op.before) {
+    parts.before = {rows_of(op.before), statistics_of(op.log_sum_exp), DType::Float32};
+    parts.first_split = 1;
+    parts.count++;
+  }
+  merge(cuda, parts, op.out, op.log_sum_exp);
 }
 
 void run(const Cuda& cuda, const AttentionMerge& op) {

@@ -39,23 +39,30 @@ __device__ void multiply(float (&c)[kLeft][kTiles][4], Left left, Load load) {
   multiply<T, kSteps, kAhead>(c, left, load, [](int, int) {});
 }
 
-/** Left fragments in shared memory, loaded a step ahead by load(to, step). */
-template <int kSteps, int kLeft, class Load>
+/** Left fragments in shared memory from step kFirst on, loaded a step ahead by load(to, step). */
+template <int kSteps, int kLeft, class Load, int kFirst = 0>
 class LoadedLeft {
  public:
-  __device__ explicit LoadedLeft(Load load) : load_(load) { load_(fragments_[0], 0); }
+  __device__ explicit LoadedLeft(Load load) : load_(load) {
+    if constexpr (kFirst == 0) load_(fragments_[0], 0);
+  }
+  /** Before a step is multiplied, those before kFirst too. */
+  __device__ void prepare(int step) {
+    if (step + 1 >= kFirst && step + 1 < kSteps) load_(fragments_[(step + 1) % 2], step + 1);
+  }
+  __device__ const Fragment (&at(int step) const)[kLeft] { return fragments_[step % 2]; }
   __device__ const Fragment (&operator()(int step, bool begins))[kLeft] {
-    if (begins && step + 1 < kSteps) load_(fragments_[(step + 1) % 2], step + 1);
-    return fragments_[step % 2];
+    if (begins) prepare(step);
+    return at(step);
   }
 
  private:
   Load load_;
   Fragment fragments_[2][kLeft];
 };
-template <int kSteps, int kLeft, class Load>
+template <int kSteps, int kLeft, int kFirst = 0, class Load>
 __device__ auto loaded_left(Load load) {
-  return LoadedLeft<kSteps, kLeft, Load>(load);
+  return LoadedLeft<kSteps, kLeft, Load, kFirst>(load);
 }
 
 }  // namespace longseq::sm80

@@ -12,6 +12,15 @@ namespace longseq::sm80 {
 using Bf16 = __nv_bfloat16;
 using Half = __half;
 
+/** Bytes of shared memory that a block can have on compute capability 8.6, 8.9 and 12; others' have more. */
+inline constexpr int kLeastShared = 99 << 10;
+/** What kernels with more than this need no machine code for. */
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+inline constexpr int kMostShared = kLeastShared;
+#else
+inline constexpr int kMostShared = INT32_MAX;
+#endif
+
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
@@ -34,6 +43,22 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 template <int left>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
+}
+
+/** Word i of lane j of four neighbours becomes word j of lane i. */
+__device__ inline void transpose_words(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int distance = 1; distance < 4; distance *= 2) {
+    const bool is_upper = threadIdx.x & distance;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      if (i & distance) continue;
+      uint32_t &low = words[i], &high = words[i + distance];
+      const uint32_t got = __shfl_xor_sync(~0u, is_upper ? low : high, static_cast<unsigned>(distance));
+      low = is_upper ? got : low;
+      high = is_upper ? high : got;
+    }
+  }
 }
 
 /** Also where the warps of a block are at different places of the code. */

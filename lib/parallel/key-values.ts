@@ -25,23 +25,25 @@ export function addInto(sum: Tensor, term: Tensor): void {
   native.add(into, handleOf(term, "term"), into);
 }
 
-/** Makes of `whole` what attention gives over these keys, or of float32, over its keys and these too. */
+/**
+ * Makes of `result` what attention gives over these keys; with `before`, of float32, over the keys too that gave that
+ * and result's log-sum-exp. They may be one tensor.
+ */
 export function attendInto(
-  whole: AttentionResult,
+  result: AttentionResult,
   q: Tensor,
   [k, v]: readonly [Tensor, Tensor],
   options: AttentionOptions,
-  merges: boolean,
+  before?: Tensor,
 ): void {
-  const attend = merges ? native.attentionForwardMerged : native.attentionForward;
-  attend(
-    handleOf(q, "q"),
-    handleOf(k, "k"),
-    handleOf(v, "v"),
-    handleOf(whole.out, "out"),
-    handleOf(whole.logSumExp, "logSumExp"),
-    nativeOptions(q, options),
-  );
+  const inputs = [handleOf(q, "q"), handleOf(k, "k"), handleOf(v, "v")] as const;
+  const results = [handleOf(result.out, "out"), handleOf(result.logSumExp, "logSumExp")] as const;
+  if (before) {
+    const sum = handleOf(before, "before");
+    native.attentionForwardMerged(...inputs, sum, ...results, nativeOptions(q, options));
+  } else {
+    native.attentionForward(...inputs, ...results, nativeOptions(q, options));
+  }
 }
 
 /** Makes of `whole` what attention gives over its keys and the part's. The part is let go. */

@@ -20,13 +20,19 @@ export interface RingParts {
   /** The first is this rank's own. */
   steps: readonly RingStep[];
   /** Of its queries, those that see other ranks' keys: ascending, apart, each step's among one of them. */
-  merged: readonly Rows[];
+  merged: readonly MergedRows[];
   /** Its own keys by parts of the queries: each of the merged ones, and what lies around them. */
   byQueries: readonly Meeting[];
   /** By parts of the keys: those before, of and behind the shared ones. */
   byKeys: readonly Meeting[];
   /** Each step's queries as the sums of their gradients take them. */
   aligned: readonly Meeting[];
+}
+
+/** Rows whose results are summed over several steps. */
+export interface MergedRows extends Rows {
+  /** The step that rounds their sums: it takes all of them, and none behind it takes any. -1: there is none. */
+  roundedBy: number;
 }
 
 /** `pieces` are those of each rank. */
@@ -38,7 +44,9 @@ export function ringParts(
   const own = pieces[rank] ?? [];
   const steps = ringPlan(pieces, rank, options);
   const [first, ...others] = steps as [RingStep, ...RingStep[]];
-  const merged = joined(others.map(({ queries }) => queries).toSorted((a, b) => a.start - b.start));
+  const merged = joined(others.map(({ queries }) => queries).toSorted((a, b) => a.start - b.start)).map(
+    (rows) => ({ ...rows, roundedBy: roundingStep(rows, steps) }),
+  );
   const meet = (queries: Run, keys: Run) =>
     meetingOf(aligned(own, queries, first.queries.length), keys, options);
   const parts = (apart: readonly Rows[], meet: (rows: Run) => Meeting) => {
@@ -54,6 +62,11 @@ export function ringParts(
     byKeys: parts([first.shared], (keys) => meet(queriesSeeing(own, keys.pieces, options), keys)),
     aligned: steps.map(({ queries, keys }) => meet(queries, keys)),
   };
+}
+
+function roundingStep(rows: Rows, steps: readonly RingStep[]): number {
+  const last = steps.findLastIndex(({ queries }) => isAmong(queries, rows));
+  return steps[last]?.queries.length === rows.length ? last : -1;
 }
 
 /** Whether rows are among others; none are among none. */

@@ -58,7 +58,8 @@ export function ringPlan(
     .filter(
       (distance) => distance === 0 || pieces.some((_, owner) => seen(owner, owner + distance).length > 0),
     );
-  return distances.map((distance) => {
+  // From the farthest on: under zigzag the nearest has to do with all queries, and rounds their results.
+  return [0, ...distances.slice(1).reverse()].map((distance) => {
     const owner = place(rank - distance);
     const keys = seen(owner, rank);
     const queries = distance === 0 ? keys : queriesSeeing(pieces[rank] ?? [], keys.pieces, options);

@@ -97,27 +97,27 @@ function forward(
   const [batch = 0, rows = 0, heads = 0] = shape;
   const out = Tensor.empty(shape, { dtype, device });
   const logSumExp = Tensor.empty([batch, heads, rows], { device });
-  const sums = merged.map((rows) => summed(out, rows));
-  /** Where a part of the queries has its results. */
-  const resultOf = (queries: Rows): AttentionResult => {
+  const sums = merged.map((rows) => ({ ...summed(out, rows), roundedBy: rows.roundedBy }));
+  /** What the step gives of a part of the queries, and those before it, in their place. */
+  const attendAt = (i: number, part: Meeting, held: KeyValues): void => {
+    const { queries } = part;
     const among = sums.find(({ rows }) => isAmong(queries, rows));
-    return {
-      out: among ? rowsOf(among.sum, behind(queries, among.rows)) : rowsOf(out, queries),
+    const sum = among && rowsOf(among.sum, behind(queries, among.rows));
+    const result = {
+      out: sum && among.roundedBy !== i ? sum : rowsOf(out, queries),
       logSumExp: rowsOf(logSumExp, queries, 2),
     };
+    attendInto(result, rowsOf(q, queries), held, optionsAt(part, options), i > 0 ? sum : undefined);
   };
   const keys = ringKeys(communicator, steps, [k, v]);
   for (const [i, step] of steps.entries()) {
     keys.begin();
-    const parts = i === 0 ? byQueries : [step].filter(isSeen);
-    for (const part of parts) {
-      const held = i === 0 ? keysOf([k, v], part.keys) : keys.keys();
-      attendInto(resultOf(part.queries), rowsOf(q, part.queries), held, optionsAt(part, options), i > 0);
-    }
+    for (const part of i === 0 ? byQueries : []) attendAt(i, part, keysOf([k, v], part.keys));
+    if (i > 0 && isSeen(step)) attendAt(i, step, keys.keys());
     keys.end();
   }
   const home = keys.finish();
-  sums.forEach(round);
+  for (const sum of sums.filter(({ roundedBy }) => roundedBy < 0)) round(sum);
   home.wait();
   return { out, logSumExp };
 }
