@@ -381,37 +381,15 @@ class BackwardTile : BackwardStream<S> {
         const int key = first_key_ + group_ * S::kWarpKeys + 16 * i + 8 * half + lane_ / 4;
         const int64_t at = base + key * rows.row;
         const int columns = key < op_.forward.keys ? op_.forward.head_dim : 0;
+        const auto two = [&](int n) {
+          const float(&x)[4] = gradient_[i][n];
+          return make_float2(x[2 * half] * factor, x[2 * half + 1] * factor);
+        };
         if (is_float32) {
-          write_float32(static_cast<float*>(rows.data) + at, columns, i, half, factor, adds);
+          put_row<S::kHeadDim / 8>(static_cast<float*>(rows.data) + at, columns, two, adds);
         } else {
-          write_elements(static_cast<T*>(rows.data) + at, columns, i, half, factor);
+          write_row<T, S::kHeadDim / 8>(static_cast<T*>(rows.data) + at, columns, two);
         }
-      }
-    }
-  }
-  __device__ void write_float32(float* to, int columns, int i, int half, float factor, bool adds) const {
-#pragma unroll
-    for (int n = 0; n < S::kHeadDim / 8; n++) {
-      const int column = 8 * n + lane_ % 4 * 2;
-      if (column >= columns) continue;
-      put_two(to + column, gradient_[i][n][2 * half] * factor, gradient_[i][n][2 * half + 1] * factor, adds);
-    }
-  }
-  /** Eight columns at once, which the four lanes of a row have together. */
-  __device__ void write_elements(T* to, int columns, int i, int half, float factor) const {
-    constexpr int kEights = S::kHeadDim / 8;
-#pragma unroll
-    for (int first = 0; first < kEights; first += 4) {
-      uint32_t words[4];
-#pragma unroll
-      for (int n = 0; n < 4; n++) {
-        const float(&x)[4] = gradient_[i][min(first + n, kEights - 1)];
-        words[n] = pack<T>(x[2 * half] * factor, x[2 * half + 1] * factor);
-      }
-      transpose_words(words);
-      const int column = 8 * (first + lane_ % 4);
-      if (column < columns) {
-        *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
       }
     }
   }

@@ -47,7 +47,7 @@ class ForwardTile : ForwardRows<S> {
   using Rows::op_, Rows::warp_, Rows::lane_, Rows::memory, Rows::tile, Rows::limits, Rows::query_of,
       Rows::head_of, Rows::last_row, Rows::row_of;
   using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
-  static constexpr int kAhead = 1;  // fragments that are loaded before they are needed
+  static constexpr int kAhead = 2;  // fragments that are loaded before they are needed
 
  public:
   __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order, char* shared)
@@ -352,9 +352,9 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
 }
 
 /**
- * Measured on an H100 (bench/RESULTS.md). Queries are held in registers where those suffice. 48 keys a stage
- * leave registers for operands that are loaded ahead at D 128, 32 fit twice into compute capability 8.0's
- * memory; a mask's blocks of 128 are cut in 64.
+ * Measured on an H100 (bench/RESULTS.md): as many keys a stage, and of D 128 as many steps of the queries
+ * held in registers, as leave some for operands that are loaded ahead. A mask's blocks of 128 keys are cut in
+ * equal stages.
  */
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
@@ -365,10 +365,6 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   } else if (op.head_dim <= 96) {
     launch_shape<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 0>, kHasMask>(cuda, op);
   } else if (op.head_dim <= 128) {
-    if constexpr (!kHasMask) {
-      using Long = ForwardShape<T, 128, 4, 2, 48, 2, 0>;
-      if (has_room(*cuda.gpu, Long::kBlocks, Long::kSharedBytes)) return launch_shape<Long, false>(cuda, op);
-    }
     launch_shape<ForwardShape<T, 128, 4, 2, 32, 2, 3>, kHasMask>(cuda, op);
   } else {
     using Large = ForwardShape<T, 256, 8, 1, 32, 1, 0>;

@@ -46,19 +46,16 @@ __device__ void write_gradient(const float (&gradient)[kCount], const GpuRows& t
                                int row, int rows, int head_dim, float factor, bool is_float32, bool adds) {
   const int64_t base = batch * to.batch + head * to.head;
 #pragma unroll
-  for (int j = 0; j < kCount / 4; j++) {
-    const int column = 8 * j + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int at_row = row + 8 * half;
-      if (column >= head_dim || at_row >= rows) continue;
-      const float low = gradient[4 * j + 2 * half] * factor, high = gradient[4 * j + 2 * half + 1] * factor;
-      const int64_t at = base + at_row * to.row + column;
-      if (is_float32) {
-        put_two(static_cast<float*>(to.data) + at, low, high, adds);
-      } else {
-        *reinterpret_cast<uint32_t*>(static_cast<T*>(to.data) + at) = sm80::pack<T>(low, high);
-      }
+  for (int half = 0; half < 2; half++) {
+    const int64_t at = base + (row + 8 * half) * to.row;
+    const int columns = row + 8 * half < rows ? head_dim : 0;
+    const auto two = [&](int n) {
+      return make_float2(gradient[4 * n + 2 * half] * factor, gradient[4 * n + 2 * half + 1] * factor);
+    };
+    if (is_float32) {
+      put_row<kCount / 4>(static_cast<float*>(to.data) + at, columns, two, adds);
+    } else {
+      sm80::write_row<T, kCount / 4>(static_cast<T*>(to.data) + at, columns, two);
     }
   }
 }

@@ -14,21 +14,6 @@ inline constexpr int kSumRows = 16;  // that a warp takes at a time, of one head
 /** Tiles of kSumRows queries of a head; heads that share keys have theirs one behind the other. */
 __device__ inline int sum_tiles(const ForwardSm80& op) { return ceil_div(op.queries, kSumRows); }
 
-/** Of n lanes side by side, 2 or 4: lane i's word j goes to lane j as its word i. */
-template <int n>
-__device__ void transpose_words(uint32_t (&words)[n]) {
-#pragma unroll
-  for (int distance = 1; distance < n; distance *= 2) {
-    const bool upper = (threadIdx.x & distance) != 0;
-#pragma unroll
-    for (int i = 0; i < n; i++) {
-      if ((i & distance) != 0) continue;
-      const uint32_t taken = __shfl_xor_sync(~0u, upper ? words[i] : words[i + distance], distance);
-      (upper ? words[i] : words[i + distance]) = taken;
-    }
-  }
-}
-
 /** What BackwardSm80 calls statistics, of a query. */
 __device__ inline float2 row_statistics(float log_sum_exp, float delta) {
   constexpr float kLog2e = 1.4426950408889634f;
@@ -70,7 +55,7 @@ __device__ void finish_rows(const BackwardSm80& op, int pair, int first_row, con
           const float(&x)[4] = values[part + n];
           words[n] = sm80::pack<T>(x[2 * half] * op.sum_scale, x[2 * half + 1] * op.sum_scale);
         }
-        transpose_words(words);
+        sm80::transpose_words(words);
         const int begin = first + 8 * part;
         if (row + 8 * half >= op.forward.queries || begin + column >= head_dim) continue;
         T* const there = to + 8 * half * op.dq.row + begin;

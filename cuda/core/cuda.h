@@ -26,12 +26,6 @@ struct Gpu {
   std::shared_ptr<SmallBlocks> small_blocks;
 };
 
-/** Whether a multiprocessor has shared memory for so many blocks of so many bytes at once. */
-inline bool has_room(const Gpu& gpu, int blocks, int shared_bytes) {
-  constexpr int kReserved = 1 << 10;  // of each block, by the system
-  return blocks * (shared_bytes + kReserved) <= gpu.shared_bytes + kReserved;
-}
-
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */
 void cuda_check(cudaError_t status, const char* what);
 

@@ -45,22 +45,6 @@ __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
 }
 
-/** Word i of lane j of four neighbours becomes word j of lane i. */
-__device__ inline void transpose_words(uint32_t (&words)[4]) {
-#pragma unroll
-  for (int distance = 1; distance < 4; distance *= 2) {
-    const bool is_upper = threadIdx.x & distance;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      if (i & distance) continue;
-      uint32_t &low = words[i], &high = words[i + distance];
-      const uint32_t got = __shfl_xor_sync(~0u, is_upper ? low : high, static_cast<unsigned>(distance));
-      low = is_upper ? got : low;
-      high = is_upper ? high : got;
-    }
-  }
-}
-
 /** Also where the warps of a block are at different places of the code. */
 __device__ inline void block_barrier() { asm volatile("barrier.sync 0;" ::: "memory"); }
 
@@ -143,6 +127,44 @@ __device__ inline uint32_t pack<Half>(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+/** Of n lanes side by side, 2 or 4: lane i's word j goes to lane j as its word i. */
+template <int n>
+__device__ void transpose_words(uint32_t (&words)[n]) {
+#pragma unroll
+  for (int distance = 1; distance < n; distance *= 2) {
+    const bool upper = (threadIdx.x & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < n; i++) {
+      if ((i & distance) != 0) continue;
+      const uint32_t taken = __shfl_xor_sync(~0u, upper ? words[i] : words[i + distance], distance);
+      (upper ? words[i] : words[i + distance]) = taken;
+    }
+  }
+}
+
+/**
+ * A row of a product, of T in memory, 16 bytes at a time: half of a sector, which a lane's two neighbours are
+ * of four lanes' tile of 8, takes longer. two(n) gives a lane's two of tile n. All of a warp call it; there
+ * are no columns from `columns` on.
+ */
+template <class T, int kTiles, class Two>
+__device__ void write_row(T* to, int columns, const Two& two) {
+#pragma unroll
+  for (int first = 0; first < kTiles; first += 4) {
+    uint32_t words[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      const float2 values = two(first + n < kTiles ? first + n : kTiles - 1);
+      words[n] = pack<T>(values.x, values.y);
+    }
+    transpose_words(words);
+    const int column = 8 * (first + static_cast<int>(threadIdx.x) % 4);
+    if (column < columns) {
+      *reinterpret_cast<uint4*>(to + column) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  }
 }
 
 /** threadIdx.x, read once: the compiler would read it again wherever registers are short, which takes long.

@@ -23,6 +23,17 @@ __device__ inline void put_two(float* to, float low, float high, bool adds) {
       "f"(low), "f"(high), "r"(int{adds})
       : "memory");
 }
+/** A row of a product: two(n) gives a lane's two neighbours of four lanes' tile n of 8 columns. There are
+ * none from `columns` on. */
+template <int kTiles, class Two>
+__device__ void put_row(float* to, int columns, const Two& two, bool adds) {
+#pragma unroll
+  for (int n = 0; n < kTiles; n++) {
+    const int column = 8 * n + static_cast<int>(threadIdx.x) % 4 * 2;
+    const float2 values = two(n);
+    if (column < columns) put_two(to + column, values.x, values.y, adds);
+  }
+}
 __device__ inline void put_four(float* to, const float (&values)[4], bool adds) {
   asm volatile(
       "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
