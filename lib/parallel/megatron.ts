@@ -14,7 +14,6 @@ import {
 import type { ActivatedLinearOptions } from "../ops/activated-linear.ts";
 import type { Activation } from "../ops/activation.ts";
 import { keptAttention } from "../ops/attention.ts";
-import type { Piece } from "../ops/attention-options.ts";
 import type { LinearOptions } from "../ops/linear.ts";
 import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
@@ -24,7 +23,7 @@ import { referenceTo } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
-import { sum } from "./portions.ts";
+import { splitRows, sum } from "./portions.ts";
 import {
   biasGradient,
   emptyProduct,
@@ -36,7 +35,7 @@ import {
 } from "./products.ts";
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
-import { gathering, scattering, scatteringOf } from "./steps.ts";
+import { gathering, scattering } from "./steps.ts";
 import type { Strategy } from "./strategy.ts";
 
 /**
@@ -78,8 +77,9 @@ function enter(
   checkProduct("enter", x, weight, counts[communicator.rank] ?? 0);
   const y = Scope.run(() => {
     const out = emptyProduct(x, sum(counts), weight, options);
-    gathering(communicator, x, counts, ({ rows, ...piece }) => {
-      linearInto(rows, weight, bias, rowsAt(out, piece));
+    const places = splitRows(out, counts, 1);
+    gathering(communicator, x, counts, ({ peer, rows }) => {
+      linearInto(rows, weight, bias, places[peer] as Tensor);
     });
     return out;
   });
@@ -91,12 +91,8 @@ function enter(
         const given = inDtype(dy, saved.x.dtype);
         const all = startGathering(communicator, saved.x, counts);
         saved.x.dispose(); // its rows are among all
-        const shape = [given.shape[0] ?? 1, saved.weight.shape[1] ?? 0];
-        const dx = scattering(
-          communicator,
-          scatteringOf(communicator, counts, shape, given.dtype),
-          ({ piece }) => matmul(rowsAt(given, piece), saved.weight),
-        );
+        const parts = splitRows(given, counts, 1);
+        const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
         const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
         const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
         return [dx.wait(), dweight, ...dbias];
@@ -113,18 +109,16 @@ function leave(
   bias: Tensor | undefined,
   { activation, ...options }: ActivatedLinearOptions = {},
 ): Tensor {
+  const { rank } = communicator;
   checkProduct("leave", x, weight, sum(counts), activation);
   const own = x.isContiguous ? x : x.contiguous();
   const y = Scope.run(() => {
-    const whole = referenceTo(own);
-    const shape = [x.shape[0] ?? 1, weight.shape[0] ?? 0];
-    const plan = scatteringOf(communicator, counts, shape, options.outDtype ?? x.dtype);
-    const most = Math.max(...[...plan.steps, plan.own].map(({ piece }) => piece.length));
-    const operand = activation ? activatedRows(activation, own, weight, most) : (rows: Tensor) => rows;
-    return scattering(communicator, plan, (step) => {
-      const part = emptyProduct(x, step.piece.length, weight, options);
+    const places = splitRows(referenceTo(own), counts, 1);
+    const operand = activation ? activatedRows(activation, own, weight, counts) : (rows: Tensor) => rows;
+    return scattering(communicator, counts, (peer) => {
+      const part = emptyProduct(x, counts[peer] ?? 0, weight, options);
       // Each row's bias is added once: by the rank that has the row.
-      linearInto(operand(rowsAt(whole, step.piece)), weight, step === plan.own ? bias : undefined, part);
+      linearInto(operand(places[peer] as Tensor), weight, peer === rank ? bias : undefined, part);
       return part;
     }).wait();
   });
@@ -151,17 +145,18 @@ function leaveGradients(
   total: Tensor | undefined,
 ): [dx: Tensor, dweight: Tensor | null] {
   const dx = Tensor.empty(x.shape, { dtype: x.dtype, device: x.device });
-  const all = gathering(communicator, dy, counts, ({ rows, ...piece }) => {
-    productInto(rows, weight, rowsAt(dx, piece));
+  const places = splitRows(dx, counts, 1);
+  const all = gathering(communicator, dy, counts, ({ peer, rows }) => {
+    productInto(rows, weight, places[peer] as Tensor);
   });
   return [dx, weightGradient(all, x, weight, total)];
 }
 
-/** The activation of some rows, `most` or fewer, in the place of that of those before. */
-function activatedRows(activation: Activation, x: Tensor, weight: Tensor, most: number) {
+/** The activation of a peer's rows, in the place of that of the peer before. */
+function activatedRows(activation: Activation, x: Tensor, weight: Tensor, counts: readonly number[]) {
   const [batch = 1] = x.shape;
   const [, columns = 0] = weight.shape;
-  const room = roomFor(batch * most * columns, x);
+  const room = roomFor(batch * Math.max(...counts) * columns, x);
   return (rows: Tensor): Tensor => {
     const activated = room([batch, rows.shape[1] ?? 0, columns]);
     activateInto(activation, rows, { begin: 0, end: columns }, activated);
@@ -187,8 +182,9 @@ function activatedGradients(
   // The first columns' gradient is made of rows as they come.
   const [first] = parts as [Part];
   const gradient = Tensor.empty(shapeOf(first), { dtype: x.dtype, device: x.device });
-  const all = gathering(communicator, dy, counts, ({ rows, ...piece }) => {
-    productInto(rows, columnsOf(weight, first), rowsAt(gradient, piece));
+  const places = splitRows(gradient, counts, 1);
+  const all = gathering(communicator, dy, counts, ({ peer, rows }) => {
+    productInto(rows, columnsOf(weight, first), places[peer] as Tensor);
   });
   const dweight = total ?? Tensor.empty(weight.shape, { dtype: weight.dtype, device: weight.device });
   for (const part of parts) {
@@ -215,10 +211,6 @@ function checkProduct(move: string, x: Tensor, weight: Tensor, rows: number, act
   if (x.dtype !== weight.dtype) {
     throw failure("ERR_DTYPE", `megatron.${move}: weight is ${weight.dtype}, expected ${x.dtype} (x's)`);
   }
-}
-
-function rowsAt(x: Tensor, { start, length }: Piece): Tensor {
-  return x.slice(1, start, start + length);
 }
 
 /** All ranks' rows of x [B, n, h], on their way. */

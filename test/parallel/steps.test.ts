@@ -2,7 +2,7 @@
 import t from "tap";
 import { Communicator, Device, Tensor } from "../../lib/index.ts";
 import { native } from "../../lib/native.ts";
-import { gathering, scattering, scatteringOf } from "../../lib/parallel/steps.ts";
+import { gathering, scattering } from "../../lib/parallel/steps.ts";
 import { Scope } from "../../lib/scope.ts";
 import { handleOf } from "../../lib/tensor.ts";
 
@@ -22,21 +22,7 @@ async function ends(x: Tensor, columns: number): Promise<number[][]> {
   );
 }
 
-const starts = [0, 2, 3] as const;
-/** What comes to each rank behind its own rows, by start and length: neighbours at once, or rank by rank. Of no rows
- * nothing comes. */
-const together = [[[2, 1]], [[0, 2]], [[0, 3]]];
-const apart = [
-  [[2, 1]],
-  [[0, 2]],
-  [
-    [2, 1],
-    [0, 2],
-  ],
-];
-
 for (const [name, columns] of Object.entries(widths)) {
-  const areFew = name === "few rows";
   const rowsOf = (rank: number, value: number, device: Device) => {
     const rows = Tensor.empty([1, counts[rank] ?? 0, columns], { device });
     native.fill(handleOf(rows, "rows"), value);
@@ -48,17 +34,15 @@ for (const [name, columns] of Object.entries(widths)) {
     await Scope.run(async () => {
       const found = ranks().map((communicator) => {
         const { rank, device } = communicator;
-        const arrivals: number[][] = [];
-        const x = rowsOf(rank, rank + 1, device);
-        const whole = gathering(communicator, x, counts, ({ start, length, rows }) => {
-          t.equal(rows.shape[1], length, "as many rows as it says");
-          arrivals.push([start, length]);
+        const arrivals: number[] = [];
+        const whole = gathering(communicator, rowsOf(rank, rank + 1, device), counts, ({ peer, rows }) => {
+          t.equal(rows.shape[1], counts[peer], "a peer's rows");
+          arrivals.push(peer);
         });
         return { rank, arrivals, whole };
       });
       for (const { rank, arrivals, whole } of found) {
-        const own = [starts[rank], counts[rank]];
-        t.strictSame(arrivals, [own, ...(areFew ? together : apart)[rank as 0 | 1 | 2]], "its own first");
+        t.strictSame(arrivals, [rank, (rank + 2) % size, (rank + 1) % size], "its own first");
         t.strictSame(
           await ends(whole, columns),
           [1, 1, 2].map((value) => [value, value]),
@@ -72,24 +56,15 @@ for (const [name, columns] of Object.entries(widths)) {
     await Scope.run(async () => {
       const found = ranks().map((communicator) => {
         const { rank, device } = communicator;
-        const made: (readonly number[])[] = [];
-        const plan = scatteringOf(communicator, counts, [1, columns], "float32");
-        const sum = scattering(communicator, plan, ({ ranks, piece }) => {
-          made.push(ranks);
-          const terms = Tensor.empty([1, piece.length, columns], { device });
-          for (const peer of ranks.filter((peer) => counts[peer])) {
-            const start = (starts[peer] ?? 0) - piece.start;
-            const rows = terms.slice(1, start, start + (counts[peer] ?? 0));
-            native.fill(handleOf(rows, "rows"), 10 * (rank + 1) + peer);
-          }
-          return terms;
+        const made: number[] = [];
+        const sum = scattering(communicator, counts, (peer) => {
+          made.push(peer);
+          return rowsOf(peer, 10 * (rank + 1) + peer, device);
         });
         return { rank, made, sum };
       });
       for (const { rank, made, sum } of found) {
-        const others = [[[1, 2]], [[2], [0]], [[0, 1]]][rank] as number[][];
-        const each = [[(rank + 1) % size], [(rank + 2) % size]];
-        t.strictSame(made, [...(areFew ? others : each), [rank]], "its own last");
+        t.strictSame(made, [(rank + 1) % size, (rank + 2) % size, rank], "its own last");
         const value = 60 + 3 * rank;
         t.strictSame(
           await ends(sum.wait(), columns),
