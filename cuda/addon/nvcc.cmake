@@ -54,12 +54,12 @@ if(CMAKE_CUDA_COMPILER)
   set(LONGSEQ_CUDA_PACKING -lineinfo -Xfatbin=-compress-all)
   message(STATUS "longseq: CUDA architectures: ${LONGSEQ_CUDA_ARCHITECTURES}")
   if(LONGSEQ_CUDA_ARCHITECTURES STREQUAL "all")
-    # Of CMake's list each is compiled from the source: here those of 8.x share that half of the work, but where kernels
-    # ask which it is (kMostShared). What comes after 9.0 compiles its portable code. For users: as small as it can be,
-    # without a profiler's lines.
+    # Attention's kernels in machine code of their own for each of 8.x, the others, which memory bounds, in 8.0's, which
+    # runs on all of them. What comes after 9.0 compiles its portable code. For users: as small as it can be, without a
+    # profiler's lines.
     set(LONGSEQ_CUDA_ARCHITECTURES OFF)
     set(later "--generate-code=arch=compute_90,code=[sm_90,compute_90]")
-    set(LONGSEQ_CUDA_CODE_cuda "--generate-code=arch=compute_80,code=[sm_80,sm_86,sm_89]" ${later})
+    set(LONGSEQ_CUDA_CODE_cuda "--generate-code=arch=compute_80,code=sm_80" ${later})
     set(LONGSEQ_CUDA_CODE_sm80 "--generate-code=arch=compute_80,code=sm_80"
       "--generate-code=arch=compute_86,code=[sm_86,sm_89]" ${later})
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)

@@ -105,6 +105,8 @@ int backward_columns_sm80(int head_dim);
 /** What the kernel's sums of dq are in. */
 float backward_sum_unit_sm80(DType dtype);
 void launch_backward_sm80(const Cuda& cuda, DType dtype, const BackwardSm80& op);
+void launch_backward_bfloat16_sm80(const Cuda& cuda, const BackwardSm80& op);
+void launch_backward_float16_sm80(const Cuda& cuda, const BackwardSm80& op);
 /** Of float32, as accurate as the CPU's. */
 void launch_forward_float32(const Cuda& cuda, const ForwardSm80& op);
 void launch_query_gradient_float32(const Cuda& cuda, const BackwardSm80& op);  // dq

@@ -7,6 +7,10 @@
 
 namespace longseq {
 
+/** Weights are in units of 2^-12, for as float16 they pass to the warps that make dk: a weight of one in a
+ * million keys would have four bits left. */
+inline constexpr float kWeightBits = 12, kWeightUnit = 1.f / 4096;
+
 /** What becomes of a tile's scores: nothing, -inf where a query does not see a key, or softcap and ALiBi too.
  */
 enum class Scoring { Plain, Masked, Adjusted };

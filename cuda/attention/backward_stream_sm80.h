@@ -1,6 +1,6 @@
 #pragma once
-// What a block of the backward kernel (backward_sm80.cu) takes and streams, and what lies where in its shared
-// memory. Included by .cu files alone.
+// What a block of the backward kernel (backward_tile_sm80.h) takes and streams, and what lies where in its
+// shared memory. Included by .cu files alone.
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
 #include "attention/key_blocks.h"

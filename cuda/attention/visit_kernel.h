@@ -6,15 +6,21 @@
 
 namespace longseq {
 
+/** visit<kHasMask>() */
+template <class Visit>
+void visit_mask(const GpuMask& mask, const Visit& visit) {
+  if (mask.first_run != nullptr) {
+    visit.template operator()<true>();
+  } else {
+    visit.template operator()<false>();
+  }
+}
+
 /** visit<T, kHasMask>(), of elements of 16 bits. */
 template <class Visit>
 void visit_kernel(DType dtype, const GpuMask& mask, const Visit& visit) {
   const auto typed = [&]<class T>() {
-    if (mask.first_run != nullptr) {
-      visit.template operator()<T, true>();
-    } else {
-      visit.template operator()<T, false>();
-    }
+    visit_mask(mask, [&]<bool kHasMask>() { visit.template operator()<T, kHasMask>(); });
   };
   if (dtype == DType::BFloat16) {
     typed.template operator()<sm80::Bf16>();
