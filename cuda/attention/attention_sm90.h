@@ -3,10 +3,12 @@
 #include <cuda.h>
 
 #include <array>
+#include <type_traits>
 
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
 #include "core/cuda.h"
+#include "tile/sm80.h"
 
 namespace longseq {
 
@@ -29,6 +31,20 @@ struct BackwardSm90 {
 /** Boxes of 64 columns, `rows` rows and `heads` heads. Sizes are those of D, S, H, B. */
 CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows,
                        int heads = 1);
+
+template <class T>
+inline constexpr DType kDTypeOf = std::is_same_v<T, sm80::Half> ? DType::Float16 : DType::BFloat16;
+
+/** So many rows of the queries, or of dout. */
+template <class T>
+CUtensorMap query_map(const ForwardSm80& op, const GpuRows& of, int rows) {
+  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.queries, op.heads, op.batch}, rows);
+}
+/** Of the keys, the values, or their gradients. */
+template <class T>
+CUtensorMap key_map(const ForwardSm80& op, const GpuRows& of, int rows) {
+  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.keys, op.heads / op.group, op.batch}, rows);
+}
 
 /** Of bfloat16 or float16. */
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op);

@@ -22,7 +22,7 @@ __device__ void add_before(const ForwardSm80& op, const ForwardRows<S>& rows, Fo
     if (row >= rows.tile().rows) continue;
     const float* const from =
         before + rows.query_of(row) * op.before.row + rows.head_of(row) * op.before.head;
-    // Many are on their way at once, a row's at D 256.
+    // On their way at once: a row's, but at D 256 of eight tiles.
     constexpr int kTogether = S::kHeadDim > 128 ? 8 : S::kColumnTiles;
 #pragma unroll
     for (int first = 0; first < S::kColumnTiles; first += kTogether) {

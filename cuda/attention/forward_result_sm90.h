@@ -80,7 +80,7 @@ class ForwardRows {
   template <class Tile>
   __device__ void add_before(const Tile& tile, const float (&kept)[2]) {
     const float* const from = static_cast<const float*>(op_.before.data) + first_of(tile, op_.before);
-    // Many are on their way at once, a row's at D 256.
+    // On their way at once: a row's, but at D 256 of eight tiles.
     constexpr int kColumns = S::kHeadDim / 8, kTogether = S::kHeadDim > 128 ? 8 : kColumns;
 #pragma unroll
     for (int half = 0; half < 2; half++) {

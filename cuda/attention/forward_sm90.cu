@@ -15,7 +15,6 @@
 // May spill registers: some twenty words at D 256, whose sums take half of them, and with three warpgroups;
 // elsewhere some of the thread's that copies.
 #include <algorithm>
-#include <type_traits>
 
 #include "attention/attention_sm90.h"
 #include "attention/block_order.h"
@@ -422,19 +421,13 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
-  constexpr DType kDType = std::is_same_v<typename S::T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-  const int key_heads = op.heads / op.group;
-  const auto keys = [&](const GpuRows& of) {
-    return tensor_map(kDType, of, {op.head_dim, op.keys, key_heads, op.batch}, S::kKeys);
-  };
+  using T = typename S::T;
   const int each = S::kRows / op.packed;
   // Where heads are packed they are the rows: those of a query lie side by side.
   const auto queries = [&] {
-    if (op.packed == 1) {
-      return tensor_map(kDType, op.q, {op.head_dim, op.queries, op.heads, op.batch}, each);
-    }
+    if (op.packed == 1) return query_map<T>(op, op.q, each);
     const GpuRows heads{op.q.data, op.q.batch, op.q.head, op.q.row};
-    return tensor_map(kDType, heads, {op.head_dim, op.heads, op.queries, op.batch}, op.packed, each);
+    return tensor_map(kDTypeOf<T>, heads, {op.head_dim, op.heads, op.queries, op.batch}, op.packed, each);
   };
   const BlockOrder order = order_query_tiles(cuda, op, each * op.packed, sizeof(typename S::T), 1);
   const int64_t tiles = int64_t{order.tiles} * order.heads * op.splits;
@@ -444,7 +437,8 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
     counter = allocate(cuda, sizeof(int));
     cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
   }
-  const ForwardSm90 launch{queries(), keys(op.k), keys(op.v), op, order, static_cast<int*>(counter.data)};
+  const ForwardSm90 launch{queries(), key_map<T>(op, op.k, S::kKeys), key_map<T>(op, op.v, S::kKeys), op,
+                           order,     static_cast<int*>(counter.data)};
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }
 

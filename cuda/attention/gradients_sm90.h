@@ -1,27 +1,11 @@
 #pragma once
 // What the backward kernels for compute capability 9.0 have in common: a launch's description, and how
 // gradients leave the registers of a warpgroup.
-#include <type_traits>
-
 #include "attention/attention_sm90.h"
 #include "tile/sm80.h"
 #include "tile/sum.h"
 
 namespace longseq {
-
-template <class T>
-inline constexpr DType kDTypeOf = std::is_same_v<T, sm80::Half> ? DType::Float16 : DType::BFloat16;
-
-/** Boxes of so many rows of the queries, or of dout. */
-template <class T>
-CUtensorMap query_map(const ForwardSm80& op, const GpuRows& of, int rows) {
-  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.queries, op.heads, op.batch}, rows);
-}
-/** Of the keys, the values, or their gradients. */
-template <class T>
-CUtensorMap key_map(const ForwardSm80& op, const GpuRows& of, int rows) {
-  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.keys, op.heads / op.group, op.batch}, rows);
-}
 
 /** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. */
 template <class S>
