@@ -60,7 +60,7 @@ if(CMAKE_CUDA_COMPILER)
     set(LONGSEQ_CUDA_ARCHITECTURES OFF)
     set(later "--generate-code=arch=compute_90,code=[sm_90,compute_90]")
     set(LONGSEQ_CUDA_CODE_cuda "--generate-code=arch=compute_80,code=sm_80" ${later})
-    set(LONGSEQ_CUDA_CODE_sm80 "--generate-code=arch=compute_80,code=sm_80"
+    set(LONGSEQ_CUDA_CODE_sm80 -DLONGSEQ_CODE_FOR_86 "--generate-code=arch=compute_80,code=sm_80"
       "--generate-code=arch=compute_86,code=[sm_86,sm_89]" ${later})
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
       set(LONGSEQ_CUDA_PACKING --compress-mode=size)

@@ -70,6 +70,6 @@ bool has_room(const Cuda& cuda) {
 
 template <class... Shapes>
 constexpr bool fit_anywhere() {
-  return ((Shapes::kSharedBytes <= sm80::kLeastShared) && ...);
+  return ((Shapes::kSharedBytes <= kLeastShared) && ...);
 }
 }  // namespace longseq

@@ -20,6 +20,7 @@
 #include "attention/backward_scores_sm80.h"
 #include "attention/backward_stream_sm80.h"
 #include "attention/block_order.h"
+#include "attention/fitting_shape.h"
 #include "attention/key_blocks.h"
 #include "attention/query_sums.h"
 #include "attention/query_tiles.h"
@@ -396,7 +397,7 @@ class BackwardTile : BackwardStream<S> {
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardSm80 op, BlockOrder order) {
-  if constexpr (S::kSharedBytes <= kMostShared) {
+  if constexpr (may_run<S>()) {
     extern __shared__ __align__(128) char shared[];
     if (blockIdx.x >= order.blocks()) {
       finish_complete_heads(
@@ -418,34 +419,24 @@ void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   launch<backward_kernel<S, kHasMask>>(cuda, grid, S::kThreads, S::kSharedBytes, op, order);
 }
 
-/** The small one where a block has too little shared memory: compute capability 8.6, 8.9 and 12. */
-template <class Large, class Small, bool kHasMask>
-void launch_fitting(const Cuda& cuda, const BackwardSm80& op) {
-  static_assert(Small::kSharedBytes <= kLeastShared);
-  if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
-    launch_shape<Large, kHasMask>(cuda, op);
-  } else {
-    launch_shape<Small, kHasMask>(cuda, op);
-  }
-}
-
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
+  const auto launch = [&]<class S>() { launch_shape<S, kHasMask>(cuda, op); };
   switch (backward_columns_sm80(op.forward.head_dim)) {
     case 64:
-      return launch_shape<BackwardShape<T, 64, 64, 32, 4, 32>, kHasMask>(cuda, op);
+      return launch.template operator()<BackwardShape<T, 64, 64, 32, 4, 32>>();
     case 80:
-      return launch_fitting<BackwardShape<T, 80, 64, 32, 4, 16>, BackwardShape<T, 80, 32, 32, 2, 16>,
-                            kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 80, 64, 32, 4, 16>, BackwardShape<T, 80, 32, 32, 2, 16>>(cuda,
+                                                                                                      launch);
     case 96:
-      return launch_fitting<BackwardShape<T, 96, 64, 32, 4, 32>, BackwardShape<T, 96, 32, 32, 2, 32>,
-                            kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 96, 64, 32, 4, 32>, BackwardShape<T, 96, 32, 32, 2, 32>>(cuda,
+                                                                                                      launch);
     case 128:
-      return launch_fitting<BackwardShape<T, 128, 64, 32, 4, 32>, BackwardShape<T, 128, 32, 32, 2, 32>,
-                            kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 128, 64, 32, 4, 32>, BackwardShape<T, 128, 32, 32, 2, 32>>(
+          cuda, launch);
     default:
-      return launch_fitting<BackwardShape<T, 256, 32, 16, 4, 32>, BackwardShape<T, 256, 16, 16, 2, 16>,
-                            kHasMask>(cuda, op);
+      return launch_fitting<BackwardShape<T, 256, 32, 16, 4, 32>, BackwardShape<T, 256, 16, 16, 2, 16>>(
+          cuda, launch);
   }
 }
 

@@ -313,7 +313,7 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
 using Forward64 = ForwardShape<64, 4, 32, 2, 3, false>;
 using Forward128 = ForwardShape<128, 4, 32, 2, 2, true>;
 using Forward256 = ForwardShape<256, 4, 16, 1, 2, false>;
-static_assert(Forward256::kSharedBytes <= sm80::kLeastShared);
+static_assert(Forward256::kSharedBytes <= kLeastShared);
 
 }  // namespace
 

@@ -13,6 +13,7 @@
 // May spill registers: a few words, where masks or scores are adjusted and not beside the products.
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
+#include "attention/fitting_shape.h"
 #include "attention/forward_result_sm80.h"
 #include "attention/forward_rows_sm80.h"
 #include "attention/forward_scores_sm80.h"
@@ -339,7 +340,7 @@ class ForwardTile : ForwardRows<S> {
 template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     forward_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
-  if constexpr (S::kSharedBytes <= kMostShared) {
+  if constexpr (may_run<S>()) {
     extern __shared__ __align__(16) char shared[];
     ForwardTile<S, kHasMask>(op, order, shared).run();
   }
@@ -358,23 +359,17 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
  */
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
+  const auto launch = [&]<class S>() { launch_shape<S, kHasMask>(cuda, op); };
   if (op.head_dim <= 64) {
-    launch_shape<ForwardShape<T, 64, 4, 2, 64, 2, 4>, kHasMask>(cuda, op);
+    launch.template operator()<ForwardShape<T, 64, 4, 2, 64, 2, 4>>();
   } else if (op.head_dim <= 80) {
-    launch_shape<ForwardShape<T, 80, 4, 2, 64, 2, 0>, kHasMask>(cuda, op);
+    launch.template operator()<ForwardShape<T, 80, 4, 2, 64, 2, 0>>();
   } else if (op.head_dim <= 96) {
-    launch_shape<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 0>, kHasMask>(cuda, op);
+    launch.template operator()<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 0>>();
   } else if (op.head_dim <= 128) {
-    launch_shape<ForwardShape<T, 128, 4, 2, 32, 2, 3>, kHasMask>(cuda, op);
+    launch.template operator()<ForwardShape<T, 128, 4, 2, 32, 2, 3>>();
   } else {
-    using Large = ForwardShape<T, 256, 8, 1, 32, 1, 0>;
-    using Small = ForwardShape<T, 256, 4, 1, 16, 1, 0>;
-    static_assert(Small::kSharedBytes <= kLeastShared);
-    if (Large::kSharedBytes <= cuda.gpu->shared_bytes) {
-      launch_shape<Large, kHasMask>(cuda, op);
-    } else {
-      launch_shape<Small, kHasMask>(cuda, op);
-    }
+    launch_fitting<ForwardShape<T, 256, 8, 1, 32, 1, 0>, ForwardShape<T, 256, 4, 1, 16, 1, 0>>(cuda, launch);
   }
 }
 

@@ -13,6 +13,9 @@ namespace longseq {
 class SmallBlocks;
 class ExitGate;
 
+/** Bytes of shared memory that a block can have on compute capability 8.6, 8.9 and 12; others' have more. */
+inline constexpr int kLeastShared = 99 << 10;
+
 /** A GPU of this process, the same for all queues on it. */
 struct Gpu {
   int ordinal;

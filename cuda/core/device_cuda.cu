@@ -108,10 +108,15 @@ Gpu open_gpu(int ordinal) {
   cuda_check(cudaSetDevice(ordinal), "choosing the GPU");
   cudaDeviceProp properties;
   cuda_check(cudaGetDeviceProperties(&properties, ordinal), "the GPU's properties");
-  const auto shared_bytes = std::min<int64_t>(properties.sharedMemPerBlockOptin, wanted_shared_bytes());
+  const int compute_capability = 10 * properties.major + properties.minor;
+  auto shared_bytes = std::min<int64_t>(properties.sharedMemPerBlockOptin, wanted_shared_bytes());
+  // 8.7 has more, but runs the machine code of 8.6, in which kernels that need it are empty.
+  if (compute_capability > 80 && compute_capability < 90) {
+    shared_bytes = std::min<int64_t>(shared_bytes, kLeastShared);
+  }
   Gpu gpu{.ordinal = ordinal,
           .name = properties.name,
-          .compute_capability = 10 * properties.major + properties.minor,
+          .compute_capability = compute_capability,
           .multiprocessors = properties.multiProcessorCount,
           .shared_bytes = static_cast<int>(shared_bytes),
           .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem),

@@ -12,15 +12,6 @@ namespace longseq::sm80 {
 using Bf16 = __nv_bfloat16;
 using Half = __half;
 
-/** Bytes of shared memory that a block can have on compute capability 8.6, 8.9 and 12; others' have more. */
-inline constexpr int kLeastShared = 99 << 10;
-/** What kernels with more than this need no machine code for. */
-#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
-inline constexpr int kMostShared = kLeastShared;
-#else
-inline constexpr int kMostShared = INT32_MAX;
-#endif
-
 __device__ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
