@@ -7,12 +7,13 @@
 
 namespace longseq {
 
-template <class Element, int kHeadDim_, int kWarps_, int kRowTiles_, int kKeys_, int kBlocks_,
+template <class Element, int kHeadDim_, int kWarps_, int kRowTiles_, int kKeys_, int kStages_, int kBlocks_,
           int kHeldSteps_>
 struct ForwardShape {
   using T = Element;
   static constexpr int kHeadDim = kHeadDim_, kWarps = kWarps_, kRowTiles = kRowTiles_, kKeys = kKeys_,
-                       kBlocks = kBlocks_, kStages = 2;
+                       kStages = kStages_, kBlocks = kBlocks_;
+  static constexpr bool kIsRing = kStages > 2;  // of stages: forward_keys_sm80.h
   static constexpr int kThreads = 32 * kWarps, kRows = 16 * kRowTiles * kWarps;
   static constexpr int kDepthSteps = kHeadDim / 16, kHeldSteps = kHeldSteps_;  // of the queries, in registers
   static constexpr bool kHoldsQueries = kHeldSteps == kDepthSteps;
@@ -26,7 +27,7 @@ struct ForwardShape {
   static constexpr int kQueriesAt = kHoldsQueries ? 0 : kStreamBytes;
   static constexpr int kTilesBytes =
       kHoldsQueries ? (kStreamBytes > kQueryBytes ? kStreamBytes : kQueryBytes) : kStreamBytes + kQueryBytes;
-  static constexpr int kSharedBytes = kTilesBytes + kRows * 8 + 16 * kWarps + 48;
+  static constexpr int kSharedBytes = kTilesBytes + kRows * 8 + 16 * (kWarps + kStages) + 48;
 };
 
 /**
@@ -41,7 +42,8 @@ struct TileMemory {
   struct {
     int seen_begin, seen_end, full_begin, full_end;  // keys that one row of the warp sees, and all of them
   } warps[S::kWarps];
-  int2 intervals[S::kRows];
+  int2 intervals[S::kRows];  // none where there is no row
+  uint64_t barriers[2 * S::kStages];
 };
 
 /** The rows of a tile: a query of a head each, packed heads side by side. */
@@ -91,7 +93,7 @@ class ForwardRows {
     TileMemory<S>& tile = memory();
     for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) tile.intervals[row] = interval(row);
     __syncthreads();
-    int begin = tile.intervals[0].x, end = tile.intervals[S::kRows - 1].y;
+    int begin = tile.intervals[0].x, end = tile.intervals[last_row()].y;
     if (op_.splits > 1) {
       const int length = ((end - begin + op_.splits - 1) / op_.splits + S::kKeys - 1) / S::kKeys * S::kKeys;
       begin += static_cast<int>(blockIdx.y) * length;
@@ -99,7 +101,7 @@ class ForwardRows {
     }
     if (threadIdx.x < S::kWarps) {
       const int first = static_cast<int>(threadIdx.x) * 16 * S::kRowTiles,
-                last = first + 16 * S::kRowTiles - 1;
+                last = min(first + 16 * S::kRowTiles - 1, last_row());
       tile.warps[threadIdx.x] = {max(tile.intervals[first].x, begin), min(tile.intervals[last].y, end),
                                  max(tile.intervals[last].x, begin), min(tile.intervals[first].y, end)};
     }
@@ -112,7 +114,8 @@ class ForwardRows {
 
  private:
   __device__ int2 interval(int row) const {
-    return visible_keys(op_.visible, query_of(min(row, last_row())), op_.keys);
+    if (row > last_row()) return make_int2(INT32_MAX, 0);
+    return visible_keys(op_.visible, query_of(row), op_.keys);
   }
 
  protected:

@@ -1,7 +1,7 @@
 // Flash attention forward for compute capability 8.0 and later (mma.sync, ldmatrix, cp.async).
 //
 // A block takes kRows queries of one head, each of its warps 16 kRowTiles of them, and streams the keys in
-// stages of kKeys through shared memory. Of each stage
+// stages of kKeys through shared memory (forward_keys_sm80.h). Of each stage
 //
 //   S = q k^T     P = exp2(c S - base)     l += rowsum P     out += P v
 //
@@ -14,10 +14,9 @@
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
 #include "attention/fitting_shape.h"
+#include "attention/forward_keys_sm80.h"
 #include "attention/forward_result_sm80.h"
-#include "attention/forward_rows_sm80.h"
 #include "attention/forward_scores_sm80.h"
-#include "attention/key_blocks.h"
 #include "attention/visit_kernel.h"
 #include "core/cuda.h"
 #include "tile/multiply.h"
@@ -42,17 +41,15 @@ struct Room<Half> {  // P must stay below 65,504
 };
 
 template <class S, bool kHasMask>
-class ForwardTile : ForwardRows<S> {
+class ForwardTile : ForwardKeys<S, kHasMask> {
   using T = typename S::T;
-  using Rows = ForwardRows<S>;
-  using Rows::op_, Rows::warp_, Rows::lane_, Rows::memory, Rows::tile, Rows::limits, Rows::query_of,
-      Rows::head_of, Rows::last_row, Rows::row_of;
-  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
+  using Keys = ForwardKeys<S, kHasMask>;
+  using Keys::op_, Keys::warp_, Keys::lane_, Keys::tiles_, Keys::memory, Keys::tile, Keys::query_of,
+      Keys::head_of, Keys::row_of;
   static constexpr int kAhead = 2;  // fragments that are loaded before they are needed
 
  public:
-  __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order, char* shared)
-      : Rows(op, order), tiles_(shared_address(shared)) {}
+  __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order) : Keys(op, order) {}
 
   __device__ void run() {
     this->find_intervals();
@@ -62,46 +59,17 @@ class ForwardTile : ForwardRows<S> {
       stream(exact);
       const bool again = outgrown();
       if (!__syncthreads_or(again) || exact) break;
+      this->visit_again();
       find_maxima();
+      this->visit_again();
       exact = true;
     }
     write_result(op_, *this, out_, base_, sum_);
   }
 
  private:
-  static constexpr int kChunks = S::kHeadDim / 8;
-  static constexpr int kRowsAPass = 1 << (31 - __builtin_clz(S::kThreads / kChunks));
-
-  /** Keys and values [first, first + kKeys) from global to shared memory; zeros beyond the last. */
-  __device__ void load_keys(int stage, int first) {
-    const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks;
-    const uint32_t to = tiles_ + stage * S::kStageBytes + row * S::kPitch + column * 16;
-    if (kHasMask || first + S::kKeys > op_.keys || S::kHeadDim != op_.head_dim) {
-      load_some(to, tile().k, op_.k.row, first);
-      load_some(to + S::kTileBytes, tile().v, op_.v.row, first);
-    } else if (kRowsAPass * kChunks == S::kThreads || row < kRowsAPass) {
-      // The last two calls' blocks lie side by side: the pointers move along.
-#pragma unroll
-      for (int r = 0; r < S::kKeys; r += kRowsAPass) copy_async(to + r * S::kPitch, k_ + r * op_.k.row);
-#pragma unroll
-      for (int r = 0; r < S::kKeys; r += kRowsAPass) {
-        copy_async(to + S::kTileBytes + r * S::kPitch, v_ + r * op_.v.row);
-      }
-    }
-    k_ -= S::kKeys * op_.k.row;
-    v_ -= S::kKeys * op_.v.row;
-  }
-  __device__ void load_some(uint32_t to, const T* from, int64_t stride, int first) const {
-    const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks;
-    if (row >= kRowsAPass) return;
-#pragma unroll 1
-    for (int r = 0; r < S::kKeys; r += kRowsAPass) {
-      const bool inside = column * 8 < op_.head_dim && first + row + r < op_.keys;
-      copy_async(to + r * S::kPitch, inside ? from + (first + row + r) * stride + column * 8 : from, inside);
-    }
-  }
-
   __device__ void load_queries() {
+    constexpr int kChunks = S::kHeadDim / 8;
     const T* const q = static_cast<const T*>(op_.q.data) + tile().batch * op_.q.batch;
 #pragma unroll 1
     for (int chunk = threadIdx.x; chunk < S::kRows * kChunks; chunk += S::kThreads) {
@@ -112,7 +80,6 @@ class ForwardTile : ForwardRows<S> {
       copy_async(tiles_ + S::kQueriesAt + row * S::kPitch + column * 16, source, inside);
     }
     commit_copies();
-    if constexpr (S::kHeldSteps == 0) return;
     wait_copies<0>();
     __syncthreads();
 #pragma unroll
@@ -145,20 +112,15 @@ class ForwardTile : ForwardRows<S> {
     const auto load_right = [&](Fragment& to, int step, int n) {
       load_matrices(to, from + n * 16 * S::kPitch + 32 * step);
     };
-    if constexpr (S::kHoldsQueries) {
-      multiply<T, S::kDepthSteps, kAhead>(
-          s, [&](int step, bool) -> auto& { return q_[step]; }, load_right);
-    } else {
-      auto left = loaded_left<S::kDepthSteps, S::kRowTiles, S::kHeldSteps>(
-          [&](Fragment(&to)[S::kRowTiles], int step) { load_query_fragments(to, step); });
-      multiply<T, S::kDepthSteps, kAhead>(
-          s,
-          [&](int step, bool begins) -> auto& {
-            if (begins) left.prepare(step);
-            return step < S::kHeldSteps ? q_[step] : left.at(step);
-          },
-          load_right);
-    }
+    auto left = loaded_left<S::kDepthSteps, S::kRowTiles, S::kHeldSteps>(
+        [&](Fragment(&to)[S::kRowTiles], int step) { load_query_fragments(to, step); });
+    multiply<T, S::kDepthSteps, kAhead>(
+        s,
+        [&](int step, bool begins) -> auto& {
+          if (begins) left.prepare(step);
+          return step < S::kHeldSteps ? q_[step] : left.at(step);
+        },
+        load_right);
   }
 
   /** out += p v for the keys of a stage, and the weights p of 16 keys beside the products of the 16 before.
@@ -232,36 +194,6 @@ class ForwardTile : ForwardRows<S> {
     }
   }
 
-  __device__ bool sees(const KeyBlock& block) const {
-    return block.first >= 0 && block.first < limits().seen_end &&
-           block.first + S::kKeys > limits().seen_begin;
-  }
-  /** Whether its scores need no look at who sees what. */
-  __device__ bool is_plain(const KeyBlock& block) const {
-    return block.tile < 0 && block.first >= plain_begin_ && block.first <= plain_end_;
-  }
-
-  __device__ Blocks begin_blocks() {
-    Blocks blocks(op_.mask, query_of(0) / 128, tile().begin, tile().end);
-    stage_ = 0;
-    const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks;
-    k_ = tile().k + (blocks.current().first + row) * op_.k.row + column * 8;
-    v_ = tile().v + (blocks.current().first + row) * op_.v.row + column * 8;
-    const bool has_plain = !op_.score.has_softcap && op_.score.slopes == nullptr;
-    plain_begin_ = has_plain ? limits().full_begin : INT32_MAX;
-    plain_end_ = limits().full_end - S::kKeys;
-    if (blocks.current().first >= 0) load_keys(0, blocks.current().first);
-    commit_copies();
-    return blocks;
-  }
-  /** The current block has arrived, and everybody is done with the one before: its stage takes the next. */
-  __device__ void take(const Blocks& blocks) {
-    wait_copies<0>();
-    block_barrier();
-    if (blocks.next().first >= 0) load_keys(1 - stage_, blocks.next().first);
-    commit_copies();
-  }
-
   __device__ void stream(bool exact) {
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
@@ -277,18 +209,13 @@ class ForwardTile : ForwardRows<S> {
         for (int e = 0; e < 4; e++) out_[i][n][e] = 0;
       }
     }
-    for (Blocks blocks = begin_blocks(); blocks.current().first >= 0; blocks.advance()) {
-      take(blocks);
-      const bool plain = is_plain(blocks.current());
-      if (plain || sees(blocks.current())) {
-        Scores s;
-        score(s, stage_);
-        if (!plain) adjust_scores<S, kHasMask>(op_, *this, blocks.current(), s);
-        if (!based_) choose_base(s);
-        accumulate(s, stage_);
-      }
-      stage_ = 1 - stage_;
-    }
+    this->visit_blocks([&](int stage, bool is_plain, const auto& block) {
+      Scores s;
+      score(s, stage);
+      if (!is_plain) adjust_scores<S, kHasMask>(op_, *this, block(), s);
+      if (!based_) choose_base(s);
+      accumulate(s, stage);
+    });
   }
 
   /** Whether a row's sum left the range in which it is exact. */
@@ -309,17 +236,13 @@ class ForwardTile : ForwardRows<S> {
   __device__ void find_maxima() {
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) base_[r] = kMinusInfinity;
-    for (Blocks blocks = begin_blocks(); blocks.current().first >= 0; blocks.advance()) {
-      take(blocks);
-      if (sees(blocks.current())) {
-        Scores s;
-        score(s, stage_);
-        if (!is_plain(blocks.current())) adjust_scores<S, kHasMask>(op_, *this, blocks.current(), s);
+    this->visit_blocks([&](int stage, bool is_plain, const auto& block) {
+      Scores s;
+      score(s, stage);
+      if (!is_plain) adjust_scores<S, kHasMask>(op_, *this, block(), s);
 #pragma unroll
-        for (int r = 0; r < 2 * S::kRowTiles; r++) base_[r] = fmaxf(base_[r], row_maximum(s, r / 2, r % 2));
-      }
-      stage_ = 1 - stage_;
-    }
+      for (int r = 0; r < 2 * S::kRowTiles; r++) base_[r] = fmaxf(base_[r], row_maximum(s, r / 2, r % 2));
+    });
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
@@ -327,11 +250,7 @@ class ForwardTile : ForwardRows<S> {
     }
   }
 
-  const uint32_t tiles_;
   bool based_;
-  int stage_;        // of the current block
-  const T *k_, *v_;  // what this thread copies next
-  int plain_begin_, plain_end_;
   Fragment q_[S::kHeldSteps > 0 ? S::kHeldSteps : 1][S::kRowTiles];
   ForwardSums<S> out_;
   float base_[2 * S::kRowTiles], sum_[2 * S::kRowTiles];
@@ -341,8 +260,7 @@ template <class S, bool kHasMask>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     forward_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
   if constexpr (may_run<S>()) {
-    extern __shared__ __align__(16) char shared[];
-    ForwardTile<S, kHasMask>(op, order, shared).run();
+    ForwardTile<S, kHasMask>(op, order).run();
   }
 }
 
@@ -352,24 +270,45 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
   launch<forward_kernel<S, kHasMask>>(cuda, order.grid(op.splits), S::kThreads, S::kSharedBytes, op, order);
 }
 
+/** Where many tiles of kRows queries wait for a multiprocessor: what the last of them leave idle is less than
+ * what the large shape is faster. */
+template <class S>
+bool is_worth(const Cuda& cuda, const ForwardSm80& op) {
+  constexpr int kLeastTiles = 4;  // of a multiprocessor
+  const int64_t tiles =
+      ceil_div(int64_t{op.queries} * op.packed, S::kRows) * (op.heads / op.packed) * op.batch;
+  return op.splits == 1 && op.head_dim == S::kHeadDim && S::kSharedBytes <= cuda.gpu->shared_bytes &&
+         tiles >= int64_t{kLeastTiles} * cuda.gpu->multiprocessors;
+}
+
 /**
- * Measured on an H100 (bench/RESULTS.md): as many keys a stage, and of D 128 as many steps of the queries
- * held in registers, as leave some for operands that are loaded ahead. A mask's blocks of 128 keys are cut in
- * equal stages.
+ * Measured on an H100 (bench/RESULTS.md): as many keys a stage, and as many steps of the queries held in
+ * registers, as leave some for operands that are loaded ahead. A mask's blocks of 128 keys are cut in equal
+ * stages, and its blocks of 128 queries are a tile.
  */
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   const auto launch = [&]<class S>() { launch_shape<S, kHasMask>(cuda, op); };
+  const auto launch_either = [&]<class Large, class Small>() {
+    if constexpr (!kHasMask) {
+      if (is_worth<Large>(cuda, op)) return launch.template operator()<Large>();
+    }
+    launch.template operator()<Small>();
+  };
   if (op.head_dim <= 64) {
-    launch.template operator()<ForwardShape<T, 64, 4, 2, 64, 2, 4>>();
+    launch.template operator()<ForwardShape<T, 64, 4, 2, 64, 2, 2, 4>>();
   } else if (op.head_dim <= 80) {
-    launch.template operator()<ForwardShape<T, 80, 4, 2, 64, 2, 0>>();
+    launch_either.template
+    operator()<ForwardShape<T, 80, 8, 2, 64, 4, 1, 0>, ForwardShape<T, 80, 4, 2, 64, 2, 2, 0>>();
   } else if (op.head_dim <= 96) {
-    launch.template operator()<ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 0>>();
+    launch_either.template operator()<ForwardShape<T, 96, 8, 2, 64, 4, 1, 0>,
+                                      ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 2, 0>>();
   } else if (op.head_dim <= 128) {
-    launch.template operator()<ForwardShape<T, 128, 4, 2, 32, 2, 3>>();
+    launch_either.template
+    operator()<ForwardShape<T, 128, 8, 2, 32, 4, 1, 3>, ForwardShape<T, 128, 4, 2, 32, 2, 2, 3>>();
   } else {
-    launch_fitting<ForwardShape<T, 256, 8, 1, 32, 1, 0>, ForwardShape<T, 256, 4, 1, 16, 1, 0>>(cuda, launch);
+    launch_fitting<ForwardShape<T, 256, 8, 1, 32, 2, 1, 0>, ForwardShape<T, 256, 4, 1, 16, 2, 1, 0>>(cuda,
+                                                                                                     launch);
   }
 }
 

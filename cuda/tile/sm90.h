@@ -1,7 +1,6 @@
 #pragma once
-// The instructions of Hopper that kernels are made of: barriers in shared memory that count bytes, copies of
-// boxes of a tensor (TMA), products of a warpgroup (wgmma). Layouts of fragments and of tiles in shared
-// memory: PTX ISA, "wgmma.mma_async".
+// The instructions of Hopper that kernels are made of: copies of boxes of a tensor (TMA), products of a
+// warpgroup (wgmma). Layouts of fragments and of tiles in shared memory: PTX ISA, "wgmma.mma_async".
 //
 // A tile in shared memory is cut in pages of 64 columns (128 bytes a row) whose 16-byte chunks are permuted
 // by the row's last three bits; a page begins at a multiple of 1,024 bytes.
@@ -9,86 +8,12 @@
 
 #include <cstdint>
 
+#include "tile/barrier.h"
 #include "tile/sm80.h"
 
 namespace longseq::sm90 {
 
-/** A barrier in shared memory, by its address there. */
-class Barrier {
- public:
-  __device__ explicit Barrier(uint32_t address) : address_(address) {}
-  __device__ void init(int arrivals) const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_), "r"(arrivals) : "memory");
-  }
-  __device__ void arrive() const {
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [%0]; }" ::"r"(address_)
-                 : "memory");
-  }
-  /** Arrives, and the barrier waits for so many bytes besides. */
-  __device__ void arrive_expecting(int bytes) const {
-    asm volatile(
-        "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1; }" ::"r"(address_),
-        "r"(bytes)
-        : "memory");
-  }
-  /** Until the phase of this parity is over; phases have the parities 0, 1, 0, ... */
-  __device__ void wait(uint32_t parity) const {
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@done bra over;\n"
-        "bra again;\n"
-        "over:\n"
-        "}" ::"r"(address_),
-        "r"(parity)
-        : "memory");
-  }
-  /** Whether it is over. */
-  __device__ bool is_over(uint32_t parity) const {
-    uint32_t done;
-    asm volatile(
-        "{\n"
-        ".reg .pred done;\n"
-        "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, done;\n"
-        "}"
-        : "=r"(done)
-        : "r"(address_), "r"(parity)
-        : "memory");
-    return done != 0;
-  }
-  __device__ uint32_t address() const { return address_; }
-
- private:
-  uint32_t address_;
-};
-
-/** Barriers one behind the other in shared memory; a kernel gives them names. */
-class Barriers {
- public:
-  __device__ explicit Barriers(uint32_t address) : address_(address) {}
-
- protected:
-  __device__ Barrier at(int first, int stage = 0) const { return Barrier(address_ + 8 * stage + 8 * first); }
-
- private:
-  uint32_t address_;
-};
-
-/** The place in a ring of stages, and how often it went round. */
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
+using sm80::Barrier, sm80::Barriers, sm80::Ring;
 
 /** A block's shared memory, which begins at a multiple of 1,024, as pages must. */
 __device__ inline char* aligned_memory() {
