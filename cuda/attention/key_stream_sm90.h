@@ -105,7 +105,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
                               int row, int head) {
 #pragma unroll
     for (int page = 0; page < S::kPages; page++) {
-      copy_box(to + page * page_bytes, map, full, 64 * page, row, head, keys.batch);
+      sm90::copy_box(to + page * page_bytes, map, full, 64 * page, row, head, keys.batch);
     }
   };
   if (threadIdx.x == 0) {
