@@ -100,6 +100,8 @@ struct BackwardSm80 {
 
 /** Of bfloat16 or float16. */
 void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op);
+void launch_forward_bfloat16_sm80(const Cuda& cuda, const ForwardSm80& op);
+void launch_forward_float16_sm80(const Cuda& cuda, const ForwardSm80& op);
 /** Columns of dq_sum. */
 int backward_columns_sm80(int head_dim);
 /** What the kernel's sums of dq are in. */

@@ -6,7 +6,7 @@
 namespace longseq {
 
 void launch_backward_bfloat16_sm80(const Cuda& cuda, const BackwardSm80& op) {
-  launch_elements<sm80::Bf16>(cuda, op);
+  launch_backward_elements<sm80::Bf16>(cuda, op);
 }
 
 }  // namespace longseq

@@ -6,7 +6,7 @@
 namespace longseq {
 
 void launch_backward_float16_sm80(const Cuda& cuda, const BackwardSm80& op) {
-  launch_elements<sm80::Half>(cuda, op);
+  launch_backward_elements<sm80::Half>(cuda, op);
 }
 
 }  // namespace longseq

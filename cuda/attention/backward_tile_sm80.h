@@ -442,7 +442,7 @@ void launch_typed(const Cuda& cuda, const BackwardSm80& op) {
 
 /** Of elements T. */
 template <class T>
-void launch_elements(const Cuda& cuda, const BackwardSm80& op) {
+void launch_backward_elements(const Cuda& cuda, const BackwardSm80& op) {
   visit_mask(op.forward.mask, [&]<bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// How a block of the forward kernel (forward_sm80.cu) goes through its keys, the last first. Included by .cu
-// files alone.
+// How a block of the forward kernel (forward_tile_sm80.h) goes through its keys, the last first. Included by
+// .cu files alone.
 #include <type_traits>
 
 #include "attention/forward_rows_sm80.h"

@@ -1,6 +1,6 @@
 #pragma once
-// Which queries a block of the forward kernel (forward_sm80.cu) takes, what they see, and what lies where in
-// its shared memory. Included by .cu files alone.
+// Which queries a block of the forward kernel (forward_tile_sm80.h) takes, what they see, and what lies where
+// in its shared memory. Included by .cu files alone.
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
 #include "attention/key_blocks.h"

@@ -1,3 +1,4 @@
+#pragma once
 // Flash attention forward for compute capability 8.0 and later (mma.sync, ldmatrix, cp.async).
 //
 // A block takes kRows queries of one head, each of its warps 16 kRowTiles of them, and streams the keys in
@@ -10,7 +11,7 @@
 // is taken on the way: the exponentials of 16 keys run beside the products of the 16 before. Where a row
 // outgrows the room, or all but vanishes in it, the block finds the true maxima and starts again.
 //
-// May spill registers: a few words, where masks or scores are adjusted and not beside the products.
+// Included by the .cu files of the element types alone, which compile side by side.
 #include "attention/attention_sm80.h"
 #include "attention/block_order.h"
 #include "attention/fitting_shape.h"
@@ -270,15 +271,19 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
   launch<forward_kernel<S, kHasMask>>(cuda, order.grid(op.splits), S::kThreads, S::kSharedBytes, op, order);
 }
 
-/** Where many tiles of kRows queries wait for a multiprocessor: what the last of them leave idle is less than
- * what the large shape is faster. */
+/**
+ * Whether a large shape, of which a multiprocessor runs one block, is faster: queries see enough keys for the
+ * stages that only some of its warps need not to matter, and the last blocks leave few multiprocessors idle.
+ */
 template <class S>
-bool is_worth(const Cuda& cuda, const ForwardSm80& op) {
-  constexpr int kLeastTiles = 4;  // of a multiprocessor
+bool is_worth(const Cuda& cuda, const ForwardSm80& op, int least_keys) {
   const int64_t tiles =
       ceil_div(int64_t{op.queries} * op.packed, S::kRows) * (op.heads / op.packed) * op.batch;
+  const int64_t at_once = cuda.gpu->multiprocessors, waves = ceil_div(tiles, at_once);
+  const bool ends_with_short = waves > 3 && !sees_all(op.visible);
   return op.splits == 1 && op.head_dim == S::kHeadDim && S::kSharedBytes <= cuda.gpu->shared_bytes &&
-         tiles >= int64_t{kLeastTiles} * cuda.gpu->multiprocessors;
+         std::min(op.visible.most, op.keys) >= least_keys &&
+         (ends_with_short || 10 * tiles >= 9 * waves * at_once);
 }
 
 /**
@@ -289,9 +294,9 @@ bool is_worth(const Cuda& cuda, const ForwardSm80& op) {
 template <class T, bool kHasMask>
 void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
   const auto launch = [&]<class S>() { launch_shape<S, kHasMask>(cuda, op); };
-  const auto launch_either = [&]<class Large, class Small>() {
+  const auto launch_either = [&]<class Large, class Small>(int least_keys) {
     if constexpr (!kHasMask) {
-      if (is_worth<Large>(cuda, op)) return launch.template operator()<Large>();
+      if (is_worth<Large>(cuda, op, least_keys)) return launch.template operator()<Large>();
     }
     launch.template operator()<Small>();
   };
@@ -299,23 +304,24 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
     launch.template operator()<ForwardShape<T, 64, 4, 2, 64, 2, 2, 4>>();
   } else if (op.head_dim <= 80) {
     launch_either.template
-    operator()<ForwardShape<T, 80, 8, 2, 64, 4, 1, 0>, ForwardShape<T, 80, 4, 2, 64, 2, 2, 0>>();
+    operator()<ForwardShape<T, 80, 8, 2, 64, 4, 1, 0>, ForwardShape<T, 80, 4, 2, 64, 2, 2, 0>>(1024);
   } else if (op.head_dim <= 96) {
     launch_either.template operator()<ForwardShape<T, 96, 8, 2, 64, 4, 1, 0>,
-                                      ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 2, 0>>();
+                                      ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 2, 0>>(1024);
   } else if (op.head_dim <= 128) {
     launch_either.template
-    operator()<ForwardShape<T, 128, 8, 2, 32, 4, 1, 3>, ForwardShape<T, 128, 4, 2, 32, 2, 2, 3>>();
+    operator()<ForwardShape<T, 128, 8, 2, 32, 4, 1, 3>, ForwardShape<T, 128, 4, 2, 32, 2, 2, 3>>(4096);
   } else {
     launch_fitting<ForwardShape<T, 256, 8, 1, 32, 2, 1, 0>, ForwardShape<T, 256, 4, 1, 16, 2, 1, 0>>(cuda,
                                                                                                      launch);
   }
 }
 
-}  // namespace
-
-void launch_forward_sm80(const Cuda& cuda, DType dtype, const ForwardSm80& op) {
-  visit_kernel(dtype, op.mask, [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
+/** Of elements T. */
+template <class T>
+void launch_forward_elements(const Cuda& cuda, const ForwardSm80& op) {
+  visit_mask(op.mask, [&]<bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
 }
 
+}  // namespace
 }  // namespace longseq
