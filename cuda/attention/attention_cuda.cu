@@ -29,7 +29,7 @@ int splits_of(const Cuda& cuda, const ForwardSm80& op, Kernels kernels) {
   const int64_t multiprocessors = cuda.gpu->multiprocessors;
   const int64_t slots = (kernels == Kernels::Sm90 ? 1 : 2) * multiprocessors;
   constexpr int64_t kLeastKeys = 512, kMost = 256;
-  if (5 * tiles > 4 * multiprocessors) return 1;  // two parts take longer to merge than they save
+  if (5 * tiles > 4 * multiprocessors) return 1;  // parts take longer to merge than they save
   return static_cast<int>(std::clamp<int64_t>(std::min(slots / tiles, op.keys / kLeastKeys), 1, kMost));
 }
 

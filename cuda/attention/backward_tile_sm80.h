@@ -407,6 +407,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     } else {
       BackwardTile<S, kHasMask>(op, order, shared).run();
     }
+  } else {
+    __trap();
   }
 }
 

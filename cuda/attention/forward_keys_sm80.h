@@ -91,7 +91,6 @@ class KeysInStep : public KeyCopies<S> {
   using Copies::Copies;
   using Copies::op_, Copies::tile, Copies::limits;
 
-  /** All threads call it, behind a barrier, before they visit the blocks once more. */
   __device__ void visit_again() {}
   /** visit(stage, is_plain, block) for every block of which the warp sees something; is_plain: its scores
    * need no look at who sees what; block() tells which it is. */
@@ -127,21 +126,22 @@ class KeysInStep : public KeyCopies<S> {
 };
 
 /**
- * A ring of stages, for many warps, whole rows and no mask: a block is copied kAhead blocks before its turn,
- * and the fastest warp may be a block further than the slowest. Blocks have numbers from 0 on. What is to be
- * done of them changes a few times a tile, and is found out then, from shared memory: between, the loop keeps
- * a counter and no more in registers.
+ * A ring of stages, for many warps, whole rows and no mask: a block is copied kBlocksAhead blocks before its
+ * turn, and the fastest warp may be a block further than the slowest. Blocks have numbers from 0 on. What is
+ * to be done of them changes a few times a tile, and is found out then, from shared memory: between, the loop
+ * keeps a counter and no more in registers.
  */
 template <class S>
 class KeysInRing : public KeyCopies<S> {
   using Copies = KeyCopies<S>;
   using Barrier = sm80::Barrier;
-  static constexpr int kAhead = S::kStages / 2;
+  static constexpr int kBlocksAhead = S::kStages / 2;
 
  protected:
   using Copies::Copies;
   using Copies::op_, Copies::tile, Copies::limits;
 
+  /** All threads call it, behind a barrier, before they visit the blocks once more. */
   __device__ void visit_again() {
     if (threadIdx.x == 0) {
       for (int index = 0; index < 2 * S::kStages; index++) barrier(index).invalidate();
@@ -154,8 +154,8 @@ class KeysInRing : public KeyCopies<S> {
       const Stretch stretch = stretch_from(number);
       if (stretch.blocks == 0) break;
 #pragma unroll 1
-      for (int blocks = stretch.blocks; blocks > 0; blocks--) {
-        if (stretch.kinds & kCopies) copy_ahead(number + kAhead);
+      for (int left = stretch.blocks; left > 0; left--) {
+        if (stretch.kinds & kCopies) copy_ahead(number + kBlocksAhead);
         arrived(number).poll(parity_of(number));
         if (stretch.kinds & kSeen) {
           visit(number % S::kStages, stretch.kinds & kPlain, [&] { return KeyBlock{first_of(number), -1}; });
@@ -173,12 +173,12 @@ class KeysInRing : public KeyCopies<S> {
     int blocks;
     uint32_t kinds;
   };
-  static constexpr uint32_t kCopies = 1, kSeen = 2, kPlain = 4;  // kCopies: of the block kAhead further
+  static constexpr uint32_t kCopies = 1, kSeen = 2, kPlain = 4;  // kCopies: of the block kBlocksAhead further
 
-  __device__ static int blocks() { return ceil_div(tile().end - tile().begin); }
+  __device__ static int blocks() { return blocks_of(tile().end - tile().begin); }
   /** Its first key. */
   __device__ static int first_of(int number) { return tile().begin + (blocks() - 1 - number) * S::kKeys; }
-  __device__ static int ceil_div(int keys) { return max(keys + S::kKeys - 1, 0) / S::kKeys; }
+  __device__ static int blocks_of(int keys) { return max(keys + S::kKeys - 1, 0) / S::kKeys; }
   __device__ static int parity_of(int number) { return number / S::kStages & 1; }
   /** The block is in its stage. */
   __device__ static Barrier arrived(int number) { return barrier(number % S::kStages); }
@@ -198,7 +198,7 @@ class KeysInRing : public KeyCopies<S> {
     __syncthreads();
     this->begin_copies(first_of(0));
 #pragma unroll 1
-    for (int number = 0; number < kAhead && number < blocks(); number++) {
+    for (int number = 0; number < kBlocksAhead && number < blocks(); number++) {
       this->copy_block(number, op_.keys - first_of(number));
       arrived(number).arrive_behind_copies();
     }
@@ -223,10 +223,10 @@ class KeysInRing : public KeyCopies<S> {
       }
     };
     // Block n has the keys [end - (n + 1) kKeys, end - n kKeys).
-    find(kCopies, 0, all - kAhead);
-    find(kSeen, (end - limits().seen_end) / S::kKeys, ceil_div(end - limits().seen_begin));
+    find(kCopies, 0, all - kBlocksAhead);
+    find(kSeen, (end - limits().seen_end) / S::kKeys, blocks_of(end - limits().seen_begin));
     if (!op_.score.has_softcap && op_.score.slopes == nullptr) {
-      find(kPlain, ceil_div(end - limits().full_end), max(end - limits().full_begin, 0) / S::kKeys);
+      find(kPlain, blocks_of(end - limits().full_end), max(end - limits().full_begin, 0) / S::kKeys);
     }
     return {until - number, kinds};
   }

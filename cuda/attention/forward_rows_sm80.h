@@ -52,6 +52,8 @@ class ForwardRows {
   using T = typename S::T;
 
  public:
+  static_assert(S::kTilesBytes + sizeof(TileMemory<S>) <= S::kSharedBytes);
+
   __device__ ForwardRows(const ForwardSm80& op, const BlockOrder& order)
       : op_(op), warp_(threadIdx.x / 32), lane_(threadIdx.x % 32) {
     if (threadIdx.x == 0) {

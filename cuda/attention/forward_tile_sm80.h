@@ -43,6 +43,7 @@ struct Room<Half> {  // P must stay below 65,504
 
 template <class S, bool kHasMask>
 class ForwardTile : ForwardKeys<S, kHasMask> {
+  static_assert(!(S::kIsRing && kHasMask));
   using T = typename S::T;
   using Keys = ForwardKeys<S, kHasMask>;
   using Keys::op_, Keys::warp_, Keys::lane_, Keys::tiles_, Keys::memory, Keys::tile, Keys::query_of,
@@ -262,6 +263,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     forward_kernel(const __grid_constant__ ForwardSm80 op, BlockOrder order) {
   if constexpr (may_run<S>()) {
     ForwardTile<S, kHasMask>(op, order).run();
+  } else {
+    __trap();
   }
 }
 

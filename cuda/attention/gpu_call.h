@@ -8,8 +8,8 @@
 
 namespace longseq {
 
-inline constexpr int64_t kGpuTileRows =
-    128;  // of queries: the forward kernels', and what padded rows are rounded up to
+/** Queries that keys in parts and packed heads are reckoned by, and what padded rows are rounded up to. */
+inline constexpr int64_t kGpuTileRows = 128;
 
 /** Whether every row begins at 16 bytes, as the kernels' copies need it. */
 bool rows_aligned(const Tensor& x);

@@ -110,7 +110,7 @@ Gpu open_gpu(int ordinal) {
   cuda_check(cudaGetDeviceProperties(&properties, ordinal), "the GPU's properties");
   const int compute_capability = 10 * properties.major + properties.minor;
   auto shared_bytes = std::min<int64_t>(properties.sharedMemPerBlockOptin, wanted_shared_bytes());
-  // 8.7 has more, but runs the machine code of 8.6, in which kernels that need it are empty.
+  // 8.7 has more, but kernels that need it have no code for 8.1 to 8.9 (attention/fitting_shape.h).
   if (compute_capability > 80 && compute_capability < 90) {
     shared_bytes = std::min<int64_t>(shared_bytes, kLeastShared);
   }

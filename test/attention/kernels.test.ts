@@ -1,9 +1,9 @@
 // Every kernel of attention once, on shapes that fill no tile: against `reference`. scripts/sanitize-gpu.mjs runs this file
 // under compute-sanitizer, so shapes are as small as they can be for all of a kernel's code to run.
-import { AttentionMask, type AttentionOptions, Scope, Tensor } from "longseq";
+import { AttentionMask, type AttentionOptions, attentionForward, info, Scope, Tensor } from "longseq";
 import t from "tap";
 import { bounds, floatTypes, relativeError } from "../support/compare.ts";
-import { implementationsOf } from "../support/devices.ts";
+import { implementationsOf, kind } from "../support/devices.ts";
 import { scatter } from "../support/masks.ts";
 import { solve } from "../support/problems.ts";
 
@@ -79,3 +79,28 @@ for (const headDim of [8, 64, 80, 96, 128, 256]) {
     });
   }
 }
+
+// sm80's forward has larger tiles there, once for each multiprocessor.
+const multiprocessors = info().cuda.gpus[0]?.multiprocessors ?? 0;
+t.test("as many heads as multiprocessors", { skip: kind !== "cuda" && "it takes a GPU" }, async (t) => {
+  for (const dtype of ["bfloat16", "float16"] as const) {
+    for (const [headDim, keys] of [
+      [80, 1030],
+      [96, 1030],
+      [128, 4100],
+    ] as const) {
+      await Scope.run(async () => {
+        const input = (S: number, seed: number) =>
+          Tensor.normal([1, S, multiprocessors, headDim], { seed, dtype });
+        const [q, k, v] = [input(130, 1), input(keys, 2), input(keys, 3)];
+        const [actual, expected] = (["sm80", "reference"] as const).map((implementation) =>
+          attentionForward(q, k, v, { causal: true, implementation }),
+        );
+        for (const of of ["out", "logSumExp"] as const) {
+          const error = relativeError((await actual?.[of].data()) ?? [], (await expected?.[of].data()) ?? []);
+          t.ok(error < bounds[dtype].result, `${dtype}, D ${headDim}: ${of} is off by ${error}`);
+        }
+      });
+    }
+  }
+});

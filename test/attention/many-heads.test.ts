@@ -7,36 +7,62 @@ import { implementations, kind } from "../support/devices.ts";
 
 /** The CPU's kernels know no such thing: there one small size will do. */
 const isGpu = kind === "cuda";
-const [B, H, headDims] = isGpu ? [40, 10, [64, 80, 96, 120, 128]] : [1, 1, [128]];
-const size = (length: number) => (isGpu ? length : Math.ceil(length / 12));
+const [B, Hq, headDims] = isGpu ? [40, 10, [64, 80, 96, 120, 128]] : [1, 5, [128]];
+const size = (length: number) => (isGpu ? length : Math.ceil(length / 24));
 /** Sequences whose results are looked at: reading all would take minutes. */
 const looked = [...new Set([0, B - 1])];
 
-/** Lengths of queries and keys, options, and how large scores become. */
-const problems: Record<string, [Sq: number, Sk: number, options?: AttentionOptions, spread?: number]> = {
-  causal: [300, 4300, { causal: true }],
-  "all keys": [257, 4131],
-  "fewer keys than queries": [1600, 1200, { causal: true }],
-  "a window": [1400, 1400, { causal: true, window: [size(1100), 0] }],
-  "a window to both sides": [1300, 1300, { window: [size(700), size(600)] }],
-  documents: [2600, 2600, { causal: true, cuSeqlens: [0, 1, 20, 20, 1290, 1470, 2600].map(size) }],
-  "documents without keys": [
-    600,
-    3000,
-    { cuSeqlens: [0, 200, 300, 600].map(size), cuSeqlensKeys: [0, 0, 1400, 3000].map(size) },
-  ],
-  softcap: [300, 4300, { causal: true, softcap: 5 }],
-  "scores that outgrow the first ones": [400, 4400, {}, 8],
+interface Problem {
+  rows: [queries: number, keys: number];
+  options?: AttentionOptions;
+  /** Query heads that share keys. Default: 1. */
+  group?: number;
+  /** Of queries and keys: their deviation. Default: 1. */
+  spread?: number;
+}
+const problems: Record<string, Problem> = {
+  causal: { rows: [300, 4300], options: { causal: true } },
+  "all keys": { rows: [513, 4131] },
+  "fewer keys than queries": { rows: [1600, 1200], options: { causal: true } },
+  "a window": { rows: [1400, 1400], options: { causal: true, window: [size(1100), 0] } },
+  "a wide window": { rows: [700, 5000], options: { window: [size(2300), size(1900)] } },
+  "a window to both sides": { rows: [1300, 1300], options: { window: [size(700), size(600)] } },
+  documents: {
+    rows: [2600, 2600],
+    options: { causal: true, cuSeqlens: [0, 1, 20, 20, 1290, 1470, 2600].map(size) },
+  },
+  "documents without keys": {
+    rows: [600, 6000],
+    options: {
+      cuSeqlens: [0, 200, 300, 600].map(size),
+      cuSeqlensKeys: [0, 0, 1400, 6000].map(size),
+    },
+  },
+  "softcap, slopes": {
+    rows: [300, 4300],
+    options: {
+      causal: true,
+      softcap: 5,
+      alibiSlopes: Tensor.from(
+        Array.from({ length: Hq }, (_, head) => 0.01 / (head + 1)),
+        [Hq],
+      ),
+    },
+  },
+  "heads that share keys, packed": { rows: [127, 4200], options: { causal: true }, group: 5 },
+  "scores that outgrow the first ones": { rows: [600, 4400], spread: 8 },
 };
 
-for (const [name, [Sq, Sk, options = {}, spread = 1]] of Object.entries(problems)) {
+for (const [name, { rows, options, group = 1, spread = 1 }] of Object.entries(problems)) {
+  const [Sq, Sk] = rows.map(size) as [number, number];
   for (const D of headDims) {
     t.test(`${name}, D ${D}`, async (t) => {
       for (const dtype of ["bfloat16", "float16"] as const) {
         await Scope.run(async () => {
-          const normal = (rows: number, seed: number, std: number) =>
-            Tensor.normal([B, size(rows), H, D], { dtype, seed, std });
-          const [q, k, v] = [normal(Sq, 1, spread), normal(Sk, 2, spread), normal(Sk, 3, 1)];
+          const normal = (S: number, H: number, seed: number, std: number) =>
+            Tensor.normal([B, S, H, D], { dtype, seed, std });
+          const q = normal(Sq, Hq, 1, spread);
+          const [k, v] = [normal(Sk, Hq / group, 2, spread), normal(Sk, Hq / group, 3, 1)];
           const [own, definition] = implementations;
           const all = attentionForward(q, k, v, { ...options, implementation: own });
           for (const b of looked) {
