@@ -137,18 +137,27 @@ export class Scope implements Disposable {
   }
 
   #release(result: unknown): void {
-    for (const tensor of this.#owned) {
-      if (holds(result, tensor)) this.keep(tensor);
+    try {
+      for (const tensor of tensorsIn(result, this.#owned)) this.keep(tensor);
+    } finally {
+      this.dispose();
     }
-    this.dispose();
   }
 }
 
-/** Whether `tensor` is the value, or in it: in arrays and plain objects, at any depth. */
-function holds(value: unknown, tensor: Tensor): boolean {
-  if (value === tensor) return true;
-  if (typeof value !== "object" || value === null) return false;
-  const prototype = Object.getPrototypeOf(value) as unknown;
-  if (!Array.isArray(value) && prototype !== Object.prototype && prototype !== null) return false;
-  return Object.values(value).some((inner) => holds(inner, tensor));
+/** Those of `tensors` that are the value, or in it: in arrays and plain objects, at any depth. */
+function tensorsIn(value: unknown, tensors: ReadonlySet<Tensor>): Set<Tensor> {
+  const found = new Set<Tensor>();
+  const seen = new Set<unknown>();
+  const open = tensors.size === 0 ? [] : [value];
+  while (open.length > 0) {
+    const next = open.pop();
+    if (typeof next !== "object" || next === null || seen.has(next)) continue;
+    seen.add(next);
+    if (tensors.has(next as Tensor)) found.add(next as Tensor);
+    const prototype = Object.getPrototypeOf(next) as unknown;
+    if (!Array.isArray(next) && prototype !== Object.prototype && prototype !== null) continue;
+    for (const inner of Object.values(next) as unknown[]) if (typeof inner === "object") open.push(inner);
+  }
+  return found;
 }

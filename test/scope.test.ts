@@ -165,3 +165,29 @@ t.test("using", async (t) => {
 t.test("a tensor that was disposed in its scope is no trouble", async (t) => {
   t.doesNotThrow(() => Scope.run(() => make().dispose()));
 });
+
+t.test("what is returned may be large, shared, deep or hold itself", (t) => {
+  // A walk for each tensor, or for each way to one, would not end before the test's time limit.
+  let deep: unknown = null;
+  let lost: Tensor | undefined;
+  const result = Scope.run(() => {
+    lost = make();
+    const kept = make();
+    deep = { kept };
+    for (let level = 0; level < 1e5; level++) deep = { deep };
+    let shared: unknown = kept;
+    for (let level = 0; level < 50; level++) shared = [shared, shared];
+    const itself: { kept: Tensor; deep: unknown; shared: unknown; itself?: unknown; numbers: number[] } = {
+      kept,
+      deep,
+      shared,
+      numbers: new Array(1e5).fill(0.5),
+    };
+    itself.itself = itself;
+    for (let i = 0; i < 1000; i++) make();
+    return itself;
+  });
+  t.equal(result.kept.disposed, false);
+  t.equal(lost?.disposed, true);
+  t.end();
+});

@@ -17,6 +17,8 @@ export interface FastaRecord {
 const newline = 0x0a;
 const carriageReturn = 0x0d;
 const title = 0x3e; // ">"
+/** Of a title, in bytes: what has more is no FASTA, and no string could hold what a file may have. */
+const longestTitle = 1 << 20;
 
 /** The byte to keep for each byte read; 0 where it is no part of a sequence. Letters, `-` (gap) and `*` (stop) are. */
 const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
@@ -39,20 +41,27 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
 export async function readFasta(path: string): Promise<FastaRecord[]> {
   const parser = new FastaParser();
   let file: FileHandle | undefined;
+  let fault: unknown;
   try {
     file = await open(path, "r");
     const { buffer, bytesRead } = await file.read(new Uint8Array(2), 0, 2, 0);
     const isGzip = bytesRead === 2 && buffer[0] === 0x1f && buffer[1] === 0x8b;
     const bytes = file.createReadStream({ start: 0, autoClose: false });
     const parse = async (chunks: AsyncIterable<Uint8Array>) => {
-      for await (const chunk of chunks) parser.feed(chunk);
+      try {
+        for await (const chunk of chunks) parser.feed(chunk);
+      } catch (error) {
+        fault = error; // the pipeline may tell of a stream that it aborted for this
+        throw error;
+      }
     };
     if (isGzip) await pipeline(bytes, createGunzip(), parse);
     else await pipeline(bytes, parse);
     return parser.end();
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
-    throw failure("ERR_FILE", `readFasta: ${path}: ${message}`, { cause: error });
+    const cause = fault ?? error;
+    const message = cause instanceof Error ? cause.message : String(cause);
+    throw failure("ERR_FILE", `readFasta: ${path}: ${message}`, { cause });
   } finally {
     await file?.close();
   }
@@ -73,7 +82,9 @@ class FastaParser {
         this.#state = "line start";
         if (byte === newline) this.#line++;
       } else if (this.#state === "title") {
-        this.#title?.push(byte);
+        if (this.#title?.push(byte) === longestTitle) {
+          throw new Error(`line ${this.#line}: a title of ${longestTitle} bytes or more`);
+        }
       } else if (byte === title && this.#state === "line start") {
         this.#finish();
         this.#title = [];

@@ -1,7 +1,7 @@
 // Safetensors in and out. Tensors stream through one staging buffer, so a file of any size costs its tensors and
 // 16 MiB; a file is written beside its destination and renamed, so readers see the old file or the whole new one.
 import { randomUUID } from "node:crypto";
-import { type FileHandle, open, rename, unlink } from "node:fs/promises";
+import { type FileHandle, open, realpath, rename, stat, unlink } from "node:fs/promises";
 import { Device } from "../device.ts";
 import { failure } from "../errors.ts";
 import { Tensor } from "../tensor.ts";
@@ -154,21 +154,34 @@ export async function saveSafetensors(
 ): Promise<void> {
   const sorted = sortedForAlignment(tensors);
   const header = headerOf(sorted, metadata);
-  // Beside the destination: a rename is atomic only within a file system.
-  const temporary = `${path}.${process.pid}.${randomUUID()}.tmp`;
   let file: FileHandle | undefined;
+  let temporary = "";
   try {
-    file = await open(temporary, "wx");
+    const { destination, mode } = await destinationOf(path);
+    // Beside the destination: a rename is atomic only within a file system.
+    temporary = `${destination}.${process.pid}.${randomUUID()}.tmp`;
+    file = await open(temporary, "wx", mode);
+    if (mode !== undefined) await file.chmod(mode);
     await file.writeFile(header);
     for (const [, tensor] of sorted) await writeTensor(file, tensor);
     await file.sync();
     await file.close();
-    await rename(temporary, path);
+    await rename(temporary, destination);
   } catch (error) {
     await file?.close().catch(() => {});
     if (file) await unlink(temporary).catch(() => {});
     throw asFileError("saveSafetensors", path, error);
   }
+}
+
+/** What the file takes the place of: the one that a link names, whose mode it keeps. */
+async function destinationOf(path: string): Promise<{ destination: string; mode: number | undefined }> {
+  const there = await stat(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT") throw error;
+  });
+  if (there === undefined) return { destination: path, mode: undefined };
+  if (!there.isFile()) throw new Error("it is there, and is no file");
+  return { destination: await realpath(path), mode: there.mode & 0o777 };
 }
 
 /** Wider items first, as the format's own writer does: every tensor then begins at a multiple of its item. */

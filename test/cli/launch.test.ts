@@ -108,6 +108,7 @@ t.test("what would be run in each kind of job", async (t) => {
     [["--mpiexec", `${unknown}`, "--", "true"], /says "mpiexec of another kind", expected Open MPI/],
     [["--mpiexec", "/absent", "--", "true"], /\/absent cannot be run/],
     [["--grace", "soon", "--", "true"], /--grace is "soon"/],
+    [["--grace", "3000000", "--", "true"], /--grace is 3000000, expected at most 2147483/],
   ];
   for (const [args, message, env = {}] of refused) {
     const plan = async () => planLaunch(parseArguments(args, command.options), env);

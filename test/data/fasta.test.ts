@@ -63,6 +63,11 @@ t.test("what is no FASTA is an error with the line", async (t) => {
   await t.rejects(readFasta(join(folder, "absent")), { code: "ERR_FILE", message: /ENOENT/ });
 });
 
+t.test("a title without an end is an error, not the end of the process", async (t) => {
+  const endless = await fileOf(gzipSync(Buffer.concat([Buffer.from(">"), Buffer.alloc(2 ** 21, "A")])));
+  await t.rejects(readFasta(endless), { code: "ERR_FILE", message: /line 1: a title of 1048576 bytes/ });
+});
+
 t.test("records come back however their lines are cut", async (t) => {
   const sequence = fc.string({
     unit: fc.constantFrom("A", "C", "G", "T", "N"),

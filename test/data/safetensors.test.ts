@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
+import { chmod, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import fc from "fast-check";
 import { Device, loadSafetensors, saveSafetensors, Tensor } from "longseq";
@@ -214,4 +214,20 @@ t.test("a failed write leaves the old file and no other", async (t) => {
   t.same(await readFile(path), before);
   t.same(await readdir(place), ["a.safetensors"]);
   t.notOk(existsSync(join(place, "no")));
+});
+
+t.test("a link stays a link, a file keeps its mode, and what is no file is refused", async (t) => {
+  const place = join(folder, "places");
+  await mkdir(place);
+  const [path, link] = [join(place, "real"), join(place, "link")];
+  const [first, second] = [Tensor.from([1], [1]), Tensor.from([2], [1])];
+  await saveSafetensors(path, { first });
+  await chmod(path, 0o600);
+  await symlink("real", link);
+  await saveSafetensors(link, { second });
+  t.ok((await lstat(link)).isSymbolicLink());
+  t.equal((await stat(path)).mode & 0o777, 0o600);
+  t.same(await (await loadSafetensors(path)).tensors.second?.data(), [2]);
+  await t.rejects(saveSafetensors(place, { first }), { code: "ERR_FILE", message: /is no file/ });
+  t.same(await readdir(place), ["link", "real"]);
 });

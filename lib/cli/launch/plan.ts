@@ -26,7 +26,9 @@ async function planOf(given: Arguments, env: Environment): Promise<Plan & { toke
   const extra = given.positionals.slice(0, given.positionals.length - command.length);
   if (extra.length > 0) throw new UsageError(`unexpected "${extra[0]}": the command stands after --`);
   if (command.length === 0) throw new UsageError("no command given: it stands after --");
-  given.amount("grace");
+  // A timer's most, 2^31 - 1 ms: one of more would end at once.
+  const [grace = 0, longest] = [given.amount("grace"), 2_147_483];
+  if (grace > longest) throw new UsageError(`--grace is ${grace}, expected at most ${longest}`);
   const hosts = findHosts(env, given.text("hostfile"));
   const topology = arrange(
     hosts.hosts,
