@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from "node:async_hooks";
+import { wrongKind } from "./errors.ts";
 import type { Tensor } from "./tensor.ts";
 
 /** Follows each chain of awaits, so that functions that run in turns do not adopt each other's tensors. */
@@ -40,7 +41,7 @@ export class Scope implements Disposable {
    *
    * @param work may be async: the scope then ends when its promise settles.
    * @returns what `work` returns.
-   * @throws what `work` throws; its tensors are disposed first.
+   * @throws what `work` throws; its tensors are disposed first. `ERR_OPTION` where it is no function.
    * @example
    * const out = await Scope.run(async () => {
    *   const q = Tensor.normal([1, 128, 4, 64]);
@@ -51,6 +52,7 @@ export class Scope implements Disposable {
    * out.disposed; // false
    */
   static run<T>(work: (scope: Scope) => T): T {
+    if (typeof work !== "function") throw wrongKind("Scope.run: work", "a function", work);
     const outside = storage.getStore();
     const scope = new Scope();
     // `run` is what keeps the scope from the caller, who goes on while an async `work` waits.

@@ -63,6 +63,7 @@ t.test("a failure disposes all", async (t) => {
     throw fault;
   };
   t.throws(() => Scope.run(fail), fault);
+  t.throws(() => Scope.run(5 as unknown as () => void), { code: "ERR_OPTION", message: /work is number/ });
   await t.rejects(
     Scope.run(async () => {
       await setImmediate();

@@ -291,11 +291,12 @@ t.test("what is asked wrongly is refused", async (t) => {
   }
 });
 
-t.test("what this machine lacks is an error, before anything is measured", async (t) => {
+t.test("what this machine or an operation lacks is an error, before anything is measured", async (t) => {
   const lacking: [args: string[], code: number, message: RegExp][] = [
     [["--device", "cuda:99"], 1, /longseq bench: .*(CUDA|cuda:99)/],
     [["--implementation", "sm90", "--dtype", "float32"], 1, /longseq bench: .*sm90/],
     [["--json", "no/such/folder/x"], 2, /cannot be written/],
+    [["--what", "copy", "--pass", "backward"], 2, /--pass is backward, expected forward with --what copy/],
   ];
   for (const [args, code, message] of lacking) {
     const outcome = await longseq(["bench", ...tiny, ...args]);

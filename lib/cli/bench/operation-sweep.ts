@@ -85,6 +85,14 @@ export async function benchOperation(bench: Bench): Promise<number> {
   if (what === "rotaryEmbedding" && width % headDim !== 0) {
     throw new UsageError(`--width is ${width}, expected a multiple of --head-dim (${headDim})`);
   }
+  const passes = operation.passes.filter((pass) =>
+    settings.passes.includes(pass === "both" ? "backward" : pass),
+  );
+  if (passes.length === 0) {
+    throw new UsageError(
+      `--pass is ${settings.passes.join()}, expected ${operation.passes.join()} with --what ${what}`,
+    );
+  }
   const isBound = "bytes" in operation.work({ rows: 1, width, headDim, dtype, device }, "forward");
   const peak = isBound ? await copyRate(bench) : 1e12 * (await measurePeak(device, dtype));
   const unit = isBound ? "GB/s" : "TFLOP/s";
@@ -97,9 +105,6 @@ export async function benchOperation(bench: Bench): Promise<number> {
   table.head();
   for (const length of settings.seqLens ?? defaultLengths) {
     const shape: Rows = { rows: settings.batch * length, width, headDim, vocabulary, dtype, device };
-    const passes = operation.passes.filter((pass) =>
-      settings.passes.includes(pass === "both" ? "backward" : pass),
-    );
     for (const pass of passes) {
       if (signal.aborted) return 130;
       const { rows } = shape;
