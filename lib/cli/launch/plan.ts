@@ -9,8 +9,13 @@ import { type Arguments, UsageError } from "../arguments.ts";
 
 type Environment = NodeJS.ProcessEnv;
 
-/** With the token, which is also among its variables. */
-export async function planLaunch(given: Arguments, env: Environment): Promise<Plan & { token: string }> {
+/** In seconds. A timer of 2^31 ms and more would end at once. */
+const longestGrace = 2_147_483;
+
+/** With the token, which is also among its variables, and the time between asking ranks to end and ending them. */
+type LaunchPlan = Plan & { token: string; graceMs: number };
+
+export async function planLaunch(given: Arguments, env: Environment): Promise<LaunchPlan> {
   try {
     return await planOf(given, env);
   } catch (error) {
@@ -21,14 +26,13 @@ export async function planLaunch(given: Arguments, env: Environment): Promise<Pl
   }
 }
 
-async function planOf(given: Arguments, env: Environment): Promise<Plan & { token: string }> {
+async function planOf(given: Arguments, env: Environment): Promise<LaunchPlan> {
   const command = given.afterDashes;
   const extra = given.positionals.slice(0, given.positionals.length - command.length);
   if (extra.length > 0) throw new UsageError(`unexpected "${extra[0]}": the command stands after --`);
   if (command.length === 0) throw new UsageError("no command given: it stands after --");
-  // A timer's most, 2^31 - 1 ms: one of more would end at once.
-  const [grace = 0, longest] = [given.amount("grace"), 2_147_483];
-  if (grace > longest) throw new UsageError(`--grace is ${grace}, expected at most ${longest}`);
+  const grace = given.amount("grace") ?? 10;
+  if (grace > longestGrace) throw new UsageError(`--grace is ${grace}, expected at most ${longestGrace}`);
   const hosts = findHosts(env, given.text("hostfile"));
   const topology = arrange(
     hosts.hosts,
@@ -47,6 +51,7 @@ async function planOf(given: Arguments, env: Environment): Promise<Plan & { toke
   const token = randomBytes(32).toString("hex");
   return {
     token,
+    graceMs: 1000 * grace,
     starter,
     program: starter === "srun" ? "srun" : (given.text("mpiexec") ?? "mpiexec"),
     topology,
