@@ -59,11 +59,15 @@ class BackwardStream {
     return static_cast<const T*>(rows.data) + batch_ * rows.batch + head * rows.head;
   }
 
+  /** Of the value warps, or of the key warps: the others do not load what these do. */
+  static constexpr int kThreads = S::kThreads / 2;
+  __device__ int thread() const { return sm80::thread_index() % kThreads; }
+
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
-  template <int count, int kThreads>
+  template <int count>
   __device__ void load_rows(uint32_t to, const T* from, int64_t stride, int first, int limit) const {
     constexpr int kChunks = S::kHeadDim / 8, kRowsAPass = 1 << (31 - __builtin_clz(kThreads / kChunks));
-    const int thread = warp_ * 32 + lane_, row = thread / kChunks, column = thread % kChunks;
+    const int row = thread() / kChunks, column = thread() % kChunks;
     if (kRowsAPass * kChunks != kThreads && row >= kRowsAPass) return;
     const T* const source = from + (first + row) * stride + column * 8;
     if (first + count <= limit && op_.forward.head_dim == S::kHeadDim) {
@@ -83,20 +87,19 @@ class BackwardStream {
   /** By the value warps. */
   __device__ void load_tile(const RowTile& rows, int stage) const {
     const ForwardSm80& forward = op_.forward;
-    const int thread = warp_ * 32 + lane_;
-    if (thread == 0) first_row(stage) = rows.first < 0 ? -1 : head_row(rows);
+    if (thread() == 0) first_row(stage) = rows.first < 0 ? -1 : head_row(rows);
     if (rows.first >= 0) {
-      constexpr int kThreads = S::kThreads / 2;
-      load_rows<S::kRows, kThreads>(tiles_ + S::kQueriesAt + stage * S::kRowBytes,
-                                    rows_of(forward.q, rows.head), forward.q.row, rows.first,
-                                    forward.queries);
-      load_rows<S::kRows, kThreads>(tiles_ + S::kGradientsAt + stage * S::kRowBytes,
-                                    rows_of(op_.dout, rows.head), op_.dout.row, rows.first, forward.queries);
-      if (thread < S::kStatisticBytes / 16) {
-        sm80::copy_async(tiles_ + S::kStatisticsAt + stage * S::kStatisticBytes + 16 * thread,
-                         op_.statistics + head_row(rows) + 2 * thread);
+      load_rows<S::kRows>(tiles_ + S::kQueriesAt + stage * S::kRowBytes, rows_of(forward.q, rows.head),
+                          forward.q.row, rows.first, forward.queries);
+      load_rows<S::kRows>(tiles_ + S::kGradientsAt + stage * S::kRowBytes, rows_of(op_.dout, rows.head),
+                          op_.dout.row, rows.first, forward.queries);
+      if (thread() < S::kStatisticBytes / 16) {
+        sm80::copy_async(tiles_ + S::kStatisticsAt + stage * S::kStatisticBytes + 16 * thread(),
+                         op_.statistics + head_row(rows) + 2 * thread());
       }
-      if (thread < S::kRows) load_interval(min(rows.first + thread, forward.queries - 1), stage, thread);
+      if (thread() < S::kRows) {
+        load_interval(min(rows.first + thread(), forward.queries - 1), stage, thread());
+      }
     }
     sm80::commit_copies();
   }

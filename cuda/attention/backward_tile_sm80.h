@@ -62,12 +62,6 @@ class BackwardTile : BackwardStream<S> {
       : Stream(op, order, shared) {}
 
   __device__ void run() {
-    const ForwardSm80& forward = op_.forward;
-    this->template load_rows<S::kKeys, S::kThreads>(tiles_, rows_of(forward.k, key_head_), forward.k.row,
-                                                    first_key_, forward.keys);
-    this->template load_rows<S::kKeys, S::kThreads>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_),
-                                                    forward.v.row, first_key_, forward.keys);
-    commit_copies();
 #pragma unroll
     for (int e = 0; e < kKeyTiles * S::kHeadDim / 2; e++) {
       gradient_[e / (S::kHeadDim / 2)][e / 4 % (S::kHeadDim / 8)][e % 4] = 0;
@@ -170,6 +164,12 @@ class BackwardTile : BackwardStream<S> {
   }
 
   __device__ void run_key_warp() {
+    const ForwardSm80& forward = op_.forward;
+    this->template load_rows<S::kKeys>(tiles_, rows_of(forward.k, key_head_), forward.k.row, first_key_,
+                                       forward.keys);
+    this->template load_rows<S::kKeys>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_), forward.v.row,
+                                       first_key_, forward.keys);
+    commit_copies();
     wait_copies<0>();
     block_barrier();
     const OwnRows values = own_rows(tiles_ + S::kKeyBytes);

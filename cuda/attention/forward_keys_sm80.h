@@ -10,9 +10,9 @@
 
 namespace longseq {
 
-/** Copies blocks of kKeys keys and their values to stages of shared memory. */
+/** Copies queries to shared memory, and blocks of kKeys keys and their values to its stages. */
 template <class S>
-class KeyCopies : public ForwardRows<S> {
+class ForwardCopies : public ForwardRows<S> {
   using T = typename S::T;
   using Rows = ForwardRows<S>;
 
@@ -22,8 +22,23 @@ class KeyCopies : public ForwardRows<S> {
   static constexpr int kRowsAPass = 1 << (31 - __builtin_clz(S::kThreads / kChunks));
   static_assert(S::kKeys % kRowsAPass == 0);
 
-  __device__ KeyCopies(const ForwardSm80& op, const BlockOrder& order)
+  __device__ ForwardCopies(const ForwardSm80& op, const BlockOrder& order)
       : Rows(op, order), tiles_(sm80::shared_address(Rows::shared())) {}
+
+  __device__ void copy_queries() const {
+    const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks;
+    if (row >= kRowsAPass) return;
+    const T* const q = static_cast<const T*>(op_.q.data) + this->start_of(op_.q) + column * 8;
+    const uint32_t to = tiles_ + S::kQueriesAt + row * S::kPitch + column * 16;
+    const int count = column * 8 < op_.head_dim ? tile().rows - row : 0;
+    this->with_offsets(op_.q, [&](const auto& offset) {
+#pragma unroll 4
+      for (int r = 0; r < S::kRows; r += kRowsAPass) {
+        sm80::copy_async(to + r * S::kPitch, q + (r < count ? offset(row + r) : 0), r < count);
+      }
+    });
+    sm80::commit_copies();
+  }
 
   /** The next block to be copied begins at key `first`, and each further one lies before it. */
   __device__ void begin_copies(int first) {
@@ -82,23 +97,26 @@ class KeyCopies : public ForwardRows<S> {
 
 /** All warps are at the same block; the next is copied meanwhile. */
 template <class S, bool kHasMask>
-class KeysInStep : public KeyCopies<S> {
-  using Copies = KeyCopies<S>;
-  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
+class KeysInStep : public ForwardCopies<S> {
+  using Copies = ForwardCopies<S>;
   static_assert(S::kStages == 2);
 
  protected:
+  using Blocks = KeyBlocks<S::kKeys, kHasMask ? Masking::Given : Masking::None>;
   using Copies::Copies;
   using Copies::op_, Copies::tile, Copies::limits;
 
-  __device__ void visit_again() {}
-  /** visit(stage, is_plain, block) for every block of which the warp sees something; is_plain: its scores
-   * need no look at who sees what; block() tells which it is. */
-  template <class Visit>
-  __device__ void visit_blocks(const Visit& visit) {
-    Blocks blocks(op_.mask, this->query_of(0) / 128, tile().begin, tile().end);
+  __device__ Blocks begin_blocks() {
+    const Blocks blocks(op_.mask, this->query_of(0) / 128, tile().begin, tile().end);
     this->begin_copies(blocks.current().first);
     copy(0, blocks.current());
+    return blocks;
+  }
+  __device__ void end_blocks() {}
+  /** visit(stage, is_plain, block) for every block, of those that were begun, of which the warp sees
+   * something; is_plain: its scores need no look at who sees what; block() tells which it is. */
+  template <class Visit>
+  __device__ void visit_blocks(Blocks blocks, const Visit& visit) {
     const bool has_plain = !op_.score.has_softcap && op_.score.slopes == nullptr;
     const int plain_begin = has_plain ? limits().full_begin : INT32_MAX;
     const int plain_end = limits().full_end - S::kKeys;
@@ -132,24 +150,40 @@ class KeysInStep : public KeyCopies<S> {
  * keeps a counter and no more in registers.
  */
 template <class S>
-class KeysInRing : public KeyCopies<S> {
-  using Copies = KeyCopies<S>;
+class KeysInRing : public ForwardCopies<S> {
+  using Copies = ForwardCopies<S>;
   using Barrier = sm80::Barrier;
   static constexpr int kBlocksAhead = S::kStages / 2;
 
  protected:
+  struct Blocks {};  // they are counted where they are visited
   using Copies::Copies;
   using Copies::op_, Copies::tile, Copies::limits;
 
-  /** All threads call it, behind a barrier, before they visit the blocks once more. */
-  __device__ void visit_again() {
+  __device__ Blocks begin_blocks() {
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < S::kStages; stage++) {
+        arrived(stage).init(S::kThreads);
+        released(stage).init(S::kWarps);
+      }
+    }
+    __syncthreads();
+    this->begin_copies(first_of(0));
+#pragma unroll 1
+    for (int number = 0; number < kBlocksAhead && number < blocks(); number++) {
+      this->copy_block(number, op_.keys - first_of(number));
+      arrived(number).arrive_behind_copies();
+    }
+    return {};
+  }
+  /** Behind a barrier: blocks that have been visited may begin again. */
+  __device__ void end_blocks() {
     if (threadIdx.x == 0) {
       for (int index = 0; index < 2 * S::kStages; index++) barrier(index).invalidate();
     }
   }
   template <class Visit>
-  __device__ void visit_blocks(const Visit& visit) {
-    begin_blocks();
+  __device__ void visit_blocks(Blocks, const Visit& visit) {
     for (int number = 0;;) {
       const Stretch stretch = stretch_from(number);
       if (stretch.blocks == 0) break;
@@ -188,21 +222,6 @@ class KeysInRing : public KeyCopies<S> {
     return Barrier(sm80::shared_address(&ForwardRows<S>::memory().barriers[index]));
   }
 
-  __device__ void begin_blocks() {
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < S::kStages; stage++) {
-        arrived(stage).init(S::kThreads);
-        released(stage).init(S::kWarps);
-      }
-    }
-    __syncthreads();
-    this->begin_copies(first_of(0));
-#pragma unroll 1
-    for (int number = 0; number < kBlocksAhead && number < blocks(); number++) {
-      this->copy_block(number, op_.keys - first_of(number));
-      arrived(number).arrive_behind_copies();
-    }
-  }
   __device__ void copy_ahead(int number) {
     released(number).poll(parity_of(number) ^ 1);  // by the block before in this stage; at once, if none was
     this->copy_whole_block(number % S::kStages);

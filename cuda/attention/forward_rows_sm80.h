@@ -36,8 +36,10 @@ struct ForwardShape {
  */
 template <class S>
 struct TileMemory {
-  int first_row, rows, batch, head;
+  int first_query, first_place;  // the first row's: its query, and its head among those that are packed
+  int rows, batch, head;
   int begin, end;  // keys that the tile sees
+  bool is_exact;   // rows have the maxima of their scores
   const typename S::T *k, *v;
   struct {
     int seen_begin, seen_end, full_begin, full_end;  // keys that one row of the warp sees, and all of them
@@ -60,10 +62,13 @@ class ForwardRows {
       const auto [index, head] = order.place(blockIdx.x);
       const int row_heads = op.heads / op.packed;
       TileMemory<S>& tile = memory();
-      tile.first_row = (order.tiles - 1 - index) * S::kRows;
+      const int first_row = (order.tiles - 1 - index) * S::kRows;
+      tile.first_query = first_row / op.packed;
+      tile.first_place = first_row % op.packed;
       tile.batch = head / row_heads;
       tile.head = head % row_heads * op.packed;
-      tile.rows = min(S::kRows, op.queries * op.packed - tile.first_row);
+      tile.is_exact = false;
+      tile.rows = min(S::kRows, op.queries * op.packed - first_row);
       const int key_head = tile.head / op.group;
       tile.k = static_cast<const T*>(op.k.data) + tile.batch * op.k.batch + key_head * op.k.head;
       tile.v = static_cast<const T*>(op.v.data) + tile.batch * op.v.batch + key_head * op.v.head;
@@ -83,17 +88,42 @@ class ForwardRows {
   /** The warp's. */
   __device__ const volatile auto& limits() const { return tile().warps[warp_]; }
 
-  __device__ int query_of(int row) const { return (tile().first_row + row) / op_.packed; }
-  __device__ int head_of(int row) const { return tile().head + (tile().first_row + row) % op_.packed; }
+  __device__ int query_of(int row) const { return tile().first_query + queries_before(row); }
+  __device__ int head_of(int row) const { return tile().head + place_of(row, queries_before(row)); }
+  /** How far a row lies behind start_of. */
+  __device__ int64_t offset(const GpuRows& of, int row) const {
+    const int queries = queries_before(row);
+    return queries * of.row + place_of(row, queries) * of.head;
+  }
+  /** use(offset), for many rows: a multiple of a stride where no heads are packed. */
+  template <class Use>
+  __device__ void with_offsets(const GpuRows& of, const Use& use) const {
+    if (op_.packed == 1) {
+      use([&](int row) { return row * of.row; });
+    } else {
+      use([&](int row) { return offset(of, row); });
+    }
+  }
+  /** Where its first query lies, of its first head. */
+  __device__ int64_t start_of(const GpuRows& of) const {
+    return tile().batch * of.batch + tile().first_query * of.row + tile().head * of.head;
+  }
   __device__ int last_row() const { return tile().rows - 1; }
   /** The row of the tile of this lane's elements 2 half and 2 half + 1 in fragments of row tile i. */
   __device__ int row_of(int i, int half) const {
     return warp_ * 16 * S::kRowTiles + 16 * i + lane_ / 4 + 8 * half;
   }
 
-  __device__ void find_intervals() const {
+  /** Of the row that is this thread's, if there is one: none behind the last. */
+  __device__ int2 own_interval() const {
+    const int row = threadIdx.x;
+    if (row > last_row()) return make_int2(INT32_MAX, 0);
+    return visible_keys(op_.visible, query_of(row), op_.keys);
+  }
+  __device__ void share_intervals(int2 own) const {
+    static_assert(S::kRows <= S::kThreads);
     TileMemory<S>& tile = memory();
-    for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) tile.intervals[row] = interval(row);
+    if (threadIdx.x < S::kRows) tile.intervals[threadIdx.x] = own;
     __syncthreads();
     int begin = tile.intervals[0].x, end = tile.intervals[last_row()].y;
     if (op_.splits > 1) {
@@ -115,9 +145,13 @@ class ForwardRows {
   }
 
  private:
-  __device__ int2 interval(int row) const {
-    if (row > last_row()) return make_int2(INT32_MAX, 0);
-    return visible_keys(op_.visible, query_of(row), op_.keys);
+  /** The tile's queries before a row's: by a product, for divisions are long. */
+  __device__ int queries_before(int row) const {
+    return (tile().first_place + row) * op_.packed_inverse >> 16;
+  }
+  /** Its head among those that are packed. */
+  __device__ int place_of(int row, int queries) const {
+    return tile().first_place + row - queries * op_.packed;
   }
 
  protected:

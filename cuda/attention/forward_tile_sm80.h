@@ -46,42 +46,38 @@ class ForwardTile : ForwardKeys<S, kHasMask> {
   static_assert(!(S::kIsRing && kHasMask));
   using T = typename S::T;
   using Keys = ForwardKeys<S, kHasMask>;
-  using Keys::op_, Keys::warp_, Keys::lane_, Keys::tiles_, Keys::memory, Keys::tile, Keys::query_of,
-      Keys::head_of, Keys::row_of;
+  using Keys::op_, Keys::warp_, Keys::lane_, Keys::tiles_, Keys::memory, Keys::tile, Keys::row_of;
+  using typename Keys::Blocks;
   static constexpr int kAhead = 2;  // fragments that are loaded before they are needed
 
  public:
   __device__ ForwardTile(const ForwardSm80& op, const BlockOrder& order) : Keys(op, order) {}
 
   __device__ void run() {
-    this->find_intervals();
-    load_queries();
-    bool exact = false;
+    const int2 seen = this->own_interval();  // on its way beside the queries
+    this->copy_queries();
+    this->share_intervals(seen);
+    if (S::kHoldsQueries) take_queries();
+    auto blocks = this->begin_blocks();
+    if (!S::kHoldsQueries) take_queries();
+#pragma unroll
+    for (float& base : base_) base = 0;
+    based_ = false;
     for (;;) {
-      stream(exact);
-      const bool again = outgrown();
-      if (!__syncthreads_or(again) || exact) break;
-      this->visit_again();
-      find_maxima();
-      this->visit_again();
-      exact = true;
+      stream(blocks);
+      add_up_sums();
+      const bool again = !tile().is_exact && outgrown();
+      if (!__syncthreads_or(again)) break;
+      this->end_blocks();
+      find_maxima(this->begin_blocks());
+      this->end_blocks();
+      blocks = this->begin_blocks();
     }
     write_result(op_, *this, out_, base_, sum_);
   }
 
  private:
-  __device__ void load_queries() {
-    constexpr int kChunks = S::kHeadDim / 8;
-    const T* const q = static_cast<const T*>(op_.q.data) + tile().batch * op_.q.batch;
-#pragma unroll 1
-    for (int chunk = threadIdx.x; chunk < S::kRows * kChunks; chunk += S::kThreads) {
-      const int row = chunk / kChunks, column = chunk % kChunks;
-      const bool inside = row < tile().rows && column * 8 < op_.head_dim;
-      const T* const source =
-          inside ? q + query_of(row) * op_.q.row + head_of(row) * op_.q.head + column * 8 : q;
-      copy_async(tiles_ + S::kQueriesAt + row * S::kPitch + column * 16, source, inside);
-    }
-    commit_copies();
+  __device__ void take_queries() {
     wait_copies<0>();
     __syncthreads();
 #pragma unroll
@@ -196,13 +192,9 @@ class ForwardTile : ForwardKeys<S, kHasMask> {
     }
   }
 
-  __device__ void stream(bool exact) {
+  __device__ void stream(const Blocks& blocks) {
 #pragma unroll
-    for (int r = 0; r < 2 * S::kRowTiles; r++) {
-      sum_[r] = 0;
-      if (!exact) base_[r] = 0;
-    }
-    based_ = exact;
+    for (float& sum : sum_) sum = 0;
 #pragma unroll
     for (int i = 0; i < S::kRowTiles; i++) {
 #pragma unroll
@@ -211,7 +203,7 @@ class ForwardTile : ForwardKeys<S, kHasMask> {
         for (int e = 0; e < 4; e++) out_[i][n][e] = 0;
       }
     }
-    this->visit_blocks([&](int stage, bool is_plain, const auto& block) {
+    this->visit_blocks(blocks, [&](int stage, bool is_plain, const auto& block) {
       Scores s;
       score(s, stage);
       if (!is_plain) adjust_scores<S, kHasMask>(op_, *this, block(), s);
@@ -220,13 +212,20 @@ class ForwardTile : ForwardKeys<S, kHasMask> {
     });
   }
 
+  /** Of a row's four lanes. */
+  __device__ void add_up_sums() {
+#pragma unroll
+    for (float& sum : sum_) {
+      sum += __shfl_xor_sync(~0u, sum, 1);
+      sum += __shfl_xor_sync(~0u, sum, 2);
+    }
+  }
+
   /** Whether a row's sum left the range in which it is exact. */
-  __device__ bool outgrown() {
+  __device__ bool outgrown() const {
     bool any = false;
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
-      sum_[r] += __shfl_xor_sync(~0u, sum_[r], 1);
-      sum_[r] += __shfl_xor_sync(~0u, sum_[r], 2);
       const int2 seen = memory().intervals[row_of(r / 2, r % 2)];
       const bool is_empty = max(seen.x, tile().begin) >= min(seen.y, tile().end);
       any |= !is_empty && !(sum_[r] >= Room<T>::least && sum_[r] <= Room<T>::most);
@@ -235,16 +234,18 @@ class ForwardTile : ForwardKeys<S, kHasMask> {
   }
 
   /** base from all scores. */
-  __device__ void find_maxima() {
+  __device__ void find_maxima(const Blocks& blocks) {
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) base_[r] = kMinusInfinity;
-    this->visit_blocks([&](int stage, bool is_plain, const auto& block) {
+    this->visit_blocks(blocks, [&](int stage, bool is_plain, const auto& block) {
       Scores s;
       score(s, stage);
       if (!is_plain) adjust_scores<S, kHasMask>(op_, *this, block(), s);
 #pragma unroll
       for (int r = 0; r < 2 * S::kRowTiles; r++) base_[r] = fmaxf(base_[r], row_maximum(s, r / 2, r % 2));
     });
+    based_ = true;
+    if (threadIdx.x == 0) memory().is_exact = true;
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < 2 * S::kRowTiles; r++) {
@@ -313,7 +314,7 @@ void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
                                       ForwardShape<T, 96, 4, 2, kHasMask ? 64 : 48, 2, 2, 0>>(1024);
   } else if (op.head_dim <= 128) {
     launch_either.template
-    operator()<ForwardShape<T, 128, 8, 2, 32, 4, 1, 3>, ForwardShape<T, 128, 4, 2, 32, 2, 2, 3>>(4096);
+    operator()<ForwardShape<T, 128, 8, 2, 32, 4, 1, 3>, ForwardShape<T, 128, 4, 2, 32, 2, 2, 2>>(2048);
   } else {
     launch_fitting<ForwardShape<T, 256, 8, 1, 32, 2, 1, 0>, ForwardShape<T, 256, 4, 1, 16, 2, 1, 0>>(cuda,
                                                                                                      launch);

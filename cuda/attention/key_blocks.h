@@ -44,7 +44,7 @@ template <int kKeys, Masking kMasking>
 class KeyBlocks {
  public:
   __device__ KeyBlocks(const GpuMask& mask, int block_row, int begin, int end)
-      : mask_(mask), least_(begin / kKeys * kKeys), walk_(begin < end ? (end - 1) / kKeys * kKeys : -1) {
+      : mask_(&mask), least_(begin / kKeys * kKeys), walk_(begin < end ? (end - 1) / kKeys * kKeys : -1) {
     if (kMasking == Masking::Given || mask.first_run != nullptr) {
       first_run_ = mask.first_run[block_row];
       run_ = mask.first_run[block_row + 1] - 1;
@@ -60,8 +60,8 @@ class KeyBlocks {
 
  private:
   __device__ GpuBlockRun run() const {
-    if (kMasking == Masking::Optional && mask_.first_run == nullptr) return {0, INT32_MAX / 128, -1};
-    return mask_.runs[run_];
+    if (kMasking == Masking::Optional && mask_->first_run == nullptr) return {0, INT32_MAX / 128, -1};
+    return mask_->runs[run_];
   }
   __device__ KeyBlock find() {
     for (; run_ >= first_run_; run_--) {
@@ -75,7 +75,7 @@ class KeyBlocks {
     }
     return {};
   }
-  const GpuMask& mask_;
+  const GpuMask* mask_;
   int least_, walk_, first_run_ = 0, run_ = 0;
   KeyBlock blocks_[2];
 };

@@ -1,8 +1,11 @@
 #include "core/cpu.h"
 
-#include <cstdlib>
+#include <algorithm>
 #include <fstream>
 #include <string_view>
+
+#include "core/environment.h"
+#include "core/error.h"
 
 namespace longseq {
 namespace {
@@ -26,11 +29,13 @@ InstructionSet best() {
 
 InstructionSet choose() {
   const InstructionSet most = best();
-  const char* const wanted = std::getenv("LONGSEQ_ISA");
+  const std::string_view wanted = text_from("LONGSEQ_ISA");
+  if (wanted.empty()) return most;
   for (const InstructionSet set : kSets) {
-    if (wanted && std::string_view(wanted) == name_of(set) && set < most) return set;
+    if (wanted == name_of(set)) return std::min(set, most);
   }
-  return most;
+  throw Error(Code::Option, text("LONGSEQ_ISA: is \"", wanted,
+                                 "\", expected \"base\", \"avx2\", \"avx512\" or \"avx512bf16\""));
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 
 #include <charconv>
 #include <chrono>
-#include <cstdlib>
 
+#include "core/environment.h"
 #include "core/gpu_info.h"
 #include "core/task_queue.h"
 
@@ -82,13 +82,14 @@ std::shared_ptr<Mark> mark(const Cpu& cpu) {
 
 const std::string& Device::default_name() {
   static const std::string name = [] {
-    const char* const wanted = std::getenv("LONGSEQ_DEVICE");
-    return std::string(wanted && *wanted ? wanted : any_gpu<Engine>() ? "cuda" : "cpu");
+    const std::string_view wanted = text_from("LONGSEQ_DEVICE");
+    return std::string(!wanted.empty() ? wanted : any_gpu<Engine>() ? "cuda" : "cpu");
   }();
   return name;
 }
 
 std::shared_ptr<Device> Device::open(const std::string& name) {
+  check_environment();
   return std::shared_ptr<Device>(new Device(name));
 }
 

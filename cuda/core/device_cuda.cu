@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/cuda.h"
+#include "core/environment.h"
 #include "core/gpu_info.h"
 #include "core/task_queue.h"
 
@@ -96,8 +97,8 @@ constexpr auto kAwake = std::chrono::microseconds(100);
 /** LONGSEQ_CUDA_DEBUG: every call waits for its work, and throws that work's error. */
 bool waits_for_each_call() {
   static const bool waits = [] {
-    const char* const value = std::getenv("LONGSEQ_CUDA_DEBUG");
-    return value != nullptr && *value != '\0' && *value != '0';
+    const std::string_view value = text_from("LONGSEQ_CUDA_DEBUG");
+    return !value.empty() && value != "0";
   }();
   return waits;
 }

@@ -3,16 +3,12 @@
 #include <dirent.h>
 #include <dlfcn.h>
 
-#include <cstdlib>
 #include <vector>
+
+#include "core/environment.h"
 
 namespace longseq {
 namespace {
-
-std::string value_of(const char* variable) {
-  const char* const value = std::getenv(variable);
-  return value ? value : "";
-}
 
 /** By opendir: the addon's glibc is older than stat. */
 bool is_folder(const std::string& path) {
@@ -24,12 +20,12 @@ bool is_folder(const std::string& path) {
 /** Where one of the names may be, the likeliest first. */
 std::vector<std::string> paths_of(std::initializer_list<const char*> names, const char* variable) {
   std::vector<std::string> folders = {""};  // none: the system's search
-  if (const std::string named = value_of(variable); !named.empty()) {
+  if (const std::string named(text_from(variable)); !named.empty()) {
     if (!is_folder(named)) return {named};
     folders = {named + "/"};
   } else {
     for (const char* const toolkit : {"CUDA_HOME", "CUDA_PATH"}) {
-      if (const std::string root = value_of(toolkit); !root.empty()) folders.push_back(root + "/lib64/");
+      if (const std::string root(text_from(toolkit)); !root.empty()) folders.push_back(root + "/lib64/");
     }
     folders.push_back("/usr/local/cuda/lib64/");
   }

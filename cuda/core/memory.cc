@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/environment.h"
 #include "core/error.h"
 
 namespace longseq {
@@ -112,20 +113,6 @@ void release(void* data, size_t size) {
   if (!cache().give(data, size)) BlockCache::free_block(data, size);
 }
 
-int64_t parse_size(const char* value) {
-  char* end;
-  const double number = std::strtod(value, &end);
-  const char unit = static_cast<char>(*end | 0x20);
-  const int shift = unit == 'k' ? 10 : unit == 'm' ? 20 : unit == 'g' ? 30 : unit == 't' ? 40 : 0;
-  return static_cast<int64_t>(number * static_cast<double>(int64_t{1} << shift));
-}
-
-/** A variable's bytes (512m, 4g); 0 where it names none. */
-int64_t wanted_bytes(const char* variable) {
-  const char* const text = std::getenv(variable);
-  return text ? std::max<int64_t>(parse_size(text), 0) : 0;
-}
-
 int64_t read_number(const char* path) {
   std::ifstream file(path);
   int64_t value;
@@ -163,17 +150,17 @@ int64_t find_limit() {
 }  // namespace
 
 int64_t wanted_memory_limit() {
-  static const int64_t wanted = wanted_bytes("LONGSEQ_MEMORY_LIMIT");
-  return wanted > 0 ? wanted : INT64_MAX;
+  static const int64_t wanted = bytes_from("LONGSEQ_MEMORY_LIMIT", INT64_MAX);
+  return wanted;
 }
 
 int64_t wanted_shared_bytes() {
-  static const int64_t wanted = wanted_bytes("LONGSEQ_SHARED_BYTES");
-  return wanted > 0 ? wanted : INT64_MAX;
+  static const int64_t wanted = bytes_from("LONGSEQ_SHARED_BYTES", INT64_MAX);
+  return wanted;
 }
 
 int64_t mask_budget(int64_t gpu_bytes) {
-  static const int64_t wanted = wanted_bytes("LONGSEQ_MASK_BUDGET");
+  static const int64_t wanted = bytes_from("LONGSEQ_MASK_BUDGET", 0);
   return wanted > 0 ? wanted : std::min(gpu_bytes, wanted_memory_limit()) / 16;
 }
 

@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/environment.h"
+
 namespace longseq {
 namespace {
 
@@ -142,10 +144,7 @@ int affinity_cores() {
 }
 
 ThreadCount count_threads() {
-  if (const char* wanted = std::getenv("LONGSEQ_THREADS")) {
-    const int threads = std::atoi(wanted);
-    if (threads >= 1) return {std::min(threads, 1024), "LONGSEQ_THREADS"};
-  }
+  if (const int threads = count_from("LONGSEQ_THREADS", 1024)) return {threads, "LONGSEQ_THREADS"};
   const int cores = affinity_cores(), quota = cgroup_cores();
   if (quota > 0 && quota < cores) return {quota, "the cgroup's processor quota"};
   return {cores, "the cores this process may use"};
