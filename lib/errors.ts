@@ -6,7 +6,8 @@
  *
  * - `ERR_SHAPE`: a size, an axis, or a number of values (RangeError)
  * - `ERR_DTYPE`: an element type (TypeError)
- * - `ERR_OPTION`: another argument; a RangeError for its value, a TypeError where it is of the wrong kind
+ * - `ERR_OPTION`: another argument; a RangeError for its value, or an option that there is none of, a TypeError where it is
+ *   of the wrong kind
  * - `ERR_DEVICE`: an unknown device, tensors of two devices, or a GPU's own error; after some of those, as the message
  *   says, the process can no longer use the GPU
  * - `ERR_DISPOSED`: a tensor, mask or device that was disposed
@@ -60,8 +61,29 @@ export function shown(value: unknown): string {
   return typeof value === "object" ? "an object" : "a function";
 }
 
-/** Options must be an object, or nothing. */
-export function checkOptions(what: string, options: object): void {
+/** The names of options, each once: the compiler holds them equal to the type's. Of a union, those of all of its types. */
+export type OptionNames<Options> = Readonly<Record<Options extends unknown ? keyof Options : never, true>>;
+
+/** Options must be an object of known names, where these are given: a misspelt one would count for nothing, silently. */
+export function checkOptions<Options extends object>(
+  what: string,
+  options: Options,
+  names?: OptionNames<Options>,
+): void {
   if (typeof options !== "object" || options === null)
     throw wrongKind(`${what}: options`, "an object", options);
+  if (names !== undefined) checkNames(`${what}: options`, options, names);
+}
+
+/** As `checkOptions`, for an object that is one of the options. Every call of an operation comes here. */
+export function checkNames<Options extends object>(
+  what: string,
+  options: Options,
+  names: OptionNames<Options>,
+): void {
+  for (const name in options) {
+    // Names that every object has, such as toString, are not `true`.
+    if ((names as Readonly<Record<string, unknown>>)[name] === true || options[name] === undefined) continue;
+    throw failure("ERR_OPTION", `${what} has no "${name}", only ${Object.keys(names).join(", ")}`);
+  }
 }

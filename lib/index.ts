@@ -20,11 +20,8 @@ export type {
   LayerRotaryOptions,
 } from "./model/configuration.ts";
 export { GPT, type GptLossOptions } from "./model/gpt.ts";
-export {
-  type LayerForwardOptions,
-  type ModuleOptions,
-  TransformerLayer,
-} from "./model/layer.ts";
+export { TransformerLayer } from "./model/layer.ts";
+export type { LayerForwardOptions, ModuleOptions } from "./model/layer-options.ts";
 export {
   gptParameters,
   layerParameters,
@@ -117,6 +114,7 @@ export { type UlyssesOptions, ulysses } from "./parallel/ulysses.ts";
 export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibility.ts";
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
-export { Tensor, type TensorOptions } from "./tensor.ts";
+export { Tensor } from "./tensor.ts";
+export type { TensorOptions } from "./tensor-options.ts";
 export { tiled } from "./tiled.ts";
 export type { DType, TensorValues } from "./values.ts";

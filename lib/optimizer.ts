@@ -1,4 +1,4 @@
-import { checkOptions, failure, shown, wrongKind } from "./errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "./errors.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { handleOf, Tensor } from "./tensor.ts";
@@ -16,6 +16,14 @@ export interface AdamWOptions {
   /** Steps that were taken before, where training goes on. Default: 0. */
   steps?: number;
 }
+
+const adamWOptionNames: OptionNames<AdamWOptions> = {
+  learningRate: true,
+  betas: true,
+  epsilon: true,
+  weightDecay: true,
+  steps: true,
+};
 
 /**
  * AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization", 2019) over many tensors, updated in place by
@@ -57,7 +65,7 @@ export class AdamW implements Disposable {
    */
   constructor(parameters: readonly Tensor[], options: AdamWOptions = {}) {
     if (!Array.isArray(parameters)) throw wrongKind("adamW: parameters", "an array of Tensors", parameters);
-    checkOptions("adamW", options);
+    checkOptions("adamW", options, adamWOptionNames);
     const { learningRate = 1e-3, betas = [0.9, 0.999], epsilon = 1e-8, weightDecay = 0.01 } = options;
     if (!Array.isArray(betas) || betas.length !== 2) {
       throw wrongKind("adamW: betas", "[first, second]", betas);
@@ -115,7 +123,7 @@ export class AdamW implements Disposable {
    */
   step(gradients: readonly Tensor[], options: { learningRate?: number; gradientScale?: Tensor } = {}): void {
     if (!Array.isArray(gradients)) throw wrongKind("adamW: gradients", "an array of Tensors", gradients);
-    checkOptions("adamW", options);
+    checkOptions("adamW.step", options, { learningRate: true, gradientScale: true });
     const { learningRate = this.#options.learningRate, gradientScale } = options;
     const copies = this.parameters.map((parameter) => (parameter.dtype === "float32" ? null : parameter));
     this.#update(

@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from "node:async_hooks";
 import { wrongKind } from "./errors.ts";
-import type { Tensor } from "./tensor.ts";
+import { handleOf, type Tensor } from "./tensor.ts";
 
 /** Follows each chain of awaits, so that functions that run in turns do not adopt each other's tensors. */
 const storage = new AsyncLocalStorage<Scope>();
@@ -90,7 +90,7 @@ export class Scope implements Disposable {
    * total[0]?.disposed; // false
    */
   keep<T extends Tensor>(tensor: T): T {
-    if (this.#owned.delete(tensor)) this.#outer?.adopt(tensor);
+    if (this.#owned.delete(tensor)) Scope.#own(this.#outer, tensor);
     return tensor;
   }
 
@@ -99,14 +99,15 @@ export class Scope implements Disposable {
    * stays its owner too: `disown` it there.
    *
    * @returns the tensor.
+   * @throws `ERR_OPTION` for what is no Tensor; `ERR_DISPOSED`.
    * @example
    * const x = Tensor.zeros([8]); // outside any scope
    * Scope.run((scope) => void scope.adopt(x));
    * x.disposed; // true
    */
   adopt<T extends Tensor>(tensor: T): T {
-    if (this.#open) this.#owned.add(tensor);
-    else this.#outer?.adopt(tensor);
+    handleOf(tensor, "Scope.adopt: tensor");
+    Scope.#own(this, tensor);
     return tensor;
   }
 
@@ -136,6 +137,13 @@ export class Scope implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** The scope's, or that of the first one around it that is open. */
+  static #own(scope: Scope | undefined, tensor: Tensor): void {
+    let owner = scope;
+    while (owner !== undefined && !owner.#open) owner = owner.#outer;
+    if (owner !== undefined) owner.#owned.add(tensor);
   }
 
   #release(result: unknown): void {

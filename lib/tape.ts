@@ -1,8 +1,9 @@
-import { failure, wrongKind } from "./errors.ts";
+import { failure } from "./errors.ts";
 import { native } from "./native.ts";
 import { type Remade, recipeOf, remake } from "./recipe.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
+import { checkBackward } from "./tape-input.ts";
 import { handleOf, Tensor } from "./tensor.ts";
 import { alias } from "./view.ts";
 
@@ -37,10 +38,13 @@ const tapes = new WeakMap<Tensor, Tape>();
  */
 export class Tape implements Disposable {
   #steps: Step[] = [];
+  /** Outputs of steps that are gone. */
+  readonly #usedUp = new WeakSet<Tensor>();
   #isClosed = false;
 
   /**
-   * Follows these tensors from here on. A tensor is on one tape at most: the last that watched it.
+   * Follows these tensors from here on. A tensor is on one tape at most: the last that watched it. An operation on tensors
+   * of two open tapes is refused, with `ERR_OPTION`.
    *
    * @throws `ERR_DISPOSED`; `ERR_OPTION` for what is no Tensor.
    * @example
@@ -65,9 +69,10 @@ export class Tape implements Disposable {
    *
    * @param output made of what this tape watches.
    * @param gradient of the output's shape and dtype.
+   * @param wrt what this tape watches, or what was made of that.
    * @returns new tensors in the order of `wrt`, each of that tensor's shape and dtype.
-   * @throws `ERR_OPTION` where the output is not on this tape, or its steps are used up; `ERR_SHAPE`, `ERR_DTYPE` for another gradient;
-   * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+   * @throws `ERR_OPTION` where the output or one of `wrt` is not on this tape, or the output's steps are used up;
+   * `ERR_SHAPE`, `ERR_DTYPE` for another gradient; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    * @example
    * using tape = new Tape();
    * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
@@ -77,25 +82,8 @@ export class Tape implements Disposable {
    * dk?.shape; // [1, 256, 2, 64]
    */
   backward(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
-    handleOf(gradient, "backward: gradient");
-    if (!(output instanceof Tensor)) throw wrongKind("backward: output", "a Tensor", output);
-    if (!Array.isArray(wrt)) throw wrongKind("backward: wrt", "an array of Tensors", wrt);
-    for (const tensor of wrt as readonly Tensor[]) {
-      if (!(tensor instanceof Tensor)) throw wrongKind("backward: a tensor of wrt", "a Tensor", tensor);
-    }
-    if (tapes.get(output) !== this) throw failure("ERR_OPTION", "backward: output is not on this tape");
-    if (gradient.dtype !== output.dtype) {
-      throw failure(
-        "ERR_DTYPE",
-        `backward: gradient is ${gradient.dtype}, expected ${output.dtype} (that of output)`,
-      );
-    }
-    if (gradient.shape.join() !== output.shape.join()) {
-      throw failure(
-        "ERR_SHAPE",
-        `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`,
-      );
-    }
+    checkBackward(output, gradient, wrt);
+    this.#checkFollowed(output, wrt);
     return Scope.run(() => {
       const found = this.gradients(output, gradient, wrt);
       return wrt.map((tensor, at) => found[at] ?? zerosLike(tensor));
@@ -112,7 +100,21 @@ export class Tape implements Disposable {
     try {
       return Scope.run(() => this.#gradients(steps, output, gradient, wrt));
     } finally {
-      forget(steps);
+      this.#forget(steps);
+    }
+  }
+
+  #checkFollowed(output: Tensor, wrt: readonly Tensor[]): void {
+    if (this.#isClosed) throw failure("ERR_DISPOSED", "backward: the tape was disposed");
+    if (tapes.get(output) !== this) {
+      const why = this.#usedUp.has(output)
+        ? " any more, its steps are used up: ask for all gradients in one call"
+        : "";
+      throw failure("ERR_OPTION", `backward: output is not on this tape${why}`);
+    }
+    for (const [at, tensor] of wrt.entries()) {
+      if (tapes.get(tensor) === this) continue;
+      throw failure("ERR_OPTION", `backward: wrt[${at}] is not on this tape: watch it before it is used`);
     }
   }
 
@@ -168,10 +170,22 @@ export class Tape implements Disposable {
     return tape === undefined || tape.#isClosed ? undefined : tape;
   }
 
+  /** Frees what steps saved. Their outputs are not on the tape from here on, so asking for gradients again is refused. */
+  #forget(steps: readonly Step[]): void {
+    for (const step of steps) {
+      for (const tensor of step.saved) tensor.dispose();
+      for (const made of step.outputs) {
+        if (tapes.get(made) !== this) continue; // another has come to watch it
+        tapes.delete(made);
+        this.#usedUp.add(made);
+      }
+    }
+  }
+
   /** Forgets the steps and frees what they saved; from here on it follows nothing. Twice is harmless. */
   dispose(): void {
     this.#isClosed = true;
-    forget(this.#steps);
+    this.#forget(this.#steps);
     this.#steps = [];
   }
 
@@ -185,12 +199,18 @@ export function isOnTape(tensor: Tensor): boolean {
   return Tape.of(tensor) !== undefined;
 }
 
-/** Frees what steps saved. Their outputs are on no tape from here on, so asking for gradients again is refused. */
-function forget(steps: readonly Step[]): void {
-  for (const step of steps) {
-    for (const tensor of step.saved) tensor.dispose();
-    for (const made of step.outputs) tapes.delete(made);
+/** The open one that follows the inputs. Two are refused, and the outputs let go: one would not hear of its inputs. */
+function tapeOf(operation: string, inputs: readonly Tensor[], outputs: readonly Tensor[]): Tape | undefined {
+  let tape: Tape | undefined;
+  for (const input of inputs) {
+    const found = Tape.of(input);
+    if (found !== undefined && tape !== undefined && found !== tape) {
+      for (const made of outputs) made.dispose();
+      throw failure("ERR_OPTION", `${operation}: inputs are on two open tapes, expected one`);
+    }
+    tape ??= found;
   }
+  return tape;
 }
 
 /**
@@ -205,7 +225,7 @@ export function record(
     save: (tensor: Tensor) => Tensor,
   ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
 ): Tensor {
-  const tape = inputs.map(Tape.of).find((found) => found !== undefined);
+  const tape = tapeOf(operation, inputs, outputs);
   if (tape !== undefined) {
     const saved: Tensor[] = [];
     const remade: Remade[] = [];

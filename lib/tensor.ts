@@ -4,15 +4,8 @@ import * as layout from "./layout.ts";
 import { native, type TensorHandle } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { record } from "./tape.ts";
+import { checkedNormal, type TensorOptions, tensorOptionNames } from "./tensor-options.ts";
 import { type DType, dtypes, itemBytes, newArray, type TensorValues, typedValues } from "./values.ts";
-
-/** Of what type a new tensor's elements are, and where it is. */
-export interface TensorOptions {
-  /** Default: float32, or for an Int32Array int32 and for a Uint8Array uint8. */
-  dtype?: DType;
-  /** Default: `Device.default`. */
-  device?: Device;
-}
 
 interface Description extends layout.Layout {
   readonly dtype: DType;
@@ -75,7 +68,7 @@ export class Tensor implements Disposable {
    * await Tensor.from([1, 2.7, 300], [3], { dtype: "uint8" }).data(); // [1, 2, 255]
    */
   static from(values: TensorValues, shape: readonly number[], options: TensorOptions = {}): Tensor {
-    checkOptions("Tensor.from", options);
+    checkOptions("Tensor.from", options, tensorOptionNames);
     const array = typedValues("Tensor.from", values, options.dtype);
     const inferred =
       array instanceof Int32Array ? "int32" : array instanceof Uint8Array ? "uint8" : "float32";
@@ -96,7 +89,7 @@ export class Tensor implements Disposable {
    * Tensor.empty([2, 3], { dtype: "float16" }).bytes; // 12
    */
   static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
-    checkOptions("Tensor", options);
+    checkOptions("Tensor", options, tensorOptionNames);
     const dtype = options.dtype ?? "float32";
     const index = dtypes.indexOf(dtype);
     if (index < 0)
@@ -122,7 +115,8 @@ export class Tensor implements Disposable {
    * Independent normal numbers (Philox 4x32-10, Salmon et al., 2011; Box and Muller): by seed and index alone.
    * @param options seed: an integer of 0 or more (default 0); first: the index of the first element (0), for a part of
    * what is a larger tensor; mean (0) and std, the standard deviation (1).
-   * @throws `ERR_OPTION` for another seed or first; the errors of `empty`.
+   * @throws `ERR_OPTION` for another seed or first, a mean that is not finite, a std that is not or is below 0; the errors
+   * of `empty`.
    * @example
    * const weight = Tensor.normal([512, 64], { seed: 1, std: 0.02, dtype: "bfloat16" });
    * const lastRow = Tensor.normal([1, 64], { seed: 1, first: 511 * 64, std: 0.02, dtype: "bfloat16" });
@@ -131,16 +125,8 @@ export class Tensor implements Disposable {
     shape: readonly number[],
     options: TensorOptions & { seed?: number; first?: number; mean?: number; std?: number } = {},
   ): Tensor {
-    checkOptions("Tensor.normal", options);
-    const { seed = 0, first = 0, mean = 0, std = 1 } = options;
-    for (const [name, n] of Object.entries({ seed, first })) {
-      if (!Number.isSafeInteger(n) || n < 0)
-        throw failure(
-          "ERR_OPTION",
-          `Tensor.normal: ${name} is ${shown(n)}, expected an integer of 0 or more`,
-        );
-    }
-    const tensor = Tensor.empty(shape, options);
+    const { seed, first, mean, std, place } = checkedNormal(options);
+    const tensor = Tensor.empty(shape, place);
     native.fillNormal(handleOf(tensor, "Tensor.normal"), seed, first, mean, std);
     return tensor;
   }

@@ -28,6 +28,7 @@ export function typedValues(
   values: TensorValues,
   dtype: DType | undefined,
 ): Exclude<TensorValues, Float64Array | readonly number[]> {
+  if (Array.isArray(values)) checkNumbers(what, values);
   if (Array.isArray(values) || values instanceof Float64Array) {
     return dtype === "int32" ? saturated(values) : Float32Array.from(values);
   }
@@ -45,7 +46,18 @@ export function typedValues(
   ) {
     return values;
   }
-  throw wrongKind(`${what}: values`, "a typed array or an array of numbers", values);
+  throw wrongKind(
+    `${what}: values`,
+    "a Float32Array, Float64Array, Int32Array, Uint8Array, Uint16Array or an array of numbers",
+    values,
+  );
+}
+
+/** What is none would become a NaN, or an error of JavaScript's own. */
+function checkNumbers(what: string, values: readonly unknown[]): void {
+  for (let at = 0; at < values.length; at++) {
+    if (typeof values[at] !== "number") throw wrongKind(`${what}: values[${at}]`, "a number", values[at]);
+  }
 }
 
 /** Not by way of float32, which has 24 bits only. */

@@ -126,10 +126,9 @@ t.test("what is on no tape costs no gradient, and no second run", async (t) => {
   using tape = new Tape();
   tape.watch(x);
   const y = checkpoint(work, x, weight);
-  const [dx, dweight] = tape.backward(y, Tensor.normal(y.shape), [x, weight]) as [Tensor, Tensor];
+  const [dx] = tape.backward(y, Tensor.normal(y.shape), [x]) as [Tensor];
   t.equal(runs, 3);
   t.ok((await dx.data()).some((value) => value !== 0));
-  t.ok((await dweight.data()).every((value) => value === 0));
 });
 
 t.test("a gradient's sum of the caller's is added to once", async (t) => {

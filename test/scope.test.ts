@@ -63,6 +63,10 @@ t.test("a failure disposes all", async (t) => {
     throw fault;
   };
   t.throws(() => Scope.run(fail), fault);
+  Scope.run((scope) => {
+    const message = "Scope.adopt: tensor is object, expected a Tensor";
+    t.throws(() => scope.adopt({ dispose: () => {} } as unknown as Tensor), { code: "ERR_OPTION", message });
+  });
   t.throws(() => Scope.run(5 as unknown as () => void), { code: "ERR_OPTION", message: /work is number/ });
   await t.rejects(
     Scope.run(async () => {

@@ -136,12 +136,16 @@ function isValue(value: string | undefined, isInline: boolean): boolean {
   return value !== undefined && value !== "" && (isInline || value === "-" || !value.startsWith("-"));
 }
 
-/** ": did you mean X?" where X is near enough to be a slip of the hand, else nothing. */
-export function suggestion(given: string, known: readonly string[]): string {
+/**
+ * "; did you mean X?" where X is near enough to be a slip of the hand, else nothing. `prefix`: what all of them begin
+ * with, which says nothing of how near they are.
+ */
+export function suggestion(given: string, known: readonly string[], prefix = ""): string {
+  const own = given.slice(prefix.length);
   const nearest = known
-    .map((name) => ({ name, distance: editDistance(given, name) }))
+    .map((name) => ({ name, distance: editDistance(own, name.slice(prefix.length)) }))
     .reduce((a, b) => (b.distance < a.distance ? b : a), { name: "", distance: Number.POSITIVE_INFINITY });
-  return nearest.distance <= Math.max(1, given.replaceAll("-", "").length / 3)
+  return nearest.distance <= Math.max(1, own.replaceAll("-", "").length / 3)
     ? `; did you mean ${nearest.name}?`
     : "";
 }

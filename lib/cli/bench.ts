@@ -7,8 +7,8 @@ import { modelSettings } from "./bench/model-settings.ts";
 import { benchOperation } from "./bench/operation-sweep.ts";
 import { benchOptions, whatOf } from "./bench/options.ts";
 import { TorchPeer } from "./bench/peer.ts";
-import { commandLine, defaultDtype, finish, type Run, startPeer } from "./bench/run.ts";
-import { benchSettings, type Settings } from "./bench/settings.ts";
+import { commandLine, defaultDtype, endInterrupted, finish, type Run, startPeer } from "./bench/run.ts";
+import { benchSettings, type CommonSettings, type Settings } from "./bench/settings.ts";
 import { type Measurement, sweep } from "./bench/sweep.ts";
 import { MeasurementTable } from "./bench/table.ts";
 import { machineFacts } from "./machine.ts";
@@ -46,7 +46,7 @@ together are a layer as Megatron-LM divides it, however ours share the sequence.
     const what = whatOf(given);
     if (what === "layer" || what === "gpt") {
       const settings = modelSettings(given, what);
-      return await running(settings.json, (run) => benchModel(settings, run));
+      return await running(settings, (run) => benchModel(settings, run));
     }
     const { size, launcher } = launchedProcesses();
     if (what !== "attention" && size > 1) {
@@ -55,11 +55,14 @@ together are a layer as Megatron-LM divides it, however ours share the sequence.
       );
     }
     const settings = benchSettings(given, what);
-    return await running(settings.json, (run) => measureAll(settings, run));
+    return await running(settings, (run) => measureAll(settings, run));
   },
 };
 
-async function running(json: string | undefined, work: (run: Run) => Promise<number>): Promise<number> {
+async function running(
+  { json, report }: CommonSettings,
+  work: (run: Run) => Promise<number>,
+): Promise<number> {
   const stopping = new AbortController();
   const stop = () => stopping.abort();
   // Once: a second Ctrl-C ends the process the usual way.
@@ -67,8 +70,14 @@ async function running(json: string | undefined, work: (run: Run) => Promise<num
   try {
     const { signal } = stopping;
     const world = openWorld(signal);
-    using output = openOutput(json, world.rank);
-    return await work({ world, output, signal });
+    using output = openOutput({ json, report: report?.path }, world.rank);
+    const run = { world, output, signal };
+    try {
+      return await work(run);
+    } catch (error) {
+      if (error === signal.reason) endInterrupted(run);
+      throw error;
+    }
   } finally {
     process.off("SIGINT", stop);
   }
@@ -86,10 +95,7 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   const masked = settings.mask !== "none" || settings.window !== undefined;
   const hello = { device: device.name, threads: info().cpu.threads, what, dtype, masked };
   using peer = await startPeer(settings.peer, run, (name) => TorchPeer.start(name, hello));
-  const onProgress = (text: string) => progress.show(text);
-  if (what !== "attention") {
-    return await benchOperation({ settings, device, dtype, peer, signal, stream, json, onProgress });
-  }
+  if (what !== "attention") return await benchOperation({ settings, device, dtype, peer, run });
 
   const peakTeraflops = await measurePeak(device, dtype);
   const measurements: Measurement[] = [];
@@ -98,6 +104,7 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   const title = titleOf({ ...settings, ...shared, dtype });
   stream.write(`longseq ${info().version} on ${device.description}\n${title}\n\n`);
   table.head();
+  const onProgress = (text: string) => progress.show(text);
   const options = { settings, device, group, dtype, peer, peakTeraflops, signal, onProgress };
   for await (const row of sweep(options)) {
     progress.clear();
@@ -108,6 +115,6 @@ async function measureAll(settings: Settings, run: Run): Promise<number> {
   progress.clear();
   const facts = machineFacts(device, peer?.version);
   const report = { measurements, facts, command: commandLine(run), date: new Date() };
-  await finish(run, settings.report, (kind) => renderReport(kind, report));
+  finish(run, settings.report, (kind) => renderReport(kind, report));
   return 0;
 }

@@ -1,11 +1,12 @@
 // `longseq doctor`: what this machine has, what will be used, what is missing and how to get it.
-import { spawnSync } from "node:child_process";
 import os from "node:os";
 import type { Info, NcclLibrary } from "../index.ts";
-import { type Command, UsageError } from "./arguments.ts";
+import { type Command, suggestion, UsageError } from "./arguments.ts";
 import { type Accelerator, accelerator } from "./doctor/accelerator.ts";
 import { schedulers } from "./doctor/scheduler.ts";
-import { bold, JsonLines, textStream } from "./output.ts";
+import { type Peer, torchPeer } from "./doctor/torch.ts";
+import { isOfBuilds, ownVariables, variableNames } from "./environment.ts";
+import { bold, openOutput } from "./output.ts";
 import { formatBytes } from "./quantity.ts";
 import { packageVersion } from "./version.ts";
 
@@ -23,21 +24,22 @@ interface Fact {
 export const doctor: Command = {
   usage: "[options]",
   description: `Shows what this machine has, what longseq will use, what is missing and how to get it.
-Exit code 0: longseq runs here; 1: its binary does not load.`,
+Exit code 0: longseq runs here; 1: its binary does not load, or a variable says what it cannot do.`,
   options: { json: { value: "FILE", help: "also write it as one line of JSON; - is standard output" } },
   async run(given) {
     const [extra] = given.positionals;
     if (extra !== undefined) throw new UsageError(`unexpected "${extra}": doctor takes options only`);
-    using json = given.has("json") ? new JsonLines(given.text("json") ?? "-") : undefined;
+    using output = openOutput({ json: given.text("json") }, 0);
+    const { json, stream } = output;
     const binary = await loadBinary();
     const gpu = accelerator();
     const peer = torchPeer();
-    const stream = textStream(given.text("json"));
     for (const [title, facts] of Object.entries(sections(binary, gpu, peer))) {
       stream.write(`${bold(stream, title)}\n`);
+      const width = Math.max(16, ...facts.map(({ name }) => name.length));
       for (const { name, value, hint } of facts) {
-        stream.write(`  ${name.padEnd(16)} ${value}\n`);
-        if (hint) stream.write(`  ${"".padEnd(16)} ${hint}\n`);
+        stream.write(`  ${name.padEnd(width)} ${value}\n`);
+        if (hint) stream.write(`  ${"".padEnd(width)} ${hint}\n`);
       }
       stream.write("\n");
     }
@@ -45,11 +47,14 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
       version: packageVersion(),
       node: process.version,
       system: `${os.type()} ${os.release()} ${os.arch()}`,
-      binary: binary.info ? { loads: true, build: binary.info.build } : { loads: false, error: binary.error },
+      binary: binary.info
+        ? { loads: true, build: binary.info.build }
+        : { loads: binary.loads, error: binary.error },
       cpu: binary.info?.cpu ?? null,
       memory: { totalBytes: os.totalmem(), freeBytes: os.freemem() },
       cuda: { ...gpu, ncclVersion: binary.nccl?.version ?? null, build: binary.info?.cuda ?? null },
       schedulers: schedulers(process.env),
+      environment: ownVariables(process.env),
       peer,
     });
     return binary.info ? 0 : 1;
@@ -60,15 +65,17 @@ Exit code 0: longseq runs here; 1: its binary does not load.`,
 async function loadBinary(): Promise<Binary> {
   try {
     const { info, ncclLibrary } = await import("../index.ts");
-    return { info: info(), ...openNccl(ncclLibrary) };
+    return { loads: true, info: info(), ...openNccl(ncclLibrary) };
   } catch (error) {
-    return { error: messageOf(error) };
+    const { code } = error as { code?: unknown };
+    return { loads: code === "ERR_OPTION", error: messageOf(error) };
   }
 }
 
 interface Binary {
+  readonly loads: boolean;
   readonly info?: Info;
-  /** Why it does not load. */
+  /** Why it does not load, or which variable it does not take. */
   readonly error?: string;
   readonly nccl?: NcclLibrary;
   readonly ncclError?: string;
@@ -84,19 +91,6 @@ function openNccl(open: () => NcclLibrary): Pick<Binary, "nccl" | "ncclError"> {
 
 const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
 
-interface Peer {
-  readonly python: string;
-  readonly torch: string | null;
-}
-
-/** Asks for the package's version without importing it, which would take seconds. */
-function torchPeer(): Peer {
-  const python = process.env.LONGSEQ_PYTHON || "python3";
-  const question = "import importlib.metadata as m; print(m.version('torch'))";
-  const { status, stdout } = spawnSync(python, ["-c", question], { encoding: "utf8", timeout: 10_000 });
-  return { python, torch: status === 0 ? stdout.trim() : null };
-}
-
 function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, Fact[]> {
   const { info } = binary;
   return {
@@ -104,11 +98,13 @@ function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, 
       { name: "version", value: packageVersion() },
       info
         ? { name: "binary", value: info.build }
-        : {
-            name: "binary",
-            value: `does not load: ${binary.error}`,
-            hint: "npm rebuild longseq compiles it here (needs CMake 3.22 or later and a C++20 compiler)",
-          },
+        : binary.loads
+          ? { name: "binary", value: `cannot be used: ${binary.error}` }
+          : {
+              name: "binary",
+              value: `does not load: ${binary.error}`,
+              hint: "npm rebuild longseq compiles it here (needs CMake 3.22 or later and a C++20 compiler)",
+            },
       { name: "Node.js", value: `${process.version} on ${os.type()} ${os.release()} ${os.arch()}` },
     ],
     processor: [
@@ -128,7 +124,20 @@ function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, 
             hint: "for bench --peer torch: LONGSEQ_PYTHON names a Python that has it",
           },
     ],
+    environment: variableFacts(),
   };
+}
+
+function variableFacts(): Fact[] {
+  const facts = ownVariables(process.env).map(({ name, value, known }): Fact => {
+    // What cannot be seen is what is wrong with it.
+    const shown = value === null ? "(hidden)" : /^[\x21-\x7e]+$/.test(value) ? value : JSON.stringify(value);
+    if (isOfBuilds(name))
+      return { name, value: shown, hint: "read when the addon is compiled, and not when it runs" };
+    const near = suggestion(name.toUpperCase(), variableNames, "LONGSEQ_");
+    return { name, value: shown, ...(!known && { hint: `unknown to longseq${near}` }) };
+  });
+  return facts.length > 0 ? facts : [{ name: "LONGSEQ_*", value: "none" }];
 }
 
 function memoryText(limit: number | undefined): string {

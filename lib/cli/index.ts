@@ -96,7 +96,10 @@ function report(command: string | undefined, error: unknown): number {
 // A reader that has seen enough (`longseq bench | head`) is no error.
 process.stdout.on("error", (error: NodeJS.ErrnoException) => {
   if (error.code === "EPIPE") process.exit(0);
-  throw error;
+  process.stderr.write(`longseq: standard output cannot be written: ${error.message}\n`);
+  process.exit(1);
 });
+// There is nobody left to tell, and what is written elsewhere may still be wanted.
+process.stderr.on("error", () => {});
 
 process.exitCode = await main(process.argv.slice(2));

@@ -1,6 +1,5 @@
 // Where a command writes: text for people, JSON lines for programs, progress for whoever waits at a terminal.
-import { closeSync, openSync, writeSync } from "node:fs";
-import { UsageError } from "./arguments.ts";
+import { OutputFile } from "./output-file.ts";
 
 /**
  * What has failed in another of the processes that run a command together. That one says so itself, and rank 0, whose
@@ -19,25 +18,23 @@ export class RemoteFailure extends Error {
 
 /** JSON lines to a file, or to standard output for `-`; written as they come, so that a killed run keeps its own. */
 export class JsonLines implements Disposable {
-  readonly #file: number | undefined;
+  readonly #file: OutputFile | undefined;
 
-  constructor(path: string) {
+  /** `inputs`: files that it may not be. */
+  constructor(path: string, inputs: readonly string[]) {
     if (path === "-") return;
-    try {
-      this.#file = openSync(path, "w");
-    } catch (error) {
-      throw new UsageError(`--json ${path} cannot be written: ${(error as Error).message}`);
-    }
+    this.#file = new OutputFile("json", path, inputs);
+    this.#file.empty();
   }
 
   write(line: object): void {
     const text = `${JSON.stringify(line)}\n`;
     if (this.#file === undefined) process.stdout.write(text);
-    else writeSync(this.#file, text);
+    else this.#file.write(text);
   }
 
   [Symbol.dispose](): void {
-    if (this.#file !== undefined) closeSync(this.#file);
+    this.#file?.[Symbol.dispose]();
   }
 }
 
@@ -48,7 +45,7 @@ export interface TextStream {
 }
 
 /** Text for people: on standard output, unless JSON has taken it. */
-export function textStream(json: string | undefined): NodeJS.WriteStream {
+function textStream(json: string | undefined): NodeJS.WriteStream {
   return json === "-" ? process.stderr : process.stdout;
 }
 
@@ -115,17 +112,36 @@ export function bold(stream: TextStream, text: string): string {
 /** Where one process of a command writes. */
 export interface Output extends Disposable {
   readonly json: JsonLines | undefined;
+  readonly report: OutputFile | undefined;
   readonly stream: TextStream;
   readonly progress: Progress;
 }
 
+/** What is written beside the text, and what is read, which that may not be. */
+interface Files {
+  readonly json: string | undefined;
+  readonly report?: string | undefined;
+  readonly inputs?: readonly string[];
+}
+
 /** Of the processes that run a command together rank 0 writes, and the others nothing. */
-export function openOutput(json: string | undefined, rank: number): Output {
-  if (rank > 0) {
-    const stream = { write: () => true };
-    return { json: undefined, stream, progress: new Progress(false), [Symbol.dispose]: () => {} };
-  }
-  const lines = json === undefined ? undefined : new JsonLines(json);
-  const stream = textStream(json);
-  return { json: lines, stream, progress: new Progress(), [Symbol.dispose]: () => lines?.[Symbol.dispose]() };
+export function openOutput({ json, report, inputs = [] }: Files, rank: number): Output {
+  const none = { json: undefined, report: undefined, [Symbol.dispose]: () => {} };
+  if (rank > 0) return { ...none, stream: { write: () => true }, progress: new Progress(false) };
+  // In this order: to open the report empties nothing.
+  const files = {
+    report: report === undefined ? undefined : new OutputFile("report", report, inputs),
+    json:
+      json === undefined
+        ? undefined
+        : new JsonLines(json, report === undefined ? inputs : [...inputs, report]),
+  };
+  return {
+    ...files,
+    stream: textStream(json),
+    progress: new Progress(),
+    [Symbol.dispose]: () => {
+      for (const file of Object.values(files)) file?.[Symbol.dispose]();
+    },
+  };
 }

@@ -63,23 +63,46 @@ asks for what this version does not know; 2: a file is not what it should be.`,
     json: { value: "FILE", help: "also write each result as a line of JSON; - is standard output" },
   },
   async run(given) {
+    const settings = verifySettings(given);
     const world = openWorld();
-    using output = openOutput(given.text("json"), world.rank);
-    return await verifyAs(given, world, output);
+    // What is wrong with one is said later, by all processes alike.
+    const inputs = settings.paths.map((path) => vectorPaths([path]).catch(() => [path]));
+    using output = openOutput(
+      { json: given.text("json"), inputs: (await Promise.all(inputs)).flat() },
+      world.rank,
+    );
+    return await verifyAs(settings, world, output);
   },
 };
 
-/** As one of the processes of a world. Resolves to the exit code, the same on all of them. */
-export async function verifyAs(given: Arguments, world: World, output: Output): Promise<number> {
+interface VerifySettings extends Pick<Run, "dtype" | "implementation"> {
+  readonly paths: readonly string[];
+  readonly parallel: Parallel;
+  readonly device: string | undefined;
+}
+
+export function verifySettings(given: Arguments): VerifySettings {
   if (given.positionals.length === 0)
     throw new UsageError("no PATH given: name a safetensors file or a folder");
-  const parallel = parallelOf(given);
-  const dtype = given.choice("dtype", floatTypes) ?? "float32";
-  const implementation = given.choice("implementation", implementations);
-  using group = await openRanks(parallel, rankDevice(deviceName(given)), world);
+  return {
+    paths: given.positionals,
+    parallel: parallelOf(given),
+    dtype: given.choice("dtype", floatTypes) ?? "float32",
+    implementation: given.choice("implementation", implementations),
+    device: deviceName(given),
+  };
+}
+
+/** As one of the processes of a world. Resolves to the exit code, the same on all of them. */
+export async function verifyAs(
+  { paths: named, parallel, device, dtype, implementation }: VerifySettings,
+  world: World,
+  output: Output,
+): Promise<number> {
+  using group = await openRanks(parallel, rankDevice(device), world);
   const run: Run = { dtype, implementation, ranks: (length) => group.ranks(length) };
   // Rank 0's: a folder may not hold the same everywhere.
-  const [paths = []] = await group.attempt(() => vectorPaths(given.positionals));
+  const [paths = []] = await group.attempt(() => vectorPaths(named));
   const code = await verifyAll(paths, { run, group, parallel, output });
   // A launcher ends all others once one has failed, so none does before rank 0 has printed everything.
   await world.gather(null);

@@ -3,6 +3,7 @@ import { type FileHandle, open } from "node:fs/promises";
 import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
 import { failure } from "../errors.ts";
+import { checkPath } from "./file-errors.ts";
 
 /** One sequence of a FASTA file. */
 export interface FastaRecord {
@@ -39,6 +40,7 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
  * one?.sequence; // [65, 67, 71, 84, 65]
  */
 export async function readFasta(path: string): Promise<FastaRecord[]> {
+  checkPath("readFasta", path);
   const parser = new FastaParser();
   let file: FileHandle | undefined;
   let fault: unknown;

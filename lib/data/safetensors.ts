@@ -2,10 +2,11 @@
 // 16 MiB; a file is written beside its destination and renamed, so readers see the old file or the whole new one.
 import { randomUUID } from "node:crypto";
 import { type FileHandle, open, realpath, rename, stat, unlink } from "node:fs/promises";
-import { Device } from "../device.ts";
-import { failure } from "../errors.ts";
-import { Tensor } from "../tensor.ts";
+import { type Device, deviceOrDefault } from "../device.ts";
+import { checkOptions, failure, wrongKind } from "../errors.ts";
+import { handleOf, Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
+import { asFileError, checkPath } from "./file-errors.ts";
 import {
   type Entry,
   type FileType,
@@ -59,7 +60,9 @@ export async function loadSafetensors(
   path: string,
   options: { device?: Device } = {},
 ): Promise<SafetensorsFile> {
-  const device = options.device ?? Device.default;
+  checkPath("loadSafetensors", path);
+  checkOptions("loadSafetensors", options, { device: true });
+  const device = deviceOrDefault("loadSafetensors", options.device);
   const tensors = new Map<string, Tensor>();
   let file: FileHandle | undefined;
   try {
@@ -141,8 +144,8 @@ async function read(
  * Writes tensors, of any dtype and strides, to a safetensors file, with string `metadata` in its header. The file
  * appears whole or not at all.
  *
- * @throws (as a rejection) `ERR_OPTION` for a tensor named `__metadata__` or metadata that is no string; `ERR_FILE`
- * where the file cannot be written; `ERR_DISPOSED`.
+ * @throws (as a rejection) `ERR_OPTION` for a tensor that is none or is named `__metadata__`, or metadata that is no string;
+ * `ERR_FILE` where the file cannot be written; `ERR_DISPOSED`.
  * @example
  * using weight = Tensor.normal([512, 64], { dtype: "bfloat16" });
  * await saveSafetensors("weights.safetensors", { weight }, { step: "100" });
@@ -152,6 +155,12 @@ export async function saveSafetensors(
   tensors: Readonly<Record<string, Tensor>>,
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
+  checkPath("saveSafetensors", path);
+  if (typeof tensors !== "object" || tensors === null)
+    throw wrongKind("saveSafetensors: tensors", "an object of Tensors", tensors);
+  if (typeof metadata !== "object" || metadata === null)
+    throw wrongKind("saveSafetensors: metadata", "an object of strings", metadata);
+  for (const [name, tensor] of Object.entries(tensors)) handleOf(tensor, `saveSafetensors: ${quote(name)}`);
   const sorted = sortedForAlignment(tensors);
   const header = headerOf(sorted, metadata);
   let file: FileHandle | undefined;
@@ -234,11 +243,4 @@ async function writeTensor(file: FileHandle, tensor: Tensor) {
     const bits = await part.bits();
     await file.writeFile(new Uint8Array(bits.buffer, bits.byteOffset, bits.byteLength));
   }
-}
-
-/** Errors that already have a code of ours (out of memory, disposed) pass; the rest are the file's. */
-function asFileError(operation: string, path: string, error: unknown): Error {
-  if (!(error instanceof Error)) return failure("ERR_FILE", `${operation}: ${path}: ${String(error)}`);
-  if (String((error as NodeJS.ErrnoException).code).startsWith("ERR_")) return error;
-  return failure("ERR_FILE", `${operation}: ${path}: ${error.message}`, { cause: error });
 }

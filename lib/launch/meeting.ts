@@ -5,6 +5,7 @@ import { failure } from "../errors.ts";
 
 /** Of one rank's value. */
 export const mostBytes = 1 << 20;
+export const mostRanks = 2 ** 24 - 1;
 export const nonceBytes = 32;
 
 export interface Address {

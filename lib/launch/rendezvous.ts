@@ -2,8 +2,8 @@
 //   rank 0: challenge(nonce)               rank r: hello(r, size, time left, nonce', HMAC(token, nonce, those before))
 //   rank 0: welcome(HMAC(token, the same)) rank r: value     rank 0: values of all, or failed(why)     rank r: done
 // The token itself is never sent. Values are neither encrypted nor signed: who can change packets can change them.
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
-import { isLoopback, type Meeting, mostBytes, parseAddress } from "./meeting.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
+import { isLoopback, type Meeting, mostBytes, mostRanks, parseAddress } from "./meeting.ts";
 import { rankFromEnvironment } from "./rank.ts";
 import { meetAsMember } from "./rendezvous-member.ts";
 import { meetAsRoot } from "./rendezvous-root.ts";
@@ -33,6 +33,16 @@ export interface ExchangeOptions {
   onListening?: (address: string) => void;
 }
 
+export const exchangeOptionNames: OptionNames<ExchangeOptions> = {
+  rank: true,
+  size: true,
+  address: true,
+  token: true,
+  timeoutMs: true,
+  signal: true,
+  onListening: true,
+};
+
 /**
  * Gives every rank the values of all, in the order of the ranks; a barrier too. On every rank the same calls are made in
  * the same order. Rank 0 listens, all others connect and try again until the timeout; both sides prove that they know
@@ -54,6 +64,7 @@ export async function exchange<Value extends Uint8Array | string>(
   value: Value,
   options: ExchangeOptions = {},
 ): Promise<Value extends string ? string[] : Uint8Array[]> {
+  checkOptions("exchange", options, exchangeOptionNames);
   const values = await meet("exchange", value, options);
   return values as Value extends string ? string[] : Uint8Array[];
 }
@@ -69,6 +80,7 @@ export async function broadcast(
   value: Uint8Array | undefined,
   options: ExchangeOptions = {},
 ): Promise<Uint8Array> {
+  checkOptions("broadcast", options, exchangeOptionNames);
   const here = place("broadcast", options);
   const own = here.rank === 0 ? value : new Uint8Array();
   const [first] = await meet("broadcast", own, { ...options, ...here });
@@ -137,7 +149,7 @@ export function place(operation: string, options: ExchangeOptions): { rank: numb
     ["size", size, 1],
     ["rank", rank, 0],
   ] as const) {
-    if (count === undefined || !Number.isInteger(count) || count < least || count >= 2 ** 24) {
+    if (count === undefined || !Number.isInteger(count) || count < least || count > mostRanks) {
       throw failure(
         "ERR_OPTION",
         `${operation}: ${name} is ${shown(count)}, expected a whole number of at least ${least}`,

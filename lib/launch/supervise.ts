@@ -120,8 +120,9 @@ class Launch {
       });
     });
     const output = Promise.all([
-      copyLines(child.stdout, stdout, (line) => this.#label(line, rank)),
-      copyLines(child.stderr, stderr, (line) => this.#label(line, rank)),
+      // None where this process has too many files open to start it.
+      child.stdout && copyLines(child.stdout, stdout, (line) => this.#label(line, rank)),
+      child.stderr && copyLines(child.stderr, stderr, (line) => this.#label(line, rank)),
     ]);
     return { ended, output };
   }

@@ -2,6 +2,7 @@
 import { spawnSync } from "node:child_process";
 import { failure } from "../errors.ts";
 import type { Host, Hosts } from "./hosts.ts";
+import { mostRanks } from "./meeting.ts";
 import { slurmCounts } from "./slurm.ts";
 
 export interface Wanted {
@@ -25,6 +26,9 @@ export interface Capacity {
 }
 
 type Environment = Readonly<Record<string, string | undefined>>;
+
+/** Linux numbers so many processes, unless a system is told to have more. */
+const mostOfHost = 2 ** 15;
 
 /** GPUs of each host: the job's variables, else those that this machine has, which the others are taken to have too. */
 export function gpusPerHost(env: Environment, source: Hosts["source"]): Capacity | undefined {
@@ -54,6 +58,7 @@ export function arrange(hosts: readonly Host[], wanted: Wanted, gpus: Capacity |
   const isUneven = slots.some((count) => count !== slots[0]);
   if (isUneven && gpus === undefined && Object.values(wanted).every((value) => value === undefined)) {
     const ranks = slots.reduce<number>((sum, count) => sum + (count ?? 1), 0);
+    checkCounts(Math.max(...slots.map((count) => count ?? 1)), ranks);
     return { ranks, hosts, ranksPerNode: undefined };
   }
   const least = Math.min(...slots.map((count) => count ?? Number.POSITIVE_INFINITY));
@@ -73,7 +78,14 @@ export function arrange(hosts: readonly Host[], wanted: Wanted, gpus: Capacity |
       `--ranks is ${ranks}, expected at most ${nodes * room.count} (${room.count} a host by ${room.from}); --ranks-per-node ${each} asks for more on each`,
     );
   }
+  checkCounts(each, nodes * each);
   return { ranks: nodes * each, hosts: hosts.slice(0, nodes), ranksPerNode: each };
+}
+
+/** What no host can run, and ranks that could not meet. */
+function checkCounts(each: number, ranks: number): void {
+  if (each > mostOfHost) throw mismatch(`${each} ranks on a host, expected at most ${mostOfHost}`);
+  if (ranks > mostRanks) throw mismatch(`${ranks} ranks in all, expected at most ${mostRanks}`);
 }
 
 function nodesFor(hosts: number, { ranks, ranksPerNode }: Wanted, room: Capacity | undefined): number {

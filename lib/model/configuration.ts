@@ -1,5 +1,5 @@
 // What a layer and a model are made of: the options that are given, and what follows from them.
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkNames, checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import type { RotaryOptions } from "../ops/position.ts";
 
 /** How the rotary embedding of a layer turns; where its rows stand is its strategy's. */
@@ -71,6 +71,32 @@ export interface GptConfiguration extends LayerConfiguration {
   initialDeviation: number;
 }
 
+/** Of a model, and so of a layer: what is given for one may be all of the model's, as a preset is. */
+const optionNames: OptionNames<GptOptions> = {
+  kind: true,
+  hidden: true,
+  heads: true,
+  keyValueHeads: true,
+  headDim: true,
+  feedForward: true,
+  norm: true,
+  activation: true,
+  bias: true,
+  rotary: true,
+  eps: true,
+  layers: true,
+  vocabulary: true,
+  maxPositions: true,
+  tiedEmbeddings: true,
+  initialDeviation: true,
+};
+const rotaryOptionNames: OptionNames<LayerRotaryOptions> = {
+  base: true,
+  scaling: true,
+  interleaved: true,
+  rotaryDim: true,
+};
+
 const kinds = {
   gpt: { norm: "layernorm", activation: "gelu", bias: true, rotary: false, tiedEmbeddings: true },
   llama: { norm: "rmsnorm", activation: "swiglu", bias: false, rotary: true, tiedEmbeddings: false },
@@ -82,7 +108,7 @@ function kindOf(what: string, { kind = "gpt" }: LayerOptions): (typeof kinds)[ke
 }
 
 export function layerConfiguration(what: string, options: LayerOptions): LayerConfiguration {
-  checkOptions(what, options);
+  checkOptions(what, options, optionNames);
   const defaults = kindOf(what, options);
   const hidden = count(what, "hidden", options.hidden);
   const heads = count(what, "heads", options.heads);
@@ -131,6 +157,7 @@ function rotaryOf(what: string, rotary: unknown): LayerRotaryOptions | null {
   if (typeof rotary === "boolean") return rotary ? {} : null;
   if (typeof rotary !== "object" || rotary === null)
     throw wrongKind(`${what}: rotary`, "a boolean or an object", rotary);
+  checkNames<LayerRotaryOptions>(`${what}: rotary`, rotary, rotaryOptionNames);
   return { ...rotary };
 }
 

@@ -1,5 +1,5 @@
 // A GPT: the token embedding, layers, and the loss, for the rows of the sequence that a rank holds.
-import { checkOptions, failure } from "../errors.ts";
+import { checkOptions, failure, type OptionNames } from "../errors.ts";
 import { add } from "../ops/elementwise.ts";
 import { embedding } from "../ops/embedding.ts";
 import { linear } from "../ops/linear.ts";
@@ -12,7 +12,13 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { referenceTo } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
-import { type LayerForwardOptions, type ModuleOptions, TransformerLayer } from "./layer.ts";
+import { TransformerLayer } from "./layer.ts";
+import {
+  type LayerForwardOptions,
+  layerForwardOptionNames,
+  type ModuleOptions,
+  moduleOptionNames,
+} from "./layer-options.ts";
 import { checkPlacement, gptParameters } from "./parameters.ts";
 import { positionsOf, positionTable } from "./position.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
@@ -22,6 +28,8 @@ export interface GptLossOptions extends LayerForwardOptions {
   /** Targets that count for nothing. Default: -100. */
   ignoreIndex?: number;
 }
+
+const lossOptionNames: OptionNames<GptLossOptions> = { ...layerForwardOptionNames, ignoreIndex: true };
 
 /**
  * A language model of GPT's kind (Radford et al., 2019) or Llama's (Touvron et al., 2023):
@@ -61,7 +69,7 @@ export class GPT {
    */
   constructor(options: GptOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);
-    checkOptions("gpt: module", module);
+    checkOptions("gpt: module", module, moduleOptionNames);
     const { parameters, recompute = "pointwise", mlpTiles = 1, ...initial } = module;
     checkPlacement("gpt: strategy", strategy);
     this.strategy = strategy;
@@ -111,7 +119,7 @@ export class GPT {
   loss(tokens: Tensor, targets: Tensor, options: GptLossOptions = {}): Tensor {
     const { strategy } = this;
     return Scope.run(() => {
-      checkOptions("gpt", options);
+      checkOptions("gpt", options, lossOptionNames);
       const { ignoreIndex = -100, ...forward } = options;
       const count = strategy.sum(counted(targets, ignoreIndex));
       const x = this.#hidden(tokens, forward);
@@ -125,7 +133,7 @@ export class GPT {
   }
 
   #hidden(tokens: Tensor, options: LayerForwardOptions): Tensor {
-    checkOptions("gpt", options);
+    checkOptions("gpt", options, layerForwardOptionNames);
     const { parameters } = this;
     const { gradients = {}, ...forward } = options;
     this.#check(tokens);

@@ -9,35 +9,20 @@ import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { savedAs } from "../recipe.ts";
 import { Scope } from "../scope.ts";
-import { handleOf, type Tensor, type TensorOptions } from "../tensor.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
+import {
+  type LayerForwardOptions,
+  layerForwardOptionNames,
+  type ModuleOptions,
+  moduleOptionNames,
+} from "./layer-options.ts";
 import { checkPlacement, layerParameters } from "./parameters.ts";
 import { rowPositions } from "./position.ts";
-import { checkpointAroundAttention, type Recompute, type RecomputeOptions, recomputes } from "./recompute.ts";
+import { checkpointAroundAttention, type Recompute, recomputes } from "./recompute.ts";
 import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
-
-/** Where a layer's or model's parameters come from. */
-export interface ModuleOptions extends RecomputeOptions, TensorOptions {
-  /** This rank's shares, as `initialParameters` or `shareParameters` give them; they stay the caller's. */
-  parameters?: Tensors;
-  /** Of the parameters, where none are given. Default: 0. */
-  seed?: number;
-}
-
-/** How a layer's attention looks at the sequence. Boundaries, masks and slopes are those of the whole of it. */
-export interface LayerForwardOptions extends ShardedAttentionOptions {
-  /** Default, other than attention's: true. */
-  causal?: boolean;
-  /** Rotary and learned positions begin anew with each document of cuSeqlens. Default: false. */
-  resetPositions?: boolean;
-  /**
-   * Tensors of the parameters' names and shapes, float32 or their dtype: the backward pass adds the gradients to these, and
-   * those on the tape are zeros. They are needed until the backward pass has been called.
-   */
-  gradients?: Tensors;
-}
 
 /**
  * A layer of a transformer, of GPT's kind or Llama's, with the norms before the branches:
@@ -74,7 +59,7 @@ export class TransformerLayer {
    */
   constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = layerConfiguration("transformerLayer", options);
-    checkOptions("transformerLayer: module", module);
+    checkOptions("transformerLayer: module", module, moduleOptionNames);
     const { recompute = "pointwise", mlpTiles = 1, parameters, ...initial } = module;
     this.#recompute = oneOf("transformerLayer", "recompute", recompute, recomputes);
     checkPlacement("transformerLayer: strategy", strategy);
@@ -96,7 +81,7 @@ export class TransformerLayer {
    * const y = layer.forward(Tensor.normal([2, 128, 64], { dtype: "bfloat16" }), { window: [32, 0] });
    */
   forward(x: Tensor, options: LayerForwardOptions = {}): Tensor {
-    checkOptions("transformerLayer", options);
+    checkOptions("transformerLayer", options, layerForwardOptionNames);
     this.#check(x, options);
     const names = Object.keys(this.parameters);
     const { alibiSlopes, ...others } = options;

@@ -4,7 +4,7 @@ import type { GptOptions } from "./configuration.ts";
 /** GPT-2's 50,257 tokens, up to a multiple of 128 as Megatron-LM has them. */
 const gpt2Tokens = 50_304;
 
-function gpt(layers: number, hidden: number, heads: number): GptOptions {
+function gpt(layers: number, hidden: number, heads: number): Readonly<GptOptions> {
   return { layers, hidden, heads, vocabulary: gpt2Tokens };
 }
 
@@ -14,18 +14,24 @@ function llama(
   heads: number,
   feedForward: number,
   more: Partial<GptOptions> = {},
-): GptOptions {
+): Readonly<GptOptions> {
   return { kind: "llama", layers, hidden, heads, feedForward, vocabulary: 32_000, ...more };
 }
 
 /** The first layers of a model that is too large for a few devices: each costs what it costs there. */
 function slices<Name extends string, Counts extends number>(
   name: Name,
-  whole: GptOptions,
+  whole: Readonly<GptOptions>,
   counts: readonly Counts[],
-): Record<`${Name}_${Counts}L`, GptOptions> {
+): Record<`${Name}_${Counts}L`, Readonly<GptOptions>> {
   const entries = counts.map((layers) => [`${name}_${layers}L`, { ...whole, layers }]);
-  return Object.fromEntries(entries) as Record<`${Name}_${Counts}L`, GptOptions>;
+  return Object.fromEntries(entries) as Record<`${Name}_${Counts}L`, Readonly<GptOptions>>;
+}
+
+/** With the objects in it: all who import this have the same. */
+function frozen<T extends object>(object: T): Readonly<T> {
+  for (const value of Object.values(object)) if (typeof value === "object") frozen(value);
+  return Object.freeze(object);
 }
 
 const gpt145B = gpt(80, 12_288, 96);
@@ -41,13 +47,13 @@ const llama3 = { vocabulary: 128_256, rotary: { base: 500_000 } };
  * - `AURORA_..`, `LLAMA3_3B`, `SMOLLM3_3B`, `PHI4_MINI`: those of AuroraGPT's scripts, without their 33B, whose heads of
  *   106 columns no kernel takes.
  *
- * A model with learned positions has 2,048 of them; `{ ...presets.GPT25B, maxPositions: 131_072 }` has more.
+ * Frozen. A model with learned positions has 2,048 of them; `{ ...presets.GPT25B, maxPositions: 131_072 }` has more.
  *
  * @example
  * const { layers, hidden, heads } = presets.GPT13B;
  * [layers, hidden, heads]; // [40, 5120, 64]
  */
-export const presets = {
+export const presets = frozen({
   GPT125M: gpt(12, 768, 16),
   BERT1_2B: gpt(24, 2048, 128),
   GPT1_5B: gpt(48, 1536, 24),
@@ -69,4 +75,4 @@ export const presets = {
   LLAMA3_3B: llama(28, 3072, 24, 8192, { keyValueHeads: 8, ...llama3 }),
   SMOLLM3_3B: llama(24, 2048, 16, 11_008, { keyValueHeads: 4, vocabulary: 128_256 }),
   PHI4_MINI: llama(24, 3072, 32, 8192, { keyValueHeads: 8, vocabulary: 200_064 }),
-} as const satisfies Readonly<Record<string, GptOptions>>;
+} as const satisfies Readonly<Record<string, Readonly<GptOptions>>>);

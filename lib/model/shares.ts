@@ -3,7 +3,8 @@ import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
-import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 
 /** Tensors by name. */
@@ -33,7 +34,7 @@ export function initialParameters(
 ): Record<string, Tensor> {
   checkTable("initialParameters", table);
   checkPlacement("initialParameters: placement", placement);
-  checkOptions("initialParameters", options);
+  checkOptions("initialParameters", options, { ...tensorOptionNames, seed: true });
   const { seed = 0, ...place } = options;
   if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
     throw failure("ERR_OPTION", `initialParameters: seed is ${shown(seed)}, expected 0 to 2^32 - 1`);
@@ -85,7 +86,7 @@ export function shareParameters(
 ): Record<string, Tensor> {
   checkTable("shareParameters", table);
   checkPlacement("shareParameters: placement", placement);
-  checkOptions("shareParameters", options);
+  checkOptions("shareParameters", options, tensorOptionNames);
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
   return eachParameter(table, (parameter) => {

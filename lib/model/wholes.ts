@@ -5,6 +5,7 @@ import { add } from "../ops/elementwise.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import type { Tensor } from "../tensor.ts";
+import { referenceTo } from "../view.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 import { checked, lengthOf, type Tensors } from "./shares.ts";
 
@@ -19,7 +20,7 @@ export interface RankTensors {
  * another number of ranks. Where several ranks hold the same, it is taken from the first.
  *
  * @param ranks all of them, in any number; their tensors may be on several devices of this process.
- * @returns new tensors, on the first rank's device.
+ * @returns new tensors, on the first rank's device and on no tape.
  * @throws `ERR_OPTION` where a tensor is missing, or none of the ranks holds a part; `ERR_SHAPE`, `ERR_DTYPE`,
  * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
  * @example
@@ -40,7 +41,7 @@ export function wholeParameters(
  * shares: each rank's gradient is that of its own rows or columns, so what several ranks hold is summed, in their order.
  *
  * @param ranks all of them; their tensors may be on several devices of this process.
- * @returns new tensors, on the first rank's device.
+ * @returns new tensors, on the first rank's device and on no tape.
  * @throws the errors of `wholeParameters`.
  * @example
  * const [table, strategy] = [layerParameters({ hidden: 64, heads: 4 }), serial(128)];
@@ -78,7 +79,9 @@ function assembled(
       const { name, axis, shape, stored } = parameter;
       const shares = (ranks as readonly RankTensors[]).map(({ placement, tensors }) => {
         const ranges = parameter.held(placement);
-        return { ranges, share: checked(what, name, tensors, shape.with(axis, lengthOf(ranges))) };
+        const share = checked(what, name, tensors, shape.with(axis, lengthOf(ranges)));
+        // Ranks of one thread may have a tape each.
+        return { ranges, share: referenceTo(share) };
       });
       const parts = cuts(
         shares.flatMap(({ ranges }) => ranges),

@@ -1,5 +1,6 @@
 // The second product of an MLP, without all of the activation before it: on the forward pass that is there for some rows
 // after the others, on the backward pass for some columns, so that a weight's gradient is still one product over all rows.
+import { checkOptions, type OptionNames } from "../errors.ts";
 import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
@@ -7,7 +8,7 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { referenceTo } from "../view.ts";
 import { activateInto, checkActivated, differentiateInPlace, partsOf, roomFor, widest } from "./activated.ts";
 import type { Activation } from "./activation.ts";
-import { type LinearOptions, linear } from "./linear.ts";
+import { type LinearOptions, linear, linearOptionNames } from "./linear.ts";
 import { asMatrix, inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
 
@@ -20,13 +21,20 @@ export interface ActivatedLinearOptions extends LinearOptions {
   activation?: Activation;
 }
 
+export const activatedLinearOptionNames: OptionNames<ActivatedLinearOptions> = {
+  ...linearOptionNames,
+  activation: true,
+};
+
 /** `linear` of x, or of its activation. */
 export function activatedLinear(
   x: Tensor,
   weight: Tensor,
   bias?: Tensor,
-  { activation, ...options }: ActivatedLinearOptions = {},
+  given: ActivatedLinearOptions = {},
 ): Tensor {
+  checkOptions("linear", given, activatedLinearOptionNames);
+  const { activation, ...options } = given;
   if (activation === undefined) return linear(x, weight, bias, options);
   checkActivated("linear", activation, x, weight);
   const { outDtype, dweight, dbias } = options;

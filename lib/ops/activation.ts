@@ -1,4 +1,4 @@
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -12,6 +12,8 @@ export interface GeluOptions {
   /** "none", the default, is z times the normal distribution's function; "tanh" is its usual approximation. */
   approximate?: "none" | "tanh";
 }
+
+const geluOptionNames: OptionNames<GeluOptions> = { bias: true, approximate: true };
 
 /**
  * Gaussian error linear units (Hendrycks and Gimpel, 2016) of x + bias, in one pass. Differentiable on a `Tape`.
@@ -151,7 +153,7 @@ function like({ shape, dtype, device }: Tensor): Tensor {
 }
 
 function checked(options: GeluOptions): { bias: Tensor | undefined; isTanh: boolean } {
-  checkOptions("gelu", options);
+  checkOptions("gelu", options, geluOptionNames);
   const { bias, approximate = "none" } = options;
   if (approximate !== "none" && approximate !== "tanh") {
     throw failure("ERR_OPTION", `gelu: approximate is ${shown(approximate)}, expected "none" or "tanh"`);

@@ -1,5 +1,5 @@
-import { Device, handleOfDevice } from "../device.ts";
-import { failure, shown } from "../errors.ts";
+import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { type DType, dtypes } from "../values.ts";
 import type { AttentionOptions } from "./attention-options.ts";
@@ -9,7 +9,7 @@ import type { AttentionOptions } from "./attention-options.ts";
  * bfloat16 and float16, "sm80" for float32 there and on every other GPU, "cpu" on the CPU.
  *
  * @param of What it depends on. `implementation` is the option of that name.
- * @throws `ERR_DTYPE`, `ERR_OPTION` (no such implementation there), and `ERR_KIND` where the device is none.
+ * @throws `ERR_DTYPE`; `ERR_OPTION`, also where there is no such implementation there.
  *
  * @example
  * console.log(attentionKernels({ dtype: "bfloat16" }));
@@ -21,12 +21,16 @@ export function attentionKernels(
     implementation?: AttentionOptions["implementation"] | undefined;
   } = {},
 ): NonNullable<AttentionOptions["implementation"]> {
-  const { device = Device.default, dtype = "float32", implementation } = of;
+  checkOptions("attentionKernels", of, { device: true, dtype: true, implementation: true });
+  const { dtype = "float32", implementation = null } = of;
+  const device = deviceOrDefault("attentionKernels", of.device);
+  if (implementation !== null && typeof implementation !== "string")
+    throw wrongKind("attentionKernels: implementation", "a string", implementation);
   if (implementation === "reference") return implementation;
   const index = dtypes.indexOf(dtype);
   if (index < 0) {
     throw failure("ERR_DTYPE", `attentionKernels: dtype is ${shown(dtype)}, expected ${dtypes.join(", ")}`);
   }
-  const name = native.attentionKernels(handleOfDevice(device), index, implementation ?? null);
+  const name = native.attentionKernels(handleOfDevice(device), index, implementation);
   return name as "cpu" | "sm80" | "sm90";
 }

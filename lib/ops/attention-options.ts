@@ -1,5 +1,5 @@
 // The options of attention: what they mean, and their way to the addon.
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { type AttentionMask, handleOfMask } from "../mask.ts";
 import type { MaskHandle, TensorHandle } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
@@ -32,7 +32,8 @@ export interface Piece {
 
 /**
  * How attention's scores are made and which keys a query sees: those that all of the options allow. Each is checked
- * when attention is called: `ERR_OPTION` for a value that cannot be, `ERR_SHAPE` for a mask or slopes of another size.
+ * when attention is called: `ERR_OPTION` for a name or value that cannot be, `ERR_SHAPE` for a mask or slopes of another
+ * size.
  */
 export interface AttentionOptions {
   /** Factor of the products, a finite number; default 1/sqrt(D). */
@@ -75,6 +76,22 @@ export interface AttentionOptions {
   outDtype?: "float32";
 }
 
+export const attentionOptionNames: OptionNames<AttentionOptions> = {
+  scale: true,
+  causal: true,
+  window: true,
+  softcap: true,
+  alibiSlopes: true,
+  mask: true,
+  cuSeqlens: true,
+  cuSeqlensKeys: true,
+  queryPositions: true,
+  keyPositions: true,
+  implementation: true,
+  deterministic: true,
+  outDtype: true,
+};
+
 /**
  * Gives what `forward` gives, or without its work what that gave when it was first called: for a layer that is
  * recomputed on the backward pass, but for its attention. The tensors are the caller's.
@@ -84,9 +101,18 @@ export type KeepAttention = (forward: () => { out: Tensor; logSumExp: Tensor }) 
   logSumExp: Tensor;
 };
 
-/** Checks the options' kinds and brings them in the addon's order; null where there is nothing. */
-export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAttentionOptions {
-  checkOptions("attention", options);
+/** As the addon takes it. */
+export function isWindowSide(side: unknown): side is number {
+  return typeof side === "number" && Number.isInteger(side) && side >= -1 && side < 2 ** 31;
+}
+
+/** Checks the options' names and kinds and brings them in the addon's order; null where there is nothing. */
+export function nativeOptions(
+  q: Tensor,
+  options: AttentionOptions,
+  names = attentionOptionNames,
+): NativeAttentionOptions {
+  checkOptions("attention", options, names);
   const {
     scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
     softcap = 0,
@@ -98,8 +124,11 @@ export function nativeOptions(q: Tensor, options: AttentionOptions): NativeAtten
   if (typeof softcap !== "number") throw wrongKind("attention: softcap", "a number", softcap);
   if (typeof causal !== "boolean") throw wrongKind("attention: causal", "a boolean", causal);
   if (!Array.isArray(window)) throw wrongKind("attention: window", "[left, right]", window);
-  if (window.length !== 2 || !window.every(Number.isInteger)) {
-    throw failure("ERR_OPTION", `attention: window is ${shown(window)}, expected two integers`);
+  if (window.length !== 2 || !window.every(isWindowSide)) {
+    throw failure(
+      "ERR_OPTION",
+      `attention: window is ${shown(window)}, expected two integers of 0 to 2^31 - 1, or -1 for unbounded`,
+    );
   }
   if (typeof deterministic !== "boolean")
     throw wrongKind("attention: deterministic", "a boolean", deterministic);

@@ -1,8 +1,13 @@
-import { failure, shown, wrongKind } from "../errors.ts";
+import { checkNames, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { type AttentionOptions, type KeepAttention, nativeOptions } from "./attention-options.ts";
+import {
+  type AttentionOptions,
+  attentionOptionNames,
+  type KeepAttention,
+  nativeOptions,
+} from "./attention-options.ts";
 import { joined } from "./joined.ts";
 import { queued } from "./queued.ts";
 
@@ -47,8 +52,9 @@ export function keptAttention(
   options: AttentionOptions = {},
   keep: KeepAttention = (forward) => forward(),
 ): Tensor {
-  const { out, logSumExp } = keep(() => attentionForward(q, k, v, options));
-  record("attention", [out], [q, k, v], (save) => {
+  const { out, logSumExp: statistics } = keep(() => attentionForward(q, k, v, options));
+  using logSumExp = statistics;
+  return record("attention", [out], [q, k, v], (save) => {
     const saved = { q: save(q), k: save(k), v: save(v), out: save(out), logSumExp: save(logSumExp) };
     const { alibiSlopes } = options;
     const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
@@ -57,8 +63,6 @@ export function keptAttention(
       return [dq, dk, dv];
     };
   });
-  logSumExp.dispose();
-  return out;
 }
 
 /**
@@ -91,6 +95,12 @@ export function attentionForward(
     return { out, logSumExp };
   });
 }
+
+const backwardOptionNames: OptionNames<Parameters<typeof attentionBackward>[1]> = {
+  ...attentionOptionNames,
+  gradientDtype: true,
+  addTo: true,
+};
 
 /**
  * The gradients of sum(out * dout) + sum(logSumExp * dlogSumExp) in q, k and v. The same bits in every run and at any
@@ -134,7 +144,7 @@ export function attentionBackward(
     handleOf(tensor, `attention: ${name}`),
   ) as [Handle, Handle, Handle, Handle, Handle, Handle];
   const extra = dlogSumExp === undefined ? null : handleOf(dlogSumExp, "attention: dlogSumExp");
-  const given = nativeOptions(q, options);
+  const given = nativeOptions(q, options, backwardOptionNames);
   const { gradientDtype } = options;
   if (gradientDtype !== undefined && gradientDtype !== "float32") {
     throw failure("ERR_OPTION", `attention: gradientDtype is ${shown(gradientDtype)}, expected "float32"`);
@@ -143,6 +153,7 @@ export function attentionBackward(
   if (typeof addTo !== "object" || addTo === null) {
     throw wrongKind("attentionBackward: addTo", "an object of Tensors", addTo);
   }
+  checkNames("attentionBackward: addTo", addTo, { dq: true, dk: true, dv: true });
   const sums = [addTo.dq, addTo.dk, addTo.dv];
   const gradients = gradientsLike([q, k, v], sums, gradientDtype);
   const made = gradients.filter((_, i) => sums[i] === undefined);

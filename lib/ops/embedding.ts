@@ -1,4 +1,4 @@
-import { checkOptions } from "../errors.ts";
+import { checkOptions, type OptionNames } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -15,6 +15,8 @@ export interface EmbeddingOptions {
    */
   dtable?: Tensor;
 }
+
+const embeddingOptionNames: OptionNames<EmbeddingOptions> = { dtable: true };
 
 /**
  * The rows of a table that indices name, as tokens name their vectors. Differentiable on a `Tape`, in the table.
@@ -40,7 +42,7 @@ export interface EmbeddingOptions {
  * await dtable?.data(); // [3, 4, 0, 0, 6, 8]
  */
 export function embedding(table: Tensor, indices: Tensor, options: EmbeddingOptions = {}): Tensor {
-  checkOptions("embedding", options);
+  checkOptions("embedding", options, embeddingOptionNames);
   const { dtable } = options;
   const operands = [handleOf(table, "embedding: table"), handleOf(indices, "embedding: indices")] as const;
   if (dtable !== undefined) checkGradientSum("embedding", "dtable", dtable, table);

@@ -1,4 +1,4 @@
-import { failure, shown, wrongKind } from "../errors.ts";
+import { failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { checkGradientSum } from "./gradient-sum.ts";
 import { type CrossEntropyOptions, checkedOptions } from "./loss.ts";
@@ -21,6 +21,14 @@ export interface LinearCrossEntropyOptions extends Pick<CrossEntropyOptions, "ig
   dweight?: Tensor;
 }
 
+const optionNames: OptionNames<LinearCrossEntropyOptions> = {
+  ignoreIndex: true,
+  reduction: true,
+  count: true,
+  tileRows: true,
+  dweight: true,
+};
+
 const operation = "linearCrossEntropy";
 const tileElements = 2 ** 26 / 4;
 /** Each tile's product reads and writes all of dweight's sums, which fewer rows than these do not keep a GPU busy beside. */
@@ -36,7 +44,7 @@ export function checkedCall(
   targets: Tensor,
   options: LinearCrossEntropyOptions,
 ): { ignoreIndex: number; reduction: string; tileRows: number } {
-  const { ignoreIndex, reduction } = checkedOptions(operation, options);
+  const { ignoreIndex, reduction } = checkedOptions(operation, options, optionNames);
   for (const [name, tensor] of Object.entries({ x, weight, targets })) {
     handleOf(tensor, `${operation}: ${name}`);
     if (tensor.device !== x.device) throw onAnotherDevice(name);

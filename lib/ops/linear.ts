@@ -1,4 +1,4 @@
-import { checkOptions, failure } from "../errors.ts";
+import { checkOptions, failure, type OptionNames } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -18,6 +18,8 @@ export interface LinearOptions {
   /** The same for the bias. */
   dbias?: Tensor;
 }
+
+export const linearOptionNames: OptionNames<LinearOptions> = { outDtype: true, dweight: true, dbias: true };
 
 /**
  * A linear layer, `y = x weight^T + bias`. Differentiable on a `Tape`.
@@ -42,7 +44,7 @@ export interface LinearOptions {
  * const [dx] = tape.backward(y, Tensor.normal(y.shape, { dtype: "bfloat16" }), [x]); // and dweight has its own
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: LinearOptions = {}): Tensor {
-  checkOptions("linear", options);
+  checkOptions("linear", options, linearOptionNames);
   const { outDtype, dweight, dbias } = options;
   checkOutDtype("linear", outDtype);
   const operands = [
@@ -106,7 +108,7 @@ export function linearBackward(
   options: { hasBias?: boolean } = {},
 ): LinearGradients {
   checkOptions("linearBackward: tensors", tensors);
-  checkOptions("linearBackward", options);
+  checkOptions("linearBackward", options, { hasBias: true });
   return gradientsOf(tensors, options.hasBias === true || tensors.dbias !== undefined);
 }
 

@@ -1,4 +1,4 @@
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -22,6 +22,13 @@ export interface CrossEntropyPlace {
    */
   overwriteLogits?: boolean;
 }
+
+/** Of both passes: those who run each of them may give both the same. */
+const crossEntropyOptionNames: OptionNames<CrossEntropyOptions & CrossEntropyPlace> = {
+  ignoreIndex: true,
+  reduction: true,
+  overwriteLogits: true,
+};
 
 /** What `crossEntropyForward` gives. */
 export interface CrossEntropyResult {
@@ -63,9 +70,11 @@ export function crossEntropy(
   targets: Tensor,
   options: CrossEntropyOptions & CrossEntropyPlace = {},
 ): Tensor {
-  const { loss, logSumExp, count } = crossEntropyForward(logits, targets, options);
+  const { loss, ...made } = crossEntropyForward(logits, targets, options);
+  using logSumExp = made.logSumExp;
+  using count = made.count;
   const given = { ...options };
-  record("crossEntropy", [loss], [logits], (save) => {
+  return record("crossEntropy", [loss], [logits], (save) => {
     const saved = {
       logits: save(logits),
       targets: save(targets),
@@ -76,9 +85,6 @@ export function crossEntropy(
       crossEntropyBackward({ ...saved, dloss: dloss.isContiguous ? dloss : dloss.contiguous() }, given),
     ];
   });
-  logSumExp.dispose();
-  count.dispose();
-  return loss;
 }
 
 /**
@@ -154,8 +160,12 @@ export function crossEntropyBackward(
 
 type Handle = ReturnType<typeof handleOf>;
 
-export function checkedOptions(operation: string, options: CrossEntropyOptions & CrossEntropyPlace) {
-  checkOptions(operation, options);
+export function checkedOptions(
+  operation: string,
+  options: CrossEntropyOptions & CrossEntropyPlace,
+  names: OptionNames<CrossEntropyOptions> = crossEntropyOptionNames,
+) {
+  checkOptions<CrossEntropyOptions>(operation, options, names);
   const { ignoreIndex = -100, reduction = "mean", overwriteLogits = false } = options;
   if (typeof ignoreIndex !== "number") throw wrongKind(`${operation}: ignoreIndex`, "an int32", ignoreIndex);
   if (ignoreIndex !== (ignoreIndex | 0)) {

@@ -1,4 +1,4 @@
-import { checkOptions, failure, shown } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -21,6 +21,15 @@ export interface MatmulOptions {
   accumulate?: boolean;
 }
 
+const matmulOptionNames: OptionNames<MatmulOptions> = {
+  transposeA: true,
+  transposeB: true,
+  bias: true,
+  outDtype: true,
+  out: true,
+  accumulate: true,
+};
+
 /**
  * The matrix product, `op(a) op(b) + bias`. Differentiable on a `Tape`, but where `out` is given.
  *
@@ -40,7 +49,7 @@ export interface MatmulOptions {
  * await matmul(a, b, { transposeB: true }).data(); // [7, 5, 16, 11]
  */
 export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tensor {
-  checkOptions("matmul", options);
+  checkOptions("matmul", options, matmulOptionNames);
   const { transposeA = false, transposeB = false, bias, out, accumulate = false, outDtype } = options;
   for (const [name, value] of Object.entries({ transposeA, transposeB, accumulate })) {
     if (typeof value !== "boolean")

@@ -1,5 +1,5 @@
 // The forward and backward passes of norms alone, for those who keep what is between them themselves.
-import { checkOptions, wrongKind } from "../errors.ts";
+import { checkOptions, type OptionNames, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
@@ -16,6 +16,9 @@ export interface NormForwardOptions extends NormOptions {
   /** Of x's shape and dtype: the norm is of x + residual. */
   residual?: Tensor;
 }
+
+export const normOptionNames: OptionNames<NormOptions> = { eps: true };
+const normForwardOptionNames: OptionNames<NormForwardOptions> = { ...normOptionNames, residual: true };
 
 /** What `rmsNormForward` gives. */
 export interface RmsNormResult {
@@ -117,14 +120,14 @@ export function rmsNormBackward(tensors: NormBackwardTensors): { dx: Tensor; dwe
 }
 
 function checkedResidual(name: NormName, options: NormForwardOptions): Tensor | undefined {
-  checkOptions(name, options);
+  checkOptions(name, options, normForwardOptionNames);
   return options.residual;
 }
 
 export type NormName = "layerNorm" | "rmsNorm";
 const defaultEps: Readonly<Record<NormName, number>> = { layerNorm: 1e-5, rmsNorm: 1e-6 };
 
-/** With a mean for layerNorm, and a sum where there is a residual. */
+/** With a mean for layerNorm, and a sum where there is a residual. The names of the options were checked. */
 export function normForward(
   name: NormName,
   x: Tensor,
@@ -139,7 +142,6 @@ export function normForward(
     handleOf(weight, `${name}: weight`),
     bias === null ? null : handleOf(bias, `${name}: bias`),
   ] as const;
-  checkOptions(name, options);
   const { eps = defaultEps[name] } = options;
   if (typeof eps !== "number") throw wrongKind(`${name}: eps`, "a number", eps);
   const results: RmsNormResult & { mean?: Tensor } = {

@@ -1,7 +1,14 @@
 // Norms of rows, alone and with the residual connection that stands before them in a transformer's layer.
+import { checkOptions } from "../errors.ts";
 import { record } from "../tape.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
-import { type NormName, type NormOptions, normBackward, normForward } from "./norm-passes.ts";
+import {
+  type NormName,
+  type NormOptions,
+  normBackward,
+  normForward,
+  normOptionNames,
+} from "./norm-passes.ts";
 import { withDenseRows } from "./rows.ts";
 
 /** What a norm with a residual connection gives. */
@@ -101,7 +108,10 @@ function recordedNorm(
   bias: Tensor | null,
   options: NormOptions,
 ): { out: Tensor; sum?: Tensor } {
-  const { out, sum, mean, reciprocalDeviation } = normForward(name, x, residual, weight, bias, options);
+  checkOptions(name, options, normOptionNames);
+  const { out, sum, ...statistics } = normForward(name, x, residual, weight, bias, options);
+  using mean = statistics.mean;
+  using reciprocalDeviation = statistics.reciprocalDeviation;
   const inputs = [x, ...(residual ? [residual] : []), weight, ...(bias ? [bias] : [])];
   record(name, sum ? [out, sum] : [out], inputs, (save) => {
     const saved = {
@@ -116,7 +126,5 @@ function recordedNorm(
       return [dx, ...(residual ? [dx] : []), dweight, ...(dbias ? [dbias] : [])];
     };
   });
-  mean?.dispose();
-  reciprocalDeviation.dispose();
   return { out, ...(sum && { sum }) };
 }

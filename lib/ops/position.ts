@@ -1,6 +1,7 @@
 // Rotary position embedding: which angles, and their way to the addon.
-import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
+import { flatPieces } from "../pieces.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { referenceTo } from "../view.ts";
@@ -42,6 +43,16 @@ export interface RotaryFrequencyOptions {
   scaling?: RotaryScaling;
 }
 
+const frequencyOptionNames: OptionNames<RotaryFrequencyOptions> = { base: true, scaling: true };
+const scalingOptionNames: OptionNames<RotaryScaling> = {
+  type: true,
+  factor: true,
+  originalLength: true,
+  betaFast: true,
+  betaSlow: true,
+  attentionFactor: true,
+};
+
 /** How a rotary embedding turns, and where the rows stand. */
 export interface RotaryOptions extends RotaryFrequencyOptions {
   /** Pairs are (0, 1), (2, 3) and so on. Default, false: (0, R/2), (1, R/2 + 1) and so on. */
@@ -56,6 +67,14 @@ export interface RotaryOptions extends RotaryFrequencyOptions {
    */
   positions?: readonly Piece[] | Tensor;
 }
+
+const rotaryOptionNames: OptionNames<RotaryOptions> = {
+  ...frequencyOptionNames,
+  interleaved: true,
+  rotaryDim: true,
+  offset: true,
+  positions: true,
+};
 
 /**
  * Rotary position embedding (Su et al., "RoFormer", 2021): pair i of a row at position p turns by the angle p f_i.
@@ -120,7 +139,11 @@ export function rotaryEmbeddingBackward(dy: Tensor, options: RotaryOptions = {})
  * rotaryFrequencies(4, { base: 100 }); // [1, 0.1]
  */
 export function rotaryFrequencies(rotaryDim: number, options: RotaryFrequencyOptions = {}): Float64Array {
-  checkOptions("rotaryFrequencies", options);
+  checkOptions("rotaryFrequencies", options, frequencyOptionNames);
+  return frequenciesOf(rotaryDim, options);
+}
+
+function frequenciesOf(rotaryDim: number, { base = 10_000, scaling }: RotaryFrequencyOptions): Float64Array {
   if (!Number.isSafeInteger(rotaryDim) || rotaryDim < 0 || rotaryDim % 2 !== 0) {
     throw failure("ERR_OPTION", `rotaryEmbedding: rotaryDim is ${shown(rotaryDim)}, expected an even number`);
   }
@@ -130,12 +153,11 @@ export function rotaryFrequencies(rotaryDim: number, options: RotaryFrequencyOpt
       `rotaryEmbedding: rotaryDim is ${rotaryDim}, expected at most ${mostRotaryDim}`,
     );
   }
-  const { base = 10_000, scaling } = options;
   positive("base", base);
   const powers = (of: number) =>
     Float64Array.from({ length: rotaryDim / 2 }, (_, i) => of ** ((-2 * i) / rotaryDim));
   if (scaling === undefined) return powers(base);
-  checkOptions("rotaryEmbedding: scaling", scaling);
+  checkOptions("rotaryEmbedding: scaling", scaling, scalingOptionNames);
   const { type, factor } = scaling;
   positive("scaling.factor", factor);
   switch (type) {
@@ -171,12 +193,12 @@ export function rotaryFrequencies(rotaryDim: number, options: RotaryFrequencyOpt
 
 function rotated(x: Tensor, options: RotaryOptions, isInverse: boolean, place?: Tensor): Tensor {
   const handle = handleOf(x, "rotaryEmbedding: x");
-  checkOptions("rotaryEmbedding", options);
+  checkOptions("rotaryEmbedding", options, rotaryOptionNames);
   const { interleaved = false, rotaryDim = x.shape.at(-1) ?? 0, scaling, positions } = options;
   if (typeof interleaved !== "boolean") {
     throw wrongKind("rotaryEmbedding: interleaved", "a boolean", interleaved);
   }
-  const frequencies = rotaryFrequencies(rotaryDim, options);
+  const frequencies = frequenciesOf(rotaryDim, options);
   const rows = x.shape.at(-3) ?? 0;
   const tensor = positions instanceof Tensor ? handleOf(positions, "rotaryEmbedding: positions") : null;
   const pieces = positionPieces(options, rows);
@@ -216,14 +238,7 @@ function positionPieces({ offset, positions }: RotaryOptions, rows: number): rea
   if (!Array.isArray(positions)) {
     throw wrongKind("rotaryEmbedding: positions", "a Tensor or an array of { start, length }", positions);
   }
-  const flat = (positions as readonly Partial<Piece>[]).flatMap((piece) => [piece?.start, piece?.length]);
-  if (!flat.every(Number.isSafeInteger)) {
-    throw failure(
-      "ERR_OPTION",
-      "rotaryEmbedding: positions holds a piece that is not { start, length } in integers",
-    );
-  }
-  return flat as readonly number[];
+  return flatPieces("rotaryEmbedding: positions", positions);
 }
 
 function positive(name: string, value: number): void {

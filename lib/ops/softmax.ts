@@ -1,4 +1,4 @@
-import { checkOptions, wrongKind } from "../errors.ts";
+import { checkOptions, type OptionNames, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
@@ -18,6 +18,8 @@ export interface SoftmaxOptions {
   causal?: boolean;
 }
 
+const softmaxOptionNames: OptionNames<SoftmaxOptions> = { scale: true, mask: true, causal: true };
+
 /**
  * Softmax of each row, scaled and masked in the same pass (as Megatron-LM's fused kernels). Differentiable on a `Tape`,
  * in x. A row of which nothing counts gives zeros.
@@ -36,7 +38,7 @@ export interface SoftmaxOptions {
  */
 export function softmax(x: Tensor, options: SoftmaxOptions = {}): Tensor {
   const input = handleOf(x, "softmax: x");
-  checkOptions("softmax", options);
+  checkOptions("softmax", options, softmaxOptionNames);
   const { mask, causal = false } = options;
   if (typeof causal !== "boolean") throw wrongKind("softmax: causal", "a boolean", causal);
   const scale = checkedScale(options);
@@ -71,7 +73,8 @@ export function softmaxBackward(
   }
   const { out, dout } = tensors;
   const inputs = [handleOf(out, "softmax: out"), handleOf(dout, "softmax: dout")] as const;
-  checkOptions("softmaxBackward", options);
+  // All of the forward pass's: what a mask left out is 0 in the output.
+  checkOptions("softmaxBackward", options, softmaxOptionNames);
   const scale = checkedScale(options);
   const dx = emptyLike(out);
   return queued([dx], () => {

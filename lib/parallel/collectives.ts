@@ -1,5 +1,6 @@
 // What ranks do together, made of exchanges and of sums in the order of the ranks.
-import { failure, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkOutDtype } from "../ops/matmul.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { copyInto } from "./key-values.ts";
 import type { Link } from "./link.ts";
@@ -13,6 +14,11 @@ const fewElements = 1 << 14;
 export interface SumOptions {
   /** Leaves the sum unrounded. */
   outDtype?: "float32";
+}
+
+function checkSum(what: string, options: SumOptions): void {
+  checkOptions(what, options, { outDtype: true });
+  checkOutDtype(what, options.outDtype);
 }
 
 export function allGather(link: Link, x: Tensor, counts: readonly number[] | undefined): Pending<Tensor> {
@@ -43,6 +49,7 @@ export function reduceScatter(
   counts: readonly number[] | undefined,
   options: SumOptions,
 ): Pending<Tensor> {
+  checkSum("reduceScatter", options);
   const rows = rowsOf("reduceScatter", x);
   if (counts === undefined && rows % link.size !== 0)
     throw failure(
@@ -73,6 +80,7 @@ export function reduceScatter(
 }
 
 export function allReduce(link: Link, x: Tensor, options: SumOptions): Pending<Tensor> {
+  checkSum("allReduce", options);
   handleOf(x, "allReduce: x");
   const source = untracked(x);
   const out = link.empty(x.shape, x, options.outDtype);

@@ -1,7 +1,7 @@
 // Attention over a sequence that ranks share, as the layer's step: forward, and its backward pass.
 import { failure } from "../errors.ts";
 import { attentionBackward, attentionForward } from "../ops/attention.ts";
-import type { KeepAttention } from "../ops/attention-options.ts";
+import { type KeepAttention, nativeOptions } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
@@ -9,7 +9,7 @@ import type { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
 import { alias } from "../view.ts";
 import { checkRows } from "./rows.ts";
-import type { ShardedAttentionOptions } from "./strategy.ts";
+import { checkAttend, type ShardedAttentionOptions } from "./strategy.ts";
 
 /** What attention gives, and how its gradients are made of what it leaves for that. */
 export interface Attended {
@@ -71,6 +71,7 @@ export function attend(
   options: ShardedAttentionOptions = {},
   keep: KeepAttention = (forward) => forward(),
 ): Tensor {
+  checkAttend(options, keep);
   // Here, since what does not fit would be known to the other ranks alone, and end the group.
   for (const [name, x] of Object.entries({ q, k, v })) {
     checkRows(`attend: ${name}`, x, 1, rows, "those of the strategy's inner shard");
@@ -79,16 +80,22 @@ export function attend(
     }
   }
   checkLike(q, k, v);
-  const untracked = [alias(q), alias(k), alias(v)] as const;
-  const { out, saved, backward } = Scope.run(() => core(...untracked, options, keep));
-  record("attention", [out], [q, k, v], (save) => {
-    const kept = saved.map(save);
-    const { alibiSlopes } = options;
-    const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
-    return ([dout]) => Scope.run(() => backward(kept, dout, given, false));
-  });
-  for (const tensor of [...saved, ...untracked]) if (tensor !== out) tensor.dispose();
-  return out;
+  // A ring's plan is made of them before any attention is called.
+  nativeOptions(q, options);
+  const owned: Tensor[] = [alias(q), alias(k), alias(v)];
+  try {
+    const [ownQ, ownK, ownV] = owned as [Tensor, Tensor, Tensor];
+    const { out, saved, backward } = Scope.run(() => core(ownQ, ownK, ownV, options, keep));
+    owned.push(...saved.filter((tensor) => tensor !== out));
+    return record("attention", [out], [q, k, v], (save) => {
+      const kept = saved.map(save);
+      const { alibiSlopes } = options;
+      const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
+      return ([dout]) => Scope.run(() => backward(kept, dout, given, false));
+    });
+  } finally {
+    for (const tensor of owned) tensor.dispose();
+  }
 }
 
 function checkLike(q: Tensor, k: Tensor, v: Tensor): void {

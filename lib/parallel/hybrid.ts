@@ -1,11 +1,11 @@
 // Ulysses within, ring across (USP; Fang and Zhao, 2024): neighbouring ranks, which are near each other, divide the
 // heads; their groups divide the sequence.
-import { failure, shown } from "../errors.ts";
+import { checkOptions, failure, shown } from "../errors.ts";
 import type { Communicator } from "./communicator.ts";
 import { attend } from "./core.ts";
 import { ringAttention } from "./ring.ts";
 import { SequenceShard } from "./shard.ts";
-import { replicated, type Strategy } from "./strategy.ts";
+import { checkCommunicator, replicated, type Strategy } from "./strategy.ts";
 import { ulyssesAttention } from "./ulysses.ts";
 
 /** How many ranks divide the heads among them. */
@@ -25,6 +25,8 @@ export interface HybridOptions {
  * ranks.map((all) => hybrid(all, 16, { ulysses: 2 }).shard.positions().join())[1]; // "12,13,14,15"
  */
 export function hybrid(communicator: Communicator, length: number, options: HybridOptions): Strategy {
+  checkCommunicator("hybrid", communicator);
+  checkOptions("hybrid", options, { ulysses: true });
   const { rank, size } = communicator;
   const { ulysses: width } = options;
   if (!Number.isSafeInteger(width) || width < 1 || size % width !== 0) {

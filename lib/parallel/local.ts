@@ -13,7 +13,13 @@ export interface LocalOptions {
 export type LocalPlace = { name: string; rank: number; size: number; device: Device } & LocalOptions;
 
 export function joinLocal(place: LocalPlace): { handle: CommunicatorHandle; device: Device } {
-  checkOptions("Communicator.join", place);
+  checkOptions("Communicator.join", place, {
+    name: true,
+    rank: true,
+    size: true,
+    device: true,
+    timeoutMs: true,
+  });
   const { name, rank, size } = place;
   if (typeof name !== "string") throw wrongKind("Communicator.join: name", "a string", name);
   for (const [what, value] of [
@@ -24,13 +30,22 @@ export function joinLocal(place: LocalPlace): { handle: CommunicatorHandle; devi
       throw failure("ERR_OPTION", `Communicator.join: ${what} is ${shown(value)}, expected an integer`);
   }
   const device = deviceOrDefault("Communicator.join", place.device);
-  const handle = native.communicatorJoinLocal(name, rank, size, handleOfDevice(device), timeoutOf(place));
+  const handle = native.communicatorJoinLocal(
+    name,
+    rank,
+    size,
+    handleOfDevice(device),
+    checkedTimeout(place),
+  );
   return { handle, device };
 }
 
 export function timeoutOf(options: LocalOptions): number {
-  checkOptions("Communicator", options);
-  const { timeoutMs = 600_000 } = options;
+  checkOptions("Communicator.local", options, { timeoutMs: true });
+  return checkedTimeout(options);
+}
+
+function checkedTimeout({ timeoutMs = 600_000 }: LocalOptions): number {
   if (typeof timeoutMs !== "number" || !(timeoutMs > 0) || timeoutMs > 2 ** 40)
     throw failure("ERR_OPTION", `Communicator: timeoutMs is ${shown(timeoutMs)}, expected a number above 0`);
   return timeoutMs;

@@ -1,7 +1,7 @@
 // Tensor and sequence parallelism (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
 // 2022): a rank has some heads and feed-forward columns of all rows within attention and the MLP, and all columns of its
 // own rows between them.
-import { failure } from "../errors.ts";
+import { checkOptions, failure } from "../errors.ts";
 import {
   activateInto,
   checkActivated,
@@ -11,10 +11,9 @@ import {
   roomFor,
   widest,
 } from "../ops/activated.ts";
-import type { ActivatedLinearOptions } from "../ops/activated-linear.ts";
+import { type ActivatedLinearOptions, activatedLinearOptionNames } from "../ops/activated-linear.ts";
 import type { Activation } from "../ops/activation.ts";
-import { keptAttention } from "../ops/attention.ts";
-import type { LinearOptions } from "../ops/linear.ts";
+import { type LinearOptions, linearOptionNames } from "../ops/linear.ts";
 import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
@@ -36,7 +35,7 @@ import {
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
-import type { Strategy } from "./strategy.ts";
+import { attendHere, checkCommunicator, type Strategy } from "./strategy.ts";
 
 /**
  * Column-parallel products behind a gather of the sequence, row-parallel ones before its reduce-scatter. Each product
@@ -49,6 +48,7 @@ import type { Strategy } from "./strategy.ts";
  * layers.map(({ shard }) => shard.size); // [2, 3]
  */
 export function megatron(communicator: Communicator, length: number): Strategy {
+  checkCommunicator("megatron", communicator);
   const { rank, size } = communicator;
   const shard = SequenceShard.contiguous(length, size, rank);
   const counts = Array.from({ length: size }, (_, peer) => shard.of(peer).size);
@@ -60,7 +60,10 @@ export function megatron(communicator: Communicator, length: number): Strategy {
     columns: (count) => portionOf(count, size, rank),
     enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
     leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
-    attend: (q, k, v, options, keep) => (q.shape.at(-2) === 0 ? q : keptAttention(q, k, v, options, keep)),
+    attend: (q, ...others) => {
+      handleOf(q, "attend: q");
+      return q.shape.at(-2) === 0 ? q : attendHere(q, ...others);
+    },
     sum: (x) => communicator.allReduce(x).wait(),
   };
 }
@@ -74,6 +77,7 @@ function enter(
   bias: Tensor | undefined,
   options: LinearOptions = {},
 ): Tensor {
+  checkOptions("megatron.enter", options, linearOptionNames);
   checkProduct("enter", x, weight, counts[communicator.rank] ?? 0);
   const y = Scope.run(() => {
     const out = emptyProduct(x, sum(counts), weight, options);
@@ -107,8 +111,10 @@ function leave(
   x: Tensor,
   weight: Tensor,
   bias: Tensor | undefined,
-  { activation, ...options }: ActivatedLinearOptions = {},
+  given: ActivatedLinearOptions = {},
 ): Tensor {
+  checkOptions("megatron.leave", given, activatedLinearOptionNames);
+  const { activation, ...options } = given;
   const { rank } = communicator;
   checkProduct("leave", x, weight, sum(counts), activation);
   const own = x.isContiguous ? x : x.contiguous();

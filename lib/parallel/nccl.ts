@@ -1,9 +1,9 @@
 // A rank among others over NCCL: how they meet, and how each hears of what becomes of the others.
 import { Device, deviceOrDefault, handleOfDevice } from "../device.ts";
-import { checkOptions, failure, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, wrongKind } from "../errors.ts";
 import { type Liveness, LivenessMember, LivenessRoot, type News } from "../launch/liveness.ts";
 import { rankFromEnvironment } from "../launch/rank.ts";
-import { addressOf, type ExchangeOptions, meet, place } from "../launch/rendezvous.ts";
+import { addressOf, type ExchangeOptions, exchangeOptionNames, meet, place } from "../launch/rendezvous.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
 
 const operation = "Communicator.nccl";
@@ -23,6 +23,12 @@ export interface NcclOptions extends ExchangeOptions {
    */
   multicast?: boolean;
 }
+
+const optionNames: OptionNames<NcclOptions> = {
+  ...exchangeOptionNames,
+  device: true,
+  multicast: true,
+};
 
 /** What a communicator is made of. */
 export interface NcclMember {
@@ -48,7 +54,7 @@ interface Card {
 const lookMs = 200;
 
 export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
-  checkOptions(operation, options);
+  checkOptions(operation, options, optionNames);
   const device = deviceOf(options);
   const { timeoutMs = 600_000, multicast = false } = options;
   if (typeof multicast !== "boolean") throw wrongKind(`${operation}: multicast`, "a boolean", multicast);

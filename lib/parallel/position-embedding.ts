@@ -2,13 +2,14 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
-import { handleOf, Tensor, type TensorOptions } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import type { TensorOptions } from "../tensor-options.ts";
 import { referenceTo } from "../view.ts";
-import { Communicator } from "./communicator.ts";
+import type { Communicator } from "./communicator.ts";
 import { portionOf } from "./heads.ts";
 import { type PositionRowsOptions, partitionedRows } from "./position-rows.ts";
 import { SequenceShard } from "./shard.ts";
-import type { Range, Strategy } from "./strategy.ts";
+import { checkCommunicator, type Range, type Strategy } from "./strategy.ts";
 
 /**
  * A table of learned positions [S, h] of which each rank holds S / ranks rows, with their gradients and what an optimizer
@@ -48,7 +49,7 @@ export class PartitionedPositionEmbedding implements Disposable {
     shape: readonly [positions: number, hidden: number],
     options: Omit<TensorOptions, "device"> & { seed?: number; std?: number } = {},
   ) {
-    checkOptions(name, options);
+    checkOptions(name, options, { dtype: true, seed: true, std: true });
     checkCommunicator(name, communicator);
     this.communicator = communicator;
     this.shape = checkedShape(shape);
@@ -85,7 +86,7 @@ export class PartitionedPositionEmbedding implements Disposable {
     whole: Tensor,
     options: Pick<TensorOptions, "dtype"> = {},
   ): PartitionedPositionEmbedding {
-    checkOptions(`${name}.from`, options);
+    checkOptions(`${name}.from`, options, { dtype: true });
     handleOf(whole, `${name}.from: whole`);
     const { shape, dtype } = whole;
     const made = new PartitionedPositionEmbedding(communicator, shape as readonly [number, number], {
@@ -225,11 +226,6 @@ export function partitionPositions(strategy: Strategy, communicator: Communicato
         }),
     },
   };
-}
-
-function checkCommunicator(what: string, communicator: Communicator): void {
-  if (!(communicator instanceof Communicator))
-    throw wrongKind(`${what}: communicator`, "a Communicator", communicator);
 }
 
 const name = "PartitionedPositionEmbedding";

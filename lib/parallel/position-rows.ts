@@ -30,11 +30,13 @@ export function partitionedRows(
   positionsOf: (rank: number) => Int32Array,
   options: PositionRowsOptions,
 ): Tensor {
-  checkOptions(what, options);
+  checkOptions(what, options, { dtable: true, batch: true });
   const { batch, dtable } = options;
   handleOf(table, `${what}: the table`);
   if (typeof positionsOf !== "function")
     throw wrongKind(`${what}: positionsOf`, "a function of the rank", positionsOf);
+  if (!Number.isSafeInteger(positions) || positions < 0)
+    throw failure("ERR_OPTION", `${what}: count is ${shown(positions)}, expected an integer of 0 or more`);
   if (batch !== undefined && (!Number.isInteger(batch) || batch < 0))
     throw failure("ERR_OPTION", `${what}: batch is ${shown(batch)}, expected an integer of 0 or more`);
   if (dtable !== undefined) checkGradientSum(what, "dtable", dtable, table);

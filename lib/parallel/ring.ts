@@ -19,7 +19,7 @@ import { ringKeys } from "./ring-keys.ts";
 import { isAmong, type RingParts, ringParts } from "./ring-parts.ts";
 import { keptByRule, type Meeting, optionsAt, type RingStep, type Rows } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
-import { replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
+import { checkCommunicator, replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
 /**
  * Each rank has a stretch of the sequence. Under causal order the last ranks have most of the work: see `zigzag`. Keys
@@ -36,7 +36,7 @@ import { replicated, type ShardedAttentionOptions, type Strategy } from "./strat
  * outs.map(({ shape }) => shape[1]); // [8, 8]
  */
 export function ring(communicator: Communicator, length: number): Strategy {
-  return ringOf("ring", communicator, SequenceShard.contiguous(length, communicator.size, communicator.rank));
+  return ringOf("ring", SequenceShard.contiguous, communicator, length);
 }
 
 /**
@@ -49,10 +49,17 @@ export function ring(communicator: Communicator, length: number): Strategy {
  * first && zigzag(first, 16).shard.pieces; // [{"start":0,"length":4},{"start":12,"length":4}]
  */
 export function zigzag(communicator: Communicator, length: number): Strategy {
-  return ringOf("zigzag", communicator, SequenceShard.zigzag(length, communicator.size, communicator.rank));
+  return ringOf("zigzag", SequenceShard.zigzag, communicator, length);
 }
 
-function ringOf(name: "ring" | "zigzag", communicator: Communicator, shard: SequenceShard): Strategy {
+function ringOf(
+  name: "ring" | "zigzag",
+  shardOf: typeof SequenceShard.contiguous,
+  communicator: Communicator,
+  length: number,
+): Strategy {
+  checkCommunicator(name, communicator);
+  const shard = shardOf(length, communicator.size, communicator.rank);
   const pieces = Array.from({ length: communicator.size }, (_, rank) => shard.of(rank).pieces);
   const core = ringAttention(communicator, pieces);
   return {

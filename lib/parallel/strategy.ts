@@ -1,11 +1,12 @@
 // How a layer is split over ranks: a few moves around a layer that is written once.
-
+import { checkOptions, type OptionNames, wrongKind } from "../errors.ts";
 import { type ActivatedLinearOptions, activatedLinear } from "../ops/activated-linear.ts";
 import { keptAttention } from "../ops/attention.ts";
-import type { AttentionOptions, KeepAttention } from "../ops/attention-options.ts";
+import { type AttentionOptions, attentionOptionNames, type KeepAttention } from "../ops/attention-options.ts";
 import type { EmbeddingOptions } from "../ops/embedding.ts";
 import { type LinearOptions, linear } from "../ops/linear.ts";
 import type { Tensor } from "../tensor.ts";
+import { Communicator } from "./communicator.ts";
 import { SequenceShard } from "./shard.ts";
 
 /** From `begin` to before `end`. */
@@ -19,6 +20,9 @@ export type ShardedAttentionOptions = Omit<
   AttentionOptions,
   "queryPositions" | "keyPositions" | "outDtype" | "cuSeqlensKeys"
 >;
+
+const { queryPositions, keyPositions, outDtype, cuSeqlensKeys, ...names } = attentionOptionNames;
+export const shardedAttentionOptionNames: OptionNames<ShardedAttentionOptions> = names;
 
 /**
  * What a layer asks of the ranks that share its sequence. On every rank the same calls are made in the same order.
@@ -84,8 +88,24 @@ export function serial(length: number): Strategy {
   return {
     name: "serial",
     ...replicated(whole, (x) => x),
-    attend: keptAttention,
+    attend: attendHere,
   };
+}
+
+/** Attention of a rank that has all rows of the heads it is given. */
+export const attendHere: Strategy["attend"] = (q, k, v, options = {}, keep = (forward) => forward()) => {
+  checkAttend(options, keep);
+  return keptAttention(q, k, v, options, keep);
+};
+
+export function checkAttend(options: ShardedAttentionOptions, keep: KeepAttention): void {
+  checkOptions("attend", options, shardedAttentionOptionNames);
+  if (typeof keep !== "function") throw wrongKind("attend: keep", "a function", keep);
+}
+
+export function checkCommunicator(what: string, communicator: Communicator): void {
+  if (!(communicator instanceof Communicator))
+    throw wrongKind(`${what}: communicator`, "a Communicator", communicator);
 }
 
 /** Of the strategies that leave the products alone: each rank holds all weights, and its rows. */

@@ -92,7 +92,7 @@ function checkInt32s(what: string, values: Int32Array): void {
 }
 
 function checkedOptions(options: LabelOptions): { batch: number; ignoreIndex: number } & LabelOptions {
-  checkOptions("SequenceShard.labels", options);
+  checkOptions("SequenceShard.labels", options, { batch: true, cuSeqlens: true, ignoreIndex: true });
   const { batch = 1, ignoreIndex = -100 } = options;
   for (const [name, value] of Object.entries({ batch, ignoreIndex })) {
     if (typeof value !== "number") throw wrongKind(`SequenceShard.labels: ${name}`, "an integer", value);

@@ -17,7 +17,13 @@ import { chunksOf, divideHeads, type HeadRange } from "./heads.ts";
 import type { Pending } from "./pending.ts";
 import { release, sum } from "./portions.ts";
 import { SequenceShard } from "./shard.ts";
-import { type Range, replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
+import {
+  checkCommunicator,
+  type Range,
+  replicated,
+  type ShardedAttentionOptions,
+  type Strategy,
+} from "./strategy.ts";
 
 /** Most chunks of a rank's heads: with so many, a fourth of the way is left that no attention hides. */
 const mostChunks = 4;
@@ -53,7 +59,8 @@ export interface UlyssesOptions {
  * outs.map(({ shape }) => shape[1]); // [4, 5]
  */
 export function ulysses(communicator: Communicator, length: number, options: UlyssesOptions = {}): Strategy {
-  checkOptions("ulysses", options);
+  checkCommunicator("ulysses", communicator);
+  checkOptions("ulysses", options, { chunks: true });
   const { chunks } = options;
   if (chunks !== undefined && (!Number.isSafeInteger(chunks) || chunks < 1))
     throw failure("ERR_OPTION", `ulysses: chunks is ${shown(chunks)}, expected an integer of 1 or more`);

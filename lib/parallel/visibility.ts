@@ -1,6 +1,6 @@
 // What the queries of one shard see of the keys of another, by position: without looking at single rows.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
-import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
+import { type AttentionOptions, isWindowSide, type Piece } from "../ops/attention-options.ts";
 import { checkedPieces } from "../pieces.ts";
 import { type Boundaries, checkedBoundaries, documentAt } from "./documents.ts";
 
@@ -77,15 +77,15 @@ function resolved(
   keys: readonly Piece[],
   options: VisibilityOptions,
 ): { distances: Distances; overlaps: Iterable<Overlap> } {
-  checkOptions(what, options);
+  checkOptions(what, options, { causal: true, window: true, cuSeqlens: true });
   const { causal = false, window = [-1, -1], cuSeqlens } = options;
   if (typeof causal !== "boolean") throw wrongKind(`${what}: causal`, "a boolean", causal);
   if (!Array.isArray(window)) throw wrongKind(`${what}: window`, "[left, right]", window);
   const [left, right] = window as unknown[];
-  if (window.length !== 2 || !isSide(left) || !isSide(right)) {
+  if (window.length !== 2 || !isWindowSide(left) || !isWindowSide(right)) {
     throw failure(
       "ERR_OPTION",
-      `${what}: window is ${shown(window)}, expected two integers of 0 or more, or -1 for unbounded`,
+      `${what}: window is ${shown(window)}, expected two integers of 0 to 2^31 - 1, or -1 for unbounded`,
     );
   }
   const distances = {
@@ -103,11 +103,6 @@ function resolved(
   const boundaries =
     cuSeqlens === undefined ? [0, last] : checkedBoundaries(`${what}: cuSeqlens`, cuSeqlens, last);
   return { distances, overlaps: overlapsOf(given.queries, given.keys, boundaries) };
-}
-
-/** As attention takes it. */
-function isSide(side: unknown): side is number {
-  return typeof side === "number" && Number.isInteger(side) && side >= -1 && side < 2 ** 31;
 }
 
 /** Of two pieces that do not overlap, at most one document has a part of both. */

@@ -2,6 +2,7 @@
 import { attention, attentionKernels, Device, Tensor } from "longseq";
 import t from "tap";
 import { implementations, kind } from "../support/devices.ts";
+import { refuses } from "../support/refusals.ts";
 
 const [own] = implementations;
 
@@ -29,5 +30,23 @@ t.test("what is not there is refused", (t) => {
   t.throws(() => attention(q, q, q, { implementation: absent }), { code: "ERR_OPTION", message });
   t.throws(() => attentionKernels({ dtype: "int8" as "int32" }), { code: "ERR_DTYPE" });
   q.dispose();
+  refuses(t, [
+    [
+      () => attentionKernels(null as never),
+      "ERR_OPTION",
+      "attentionKernels: options is null, expected an object",
+    ],
+    [
+      () => attentionKernels({ device: "cpu" as never }),
+      "ERR_OPTION",
+      "attentionKernels: device is string, expected a Device",
+    ],
+    [() => attentionKernels({ device: null as never }), "ERR_OPTION", /device is null, expected a Device/],
+    [
+      () => attentionKernels({ implementation: 1 as never }),
+      "ERR_OPTION",
+      /implementation is number, expected/,
+    ],
+  ]);
   t.end();
 });

@@ -39,8 +39,10 @@ t.test("options", async (t) => {
     [
       withOptions({ window: [-2, 0] }),
       "ERR_OPTION",
-      /window has -2, expected 0 or more, or -1 for unbounded/,
+      /window is \[-2, 0\], expected two integers of 0 to 2\^31 - 1, or -1 for unbounded/,
     ],
+    [withOptions({ window: [2 ** 31, 0] }), "ERR_OPTION", /window is \[2147483648, 0\], expected two/],
+    [withOptions({ window: [0, Number.POSITIVE_INFINITY] }), "ERR_OPTION", /window is \[0, Infinity\]/],
     [
       withOptions({ alibiSlopes: Tensor.zeros([3]) }),
       "ERR_SHAPE",

@@ -69,6 +69,8 @@ t.test("suggestions only where near", async (t) => {
   t.equal(suggestion("verfy", ["bench", "verify"]), "; did you mean verify?");
   t.equal(suggestion("zzz", ["bench", "verify"]), "");
   t.equal(suggestion("x", []), "");
+  t.equal(suggestion("A_LONG_NAXY", ["A_LONG_NAME"]), "; did you mean A_LONG_NAME?");
+  t.equal(suggestion("A_LONG_NAXY", ["A_LONG_NAME"], "A_LONG_"), "");
 });
 
 t.test("help lists every option and stays within 100 columns", async (t) => {

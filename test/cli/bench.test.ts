@@ -1,5 +1,9 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import t from "tap";
 import { parseArguments } from "../../lib/cli/arguments.ts";
 import type { Contender } from "../../lib/cli/bench/contender.ts";
@@ -16,7 +20,7 @@ import {
 import { benchSettings } from "../../lib/cli/bench/settings.ts";
 import type { Measurement } from "../../lib/cli/bench/sweep.ts";
 import { alone } from "../../lib/cli/world.ts";
-import { interrupted, jsonLines, longseq } from "../support/command-line.ts";
+import { entry, interrupted, jsonLines, longseq } from "../support/command-line.ts";
 import { implementationsOf, kind } from "../support/devices.ts";
 import { standInPeer } from "../support/peer.ts";
 
@@ -278,7 +282,14 @@ t.test("what is asked wrongly is refused", async (t) => {
     [["--seconds", "1e3"], /--seconds is "1e3"/],
     [["--seq-len", "10q"], /sequence length "10q"/],
     [["--report", "x.pdf"], /ends in .html, .svg, .md/],
-    [["--report", "no/such/folder/x.svg"], /there is no folder/],
+    ...["--implementation=cpu", "--kv-heads=1", "--causal", "--no-causal", "--window=8", "--mask=blocks"].map(
+      (option): [string[], RegExp] => [
+        ["--what", "add", option],
+        new RegExp(`^${option.split("=")[0]} goes with attention, a layer or gpt, not with add$`),
+      ],
+    ),
+    [["--what", "linear", "--deterministic"], /--deterministic goes with attention, a layer or gpt/],
+    [["--width", "64"], /--width goes with an operation by rows, not with attention/],
     [["--peer", "jax"], /--peer is "jax", expected torch/],
   ];
   for (const [args, message] of wrong) {
@@ -314,6 +325,42 @@ t.test("Ctrl-C stops with what was measured", async (t) => {
   t.match(stdout, /64 +backward[\s\S]*Interrupted/);
   t.match(await readFile(report, "utf8"), /\| 64 \| backward/);
   t.ok(ms < 30_000, "without waiting for the run of 4m");
+});
+
+t.test("Ctrl-C stops an operation too, with what was measured and no figures that are none", async (t) => {
+  const args = ["bench", "--what", "copy", "--seconds", "0"];
+  const { code, stdout, ms } = await interrupted(
+    [...args, "--seq-len", "64,4m", "--width", "1024"],
+    /64 +forward/,
+  );
+  t.equal(code, 130);
+  t.match(stdout, /64 +forward[\s\S]*\nInterrupted: this is what was measured\.\n$/);
+  t.ok(ms < 30_000);
+  // The first thing that takes time is what a copy reaches, once files are open.
+  const json = join(folder, "interrupted.jsonl");
+  const child = spawn(process.execPath, [entry, ...args, "--seq-len", "64", "--json", json], {
+    env: { ...process.env, NODE_OPTIONS: "" },
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let text = "";
+  child.stdout.on("data", (chunk) => {
+    text += chunk;
+  });
+  while (!existsSync(json)) await sleep(5);
+  await sleep(100);
+  child.kill("SIGINT");
+  t.strictSame(await once(child, "close"), [130, null]);
+  t.equal(text, "\nInterrupted before anything was measured.\n");
+});
+
+t.test("an operation on a machine that has no memory for the copy", async (t) => {
+  const { code, stdout, stderr } = await longseq(
+    ["bench", "--what", "add", "--seconds", "0", "--seq-len", "64", "--width", "64"],
+    { LONGSEQ_MEMORY_LIMIT: kind === "cuda" ? "300m" : "4m" },
+  );
+  t.equal(code, 0, stderr);
+  t.match(stdout, /; a copy has no memory\n\n[\s\S]*64 +forward +\d/);
+  t.notMatch(stdout, "NaN");
 });
 
 t.test("a peer runs in turn with ours, and what it cannot is said", async (t) => {
@@ -355,6 +402,7 @@ t.test("without the peer our own figures are still there", async (t) => {
   for (const [python, message] of [
     ["no-such-python", /no peer: no-such-python: .*ENOENT/],
     ["false", /no peer: false: it ended without a word/],
+    ["echo", /no peer: echo: it answered ".*peer_torch.py", expected what bench\/peer_torch.py does\n/],
   ] as const) {
     const { code, stdout, stderr } = await longseq(args, { LONGSEQ_PYTHON: python });
     t.equal(code, 0);

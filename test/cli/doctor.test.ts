@@ -27,6 +27,50 @@ t.test("as JSON", async (t) => {
   t.match(line, { schedulers: [{ name: "Slurm", variables: { SLURM_JOB_ID: "17" } }] });
 });
 
+t.test("the variables that are set", async (t) => {
+  const environment = {
+    LONGSEQ_THRAEDS: "1",
+    LONGSEQ_TOKEN: "a secret",
+    LONGSEQ_MASK_BUDGET: "4 GiB",
+    LONGSEQ_CUDA: "0",
+  };
+  const { stdout } = await longseq(["doctor"], environment);
+  t.match(stdout, /\n {2}LONGSEQ_CUDA +0\n +read when the addon is compiled/);
+  t.match(stdout, /\n {2}LONGSEQ_MASK_BUDGET +"4 GiB"\n/);
+  t.match(stdout, /\n {2}LONGSEQ_THRAEDS +1\n +unknown to longseq; did you mean LONGSEQ_THREADS\?\n/);
+  t.match(stdout, /\n {2}LONGSEQ_TOKEN +\(hidden\)\n/);
+  t.notMatch(stdout, "a secret");
+  const json = await longseq(["doctor", "--json", "-"], environment);
+  const [line] = jsonLines<{ environment: { name: string }[] }>(json.stdout);
+  t.strictSame(
+    line?.environment.filter(({ name }) => name in environment),
+    [
+      { name: "LONGSEQ_CUDA", value: "0", known: true },
+      { name: "LONGSEQ_MASK_BUDGET", value: "4 GiB", known: true },
+      { name: "LONGSEQ_THRAEDS", value: "1", known: false },
+      { name: "LONGSEQ_TOKEN", value: null, known: true },
+    ],
+  );
+});
+
+t.test("a variable that is wrong is said, and the rest is still there", async (t) => {
+  const environment = { LONGSEQ_THREADS: "many" };
+  const wrong = 'LONGSEQ_THREADS: is "many", expected a whole number from 1 to 1024';
+  const { code, stdout, stderr } = await longseq(["doctor"], environment);
+  t.match({ code, stderr }, { code: 1, stderr: "" });
+  t.match(stdout, `\n  binary           cannot be used: ${wrong}\n`);
+  t.notMatch(stdout, "npm rebuild");
+  for (const part of ["model", "driver", "scheduler", "LONGSEQ_THREADS  many"]) t.match(stdout, part);
+  const json = await longseq(["doctor", "--json", "-"], environment);
+  t.match(jsonLines(json.stdout)[0], { binary: { loads: true, error: wrong }, cpu: null });
+  for (const args of [["bench"], ["bench", "--what", "layer"], ["verify", "test/vectors"]]) {
+    const outcome = await longseq(args, environment);
+    const name = `longseq ${args[0]}`;
+    t.match(outcome, { code: 1, stdout: "", stderr: `${name}: ${wrong}\n` }, args.join(" "));
+    t.equal(outcome.stderr.split("\n").length, 2, "one line");
+  }
+});
+
 t.test("what the system's files and tools say", async (t) => {
   t.same(parseGpus("0, NVIDIA H100 80GB HBM3, 81559, 9.0\n1, NVIDIA A100, 40960, 8.0\n"), [
     { index: 0, name: "NVIDIA H100 80GB HBM3", memoryBytes: 81559 * 2 ** 20, computeCapability: "9.0" },

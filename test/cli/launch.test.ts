@@ -109,6 +109,18 @@ t.test("what would be run in each kind of job", async (t) => {
     [["--mpiexec", "/absent", "--", "true"], /\/absent cannot be run/],
     [["--grace", "soon", "--", "true"], /--grace is "soon"/],
     [["--grace", "3000000", "--", "true"], /--grace is 3000000, expected at most 2147483/],
+    [
+      ["--ranks", "9007199254740991", "--", "true"],
+      /^9007199254740991 ranks on a host, expected at most 32768$/,
+    ],
+    [["--gpus-per-node", "40000", "--", "true"], /^40000 ranks on a host/],
+    [["--", ""], /^the command is "", expected a program$/],
+    [
+      ["--rendezvous", "here:99999", "--", "true"],
+      /^--rendezvous is "here:99999", expected HOST:PORT with a port/,
+    ],
+    [["--rendezvous", "here:0", "--", "true"], /^--rendezvous is "here:0"/],
+    [["--rendezvous", "here", "--", "true"], /^--rendezvous is "here"/],
   ];
   for (const [args, message, env = {}] of refused) {
     const plan = async () => planLaunch(parseArguments(args, command.options), env);
@@ -291,6 +303,21 @@ t.test("a process that has left everything does not hold the launch", async (t) 
   t.strictSame(await once(child, "close"), [0, null]);
   t.equal(named(output()).length, 2);
   for (const pid of named(output())) process.kill(pid, "SIGKILL");
+});
+
+t.test("more ranks than files that may be open", async (t) => {
+  const words = ["-c", 'ulimit -n 48; exec "$@"', "sh", process.execPath, entry, "launch", "--ranks", "30"];
+  const options = { env: { ...process.env, NODE_OPTIONS: "" }, encoding: "utf8" } as const;
+  const { status, stderr } = spawnSync(
+    "sh",
+    [...words, "--ranks-per-node", "30", "--", "sleep", "60"],
+    options,
+  );
+  t.equal(status, 126);
+  t.match(
+    stderr,
+    /^longseq launch: rank \d+ on \S+ cannot be started: spawn sleep EMFILE; ending the others\n$/,
+  );
 });
 
 t.test("a reader that has seen enough ends the launch", async (t) => {

@@ -34,7 +34,7 @@ async function measured(name: string, args: readonly string[], peer: string) {
   };
   try {
     const run = async (world: ReturnType<typeof standInWorlds>[number]) => {
-      using opened = openOutput(path, world.rank);
+      using opened = openOutput({ json: path }, world.rank);
       const output = { ...opened, stream: world.rank === 0 ? { write } : opened.stream };
       return await benchModel(settings, { world, output, signal });
     };

@@ -16,7 +16,7 @@ import { type Measurement, sweep, sweepLengths } from "../../lib/cli/bench/sweep
 import { type Output, openOutput, RemoteFailure } from "../../lib/cli/output.ts";
 import { openRanks, parallelOf, parallelTypes } from "../../lib/cli/ranks.ts";
 import type { Rank } from "../../lib/cli/verify/ranks.ts";
-import { verify, verifyAs } from "../../lib/cli/verify.ts";
+import { verify, verifyAs, verifySettings } from "../../lib/cli/verify.ts";
 import { alone, LaunchedWorld, type World } from "../../lib/cli/world.ts";
 import { loadSafetensors, saveSafetensors, Tensor } from "../../lib/index.ts";
 import { jsonLines, longseq } from "../support/command-line.ts";
@@ -45,7 +45,7 @@ async function onEach<T>(
   return await Promise.all(
     worlds.map(async (world) => {
       const path = join(folder, `${files++}.jsonl`);
-      using opened = openOutput(path, world.rank);
+      using opened = openOutput({ json: path }, world.rank);
       let text = "";
       const write = (more: string) => {
         text += more;
@@ -266,7 +266,7 @@ t.test("vectors: each process has its part, and all end alike", async (t) => {
   const run = (args: readonly string[], size: number) =>
     onEach(size, (world, output) => {
       const given = parseArguments([...args, "--ranks", String(size)], verify.options);
-      return verifyAs(given, world, output);
+      return verifyAs(verifySettings(given), world, output);
     });
   for (const type of parallelTypes) {
     const [first, ...others] = await run([...paths, "--sequence-parallel", type], 2);

@@ -64,15 +64,11 @@ t.test("the gradient is in parts", async (t) => {
   tape.watch(a);
   const y = concatenate([b, a, a], 1);
   const dy = Tensor.normal(y.shape, { seed: 3 });
-  const [da, db] = tape.backward(y, dy, [a, b]) as [Tensor, Tensor];
+  const [da] = tape.backward(y, dy, [a]) as [Tensor];
   const [first, second] = [await dy.slice(1, 1, 4).data(), await dy.slice(1, 4, 7).data()];
   t.strictSame(
     await da.data(),
     first.map((value, i) => Math.fround(value + at(second, i))),
-  );
-  t.ok(
-    (await db.data()).every((value) => value === 0),
-    "b is not on the tape",
   );
 });
 

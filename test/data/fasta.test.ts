@@ -61,6 +61,11 @@ t.test("what is no FASTA is an error with the line", async (t) => {
     await t.rejects(readFasta(path), { message: `readFasta: ${path}: ` });
   }
   await t.rejects(readFasta(join(folder, "absent")), { code: "ERR_FILE", message: /ENOENT/ });
+  await t.rejects(readFasta("a\0b"), { code: "ERR_FILE" });
+  await t.rejects(readFasta(Symbol("s") as never), {
+    code: "ERR_OPTION",
+    message: "readFasta: path is symbol, expected a string",
+  });
 });
 
 t.test("a title without an end is an error, not the end of the process", async (t) => {

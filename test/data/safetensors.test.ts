@@ -231,3 +231,27 @@ t.test("a link stays a link, a file keeps its mode, and what is no file is refus
   await t.rejects(saveSafetensors(place, { first }), { code: "ERR_FILE", message: /is no file/ });
   t.same(await readdir(place), ["link", "real"]);
 });
+
+t.test("what is no path, no tensor, no option", async (t) => {
+  const path = newPath();
+  const w = Tensor.from([1], [1]);
+  const refused: [Promise<unknown>, string][] = [
+    [saveSafetensors(5 as never, {}), "saveSafetensors: path is number, expected a string"],
+    [saveSafetensors(path, null as never), "saveSafetensors: tensors is null, expected an object of Tensors"],
+    [saveSafetensors(path, { w: 5 as never }), 'saveSafetensors: "w" is number, expected a Tensor'],
+    [saveSafetensors(path, { w }, null as never), "saveSafetensors: metadata is null, expected an object"],
+    [loadSafetensors(5 as never), "loadSafetensors: path is number, expected a string"],
+    [loadSafetensors(path, null as never), "loadSafetensors: options is null, expected an object"],
+    [
+      loadSafetensors(path, { device: "cpu" as never }),
+      "loadSafetensors: device is string, expected a Device",
+    ],
+  ];
+  for (const [call, message] of refused) {
+    await t.rejects(call, { code: "ERR_OPTION", name: "TypeError", message });
+  }
+  t.notOk(existsSync(path));
+  // Node's own code for these begins with ERR_ too.
+  await t.rejects(loadSafetensors("a\0b"), { code: "ERR_FILE" });
+  await t.rejects(saveSafetensors("a\0b", { w }), { code: "ERR_FILE" });
+});

@@ -192,6 +192,18 @@ t.test("how many ranks on which hosts", async (t) => {
       "ERR_OPTION",
       /--ranks is 8, expected 4 \(2 hosts with 2 each\)/,
     ],
+    [
+      () => arrange(hosts(1), { ranks: Number.MAX_SAFE_INTEGER }, undefined),
+      "ERR_OPTION",
+      "launch: 9007199254740991 ranks on a host, expected at most 32768",
+    ],
+    [() => arrange(hosts(2), { ranksPerNode: 32_769 }, gpus(4)), "ERR_OPTION", /^launch: 32769 ranks on a/],
+    [() => arrange(hosts(2, [999_999, 2]), {}, undefined), "ERR_OPTION", /^launch: 999999 ranks on a host/],
+    [
+      () => arrange(hosts(512), { ranksPerNode: 32_768 }, undefined),
+      "ERR_OPTION",
+      "launch: 16777216 ranks in all, expected at most 16777215",
+    ],
   ]);
 });
 

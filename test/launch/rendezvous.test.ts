@@ -298,6 +298,8 @@ t.test("bad input", async (t) => {
     [() => exchange("", { ...good, onListening: 1 as never }), /onListening is number/],
     [() => broadcast(undefined, { rank: 0, size: 1 }), /broadcast: value is undefined/],
     [() => broadcast("text" as never, { rank: 0, size: 1 }), /broadcast: value is string/],
+    [() => exchange("x", { ranks: 0 } as object), /exchange: options has no "ranks", only rank, size/],
+    [() => broadcast(undefined, { timeout: 1 } as object), /broadcast: options has no "timeout", only rank/],
   ];
   for (const [call, message] of cases) await t.rejects(call(), { code: "ERR_OPTION", message });
 });

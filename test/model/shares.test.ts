@@ -213,6 +213,14 @@ t.test("presets have the sizes that they are named after", async (t) => {
   }
 });
 
+t.test("presets stay what they are", async (t) => {
+  t.ok(Object.isFrozen(presets));
+  for (const [name, preset] of Object.entries(presets)) t.ok(Object.isFrozen(preset), name);
+  const { rotary } = presets.LLAMA3_3B;
+  t.ok(Object.isFrozen(rotary) && typeof rotary === "object", "and what is in them");
+  t.ok(parameterCount(gptParameters({ ...presets.LLAMA3_3B, layers: 1 })) > 0);
+});
+
 t.test("what is refused", async (t) => {
   const options = { hidden: 16, heads: 4 };
   const table = layerParameters(options);

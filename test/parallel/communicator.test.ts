@@ -322,6 +322,13 @@ t.test("what cannot be", async (t) => {
       "sum: the terms are int32, expected float32, bfloat16 or float16",
     ],
     [() => all.allReduce({} as never), "ERR_OPTION", "allReduce: x is object, expected a Tensor"],
+    [() => all.allReduce(x, null as never), "ERR_OPTION", "allReduce: options is null, expected an object"],
+    [() => all.reduceScatter(x, [2], 5 as never), "ERR_OPTION", "reduceScatter: options is number, expected"],
+    [
+      () => all.allReduce(x, { outDtype: "bfloat16" as never }),
+      "ERR_OPTION",
+      'allReduce: outDtype is bfloat16, expected "float32"',
+    ],
     [() => all.allReduce(Tensor.zeros([1], { device: new Device() })), "ERR_DEVICE", /of another device/],
     [() => all.broadcast(x, 1), "ERR_OPTION", "broadcast: root is 1, expected 0 to 0"],
     [() => all.exchange([{ peer: 1, tensor: x }], []), "ERR_OPTION", "exchange: peer is 1, expected 0 to 0"],

@@ -1,6 +1,6 @@
 // How heads and columns are divided, and what a strategy refuses before anything is sent.
 import fc from "fast-check";
-import { hybrid, megatron, Tensor } from "longseq";
+import { hybrid, megatron, ring, Tensor, ulysses, zigzag } from "longseq";
 import t from "tap";
 import { localRanks } from "../support/ranks.ts";
 import { type Refused, refuses } from "../support/refusals.ts";
@@ -94,6 +94,37 @@ t.test("what cannot be is refused on each rank, and the group goes on", async (t
       "ERR_OPTION",
       "hybrid: ulysses is 2, expected a divisor of 1 (the ranks)",
     ],
+    [() => hybrid(only, 8, 4 as never), "ERR_OPTION", "hybrid: options is number, expected an object"],
     [() => megatron(only, -1), "ERR_SHAPE", /length is -1/],
   ]);
+  for (const make of [hybrid, megatron, ring, ulysses, zigzag]) {
+    const anything = make as unknown as (...given: unknown[]) => unknown;
+    const message = (found: string) => `${make.name}: communicator is ${found}, expected a Communicator`;
+    refuses(t, [
+      [() => anything(), "ERR_OPTION", message("undefined")],
+      [() => anything({ rank: 0, size: 1 }, 8), "ERR_OPTION", message("object")],
+    ]);
+  }
+});
+
+t.test("attention's options are checked before a plan is made of them", async (t) => {
+  const ranks = localRanks(2);
+  for (const way of ways) {
+    const { attend, inner } = strategyOf(way, ranks[0] as (typeof ranks)[0], 6);
+    const q = Tensor.zeros([1, inner.size, 2, 8], { device: (ranks[0] as (typeof ranks)[0]).device });
+    const withOptions = (options: object | null, keep?: unknown) => () =>
+      attend(q, q, q, options as object, keep as never);
+    refuses(t, [
+      [withOptions(null), "ERR_OPTION", "attend: options is null, expected an object"],
+      [withOptions({ causal: Symbol("s") }), "ERR_OPTION", "attention: causal is symbol, expected a boolean"],
+      [withOptions({ mask: 5 }), "ERR_OPTION", "attention: mask is number, expected an AttentionMask"],
+      [
+        withOptions({ cuSeqlens: {} }),
+        "ERR_OPTION",
+        /^attention: cuSeqlens is object, expected an Int32Array/,
+      ],
+      [withOptions({ queryPositions: [] }), "ERR_OPTION", 'attend: options has no "queryPositions"'],
+      [withOptions({}, 5), "ERR_OPTION", "attend: keep is number, expected a function"],
+    ]);
+  }
 });

@@ -9,7 +9,9 @@ function typeOf(code: ErrorCode, message: string): ErrorConstructor {
   if (code === "ERR_DTYPE") return TypeError;
   if (code === "ERR_SHAPE") return RangeError;
   if (code !== "ERR_OPTION") return Error;
-  return / is (null|undefined|an array|object|string|number), expected /.test(message)
+  return / is (null|undefined|an array|object|function|string|number|boolean|bigint|symbol), expected /.test(
+    message,
+  )
     ? TypeError
     : RangeError;
 }

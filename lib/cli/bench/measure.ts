@@ -40,8 +40,8 @@ export function predictSeconds(runSeconds: readonly number[], effort: Effort): n
 }
 
 /**
- * Warms up, then runs in turn. An abort ends at once, with the runs that were done. `onRound` hears how many rounds
- * are done, -1 before the warm-up.
+ * Warms up, then runs in turn; ours is the first of the contenders. An abort ends at once, with the runs that were
+ * done. `onRound` hears how many rounds are done, -1 before the warm-up.
  */
 export async function measure(
   contenders: readonly Contender[],
@@ -103,12 +103,15 @@ export async function measure(
       if (isLong || most >= effort.mostRuns) break;
     }
   } catch (error) {
-    if (!(error instanceof Aborted)) throw error;
+    if (error !== signal.reason) throw error;
   }
   // After an abort a run is still under way, and the process about to end: nothing to wait for.
   for (const contender of contenders) {
     if (!isOut(contender) && !signal.aborted) await contender.dispose();
   }
+  const [own] = contenders;
+  // Interrupted too early: others' figures alone would be taken for ours.
+  if (own && !isOut(own) && !samples.has(own)) return [];
   return contenders.flatMap((contender) => {
     const { implementation } = contender;
     if (unable.has(contender)) return [];
@@ -144,13 +147,12 @@ function shuffled<T>(items: readonly T[], now: number): T[] {
     .map(({ item }) => item);
 }
 
-class Aborted extends Error {}
-
-async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  if (signal.aborted) throw new Aborted();
+/** Rejects at once where it is aborted, with the signal's reason. */
+export async function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  signal.throwIfAborted();
   let onAbort = () => {};
   const aborted = new Promise<never>((_, reject) => {
-    onAbort = () => reject(new Aborted());
+    onAbort = () => reject(signal.reason);
     signal.addEventListener("abort", onAbort, { once: true });
   });
   try {

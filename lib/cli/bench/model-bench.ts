@@ -42,6 +42,6 @@ export async function benchModel(settings: ModelSettings, run: Run): Promise<num
   progress.clear();
   const facts = machineFacts(device, peer?.version);
   const report = { measurements, facts, command: commandLine(run), date: new Date() };
-  await finish(run, settings.report, (kind) => renderModelReport(kind, report, title));
+  finish(run, settings.report, (kind) => renderModelReport(kind, report, title));
   return 0;
 }

@@ -2,7 +2,7 @@
 import type { Device, DType, Tensor } from "../../index.ts";
 import { measurePeak } from "../../peak.ts";
 import { UsageError } from "../arguments.ts";
-import { type Column, type JsonLines, Table, type TextStream } from "../output.ts";
+import { type Column, Table, type TextStream } from "../output.ts";
 import { formatBytes, formatFigure, formatLength } from "../quantity.ts";
 import { alone } from "../world.ts";
 import { type Contender, Own } from "./contender.ts";
@@ -11,6 +11,7 @@ import { measure, type Timing } from "./measure.ts";
 import type { Operation, Prepared, Rows, Work } from "./operation.ts";
 import { type OperationName, operations } from "./operations.ts";
 import type { TorchPeer } from "./peer.ts";
+import { endInterrupted, finish, type Run } from "./run.ts";
 import type { Settings } from "./settings.ts";
 
 export interface OperationMeasurement {
@@ -43,10 +44,7 @@ interface Bench {
   readonly device: Device;
   readonly dtype: NonNullable<Settings["dtype"]>;
   readonly peer: TorchPeer | undefined;
-  readonly signal: AbortSignal;
-  readonly stream: TextStream;
-  readonly json: JsonLines | undefined;
-  readonly onProgress: (text: string) => void;
+  readonly run: Run;
 }
 
 class OwnOperation extends Own {
@@ -78,7 +76,9 @@ const defaultLengths = [1024, 4096, 16384];
 const mostRuns = 200;
 
 export async function benchOperation(bench: Bench): Promise<number> {
-  const { settings, device, dtype, peer, signal, stream, json } = bench;
+  const { settings, device, dtype, peer, run } = bench;
+  const { signal } = run;
+  const { stream, json, progress } = run.output;
   const what = settings.what as OperationName;
   const operation: Operation = operations[what];
   const { headDim, width = settings.heads * headDim, vocabulary } = settings;
@@ -95,18 +95,21 @@ export async function benchOperation(bench: Bench): Promise<number> {
   }
   const isBound = "bytes" in operation.work({ rows: 1, width, headDim, dtype, device }, "forward");
   const peak = isBound ? await copyRate(bench) : 1e12 * (await measurePeak(device, dtype));
+  if (signal.aborted) endInterrupted(run);
   const unit = isBound ? "GB/s" : "TFLOP/s";
-  stream.write(`longseq ${what} on ${device.description}: ${dtype}, rows of ${width}`);
-  stream.write(vocabulary === undefined ? "; " : `, a vocabulary of ${vocabulary}; `);
-  stream.write(
-    `${isBound ? "a copy" : "multiply-adds"} at ${formatFigure(peak / scaleOf(isBound))} ${unit}\n\n`,
-  );
+  const title = [
+    `longseq ${what} on ${device.description}: ${dtype}, rows of ${width}`,
+    ...(vocabulary === undefined ? [] : [`, a vocabulary of ${vocabulary}`]),
+    `; ${isBound ? "a copy" : "multiply-adds"} `,
+    peak === undefined ? "has no memory" : `at ${formatFigure(peak / (isBound ? 1e9 : 1e12))} ${unit}`,
+  ];
+  stream.write(`${title.join("")}\n\n`);
   const table = tableOf(stream, unit, isBound, peer?.implementations ?? []);
   table.head();
   for (const length of settings.seqLens ?? defaultLengths) {
     const shape: Rows = { rows: settings.batch * length, width, headDim, vocabulary, dtype, device };
     for (const pass of passes) {
-      if (signal.aborted) return 130;
+      if (signal.aborted) finish(run); // and does not return
       const { rows } = shape;
       const contenders: Contender[] = [
         new OwnOperation(operation, shape, pass),
@@ -114,33 +117,28 @@ export async function benchOperation(bench: Bench): Promise<number> {
       ];
       const effort = { seconds: settings.seconds, mostRuns, now: alone.now };
       const timings = await measure(contenders, effort, signal, (round) => {
-        bench.onProgress(
-          `${rows.toLocaleString("en-US")} rows, ${pass}: round ${round + 1} (Ctrl-C to stop)`,
-        );
+        progress.show(`${rows.toLocaleString("en-US")} rows, ${pass}: round ${round + 1} (Ctrl-C to stop)`);
       });
-      bench.onProgress("");
+      progress.clear();
       const work = operation.work(shape, pass);
       const group = timings.map((timing) => measurementOf(what, shape, pass, work, peak, timing));
       for (const measurement of group) json?.write(measurement);
       if (group.length > 0) table.row(cells(group, peer?.implementations ?? []));
     }
   }
+  finish(run);
   return 0;
 }
 
-const scaleOf = (isBound: boolean) => (isBound ? 1e9 : 1e12);
-
-/** Bytes a second that a copy of 256 MiB reads and writes: what memory gives at most. */
-async function copyRate({ device, signal, settings }: Bench): Promise<number> {
+/** Bytes a second that a copy of 256 MiB reads and writes: what memory gives at most. Undefined where it has none. */
+async function copyRate({ device, settings, run: { output, signal } }: Bench): Promise<number | undefined> {
   const shape: Rows = { rows: 2 ** 13, width: 2 ** 14, headDim: 1, dtype: "bfloat16", device };
   const effort = { seconds: Math.min(0.2, settings.seconds), mostRuns, now: alone.now };
-  const [timing] = await measure(
-    [new OwnOperation(operations.copy, shape, "forward")],
-    effort,
-    signal,
-    () => {},
+  const [timing] = await measure([new OwnOperation(operations.copy, shape, "forward")], effort, signal, () =>
+    output.progress.show("what a copy reaches (Ctrl-C to stop)"),
   );
-  return (2 * 2 ** 28) / ((timing?.figures?.ms ?? Number.NaN) / 1000);
+  output.progress.clear();
+  return timing?.figures && (2 * 2 ** 28) / (timing.figures.ms / 1000);
 }
 
 function measurementOf(
@@ -148,7 +146,7 @@ function measurementOf(
   { rows, width, vocabulary, dtype, device }: Rows,
   pass: ModelPass,
   work: Work,
-  peak: number,
+  peak: number | undefined,
   { implementation, figures, peakBytes }: Timing,
 ): OperationMeasurement {
   const { name, description: deviceName } = device;
@@ -160,7 +158,7 @@ function measurementOf(
     ...measurement,
     ...figures,
     ...("bytes" in work ? { gigabytesPerSecond: rate / 1e9 } : { tflops: rate / 1e12 }),
-    ...(Number.isFinite(peak) ? { peakShare: rate / peak } : {}),
+    ...(peak === undefined ? {} : { peakShare: rate / peak }),
     ...(peakBytes === undefined ? {} : { peakBytes }),
   };
 }
@@ -191,7 +189,7 @@ function cells(group: readonly OperationMeasurement[], peers: readonly string[])
       : [
           formatFigure(own?.ms ?? 0),
           formatFigure(ownRate),
-          `${(100 * (own?.peakShare ?? 0)).toFixed(0)}%`,
+          own?.peakShare === undefined ? "" : `${(100 * own.peakShare).toFixed(0)}%`,
           formatBytes(own?.peakBytes ?? 0),
         ];
   const against = peers.flatMap((name) => {

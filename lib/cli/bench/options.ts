@@ -32,6 +32,12 @@ const modelOptions = {
   "mlp-tiles": { value: "N", help: "tiles of rows that the MLP works on one after the other (default: 1)" },
 } as const satisfies OptionTable;
 
+/** Of what attends: operations by rows see no sequence, and have one implementation. */
+const attentionOptions = [
+  ...["implementation", "kv-heads", "causal", "no-causal", "window", "mask", "deterministic"],
+  ...Object.keys(parallelOptions),
+];
+
 export const benchOptions: OptionTable = {
   what: {
     value: "NAME",
@@ -104,12 +110,14 @@ export function whatOf(given: Arguments): "attention" | OperationName | ModelNam
   const [extra] = given.positionals;
   if (extra !== undefined) throw new UsageError(`unexpected "${extra}": bench takes options only`);
   const what = given.choice("what", ["attention", ...modelNames, ...operationNames]) ?? "attention";
+  const isModel = what === "layer" || what === "gpt";
   const refuse = (names: readonly string[], whose: string) => {
     const name = names.find((one) => given.has(one));
     if (name !== undefined) throw new UsageError(`--${name} goes with ${whose}, not with ${what}`);
   };
-  if (what !== "layer" && what !== "gpt") refuse(Object.keys(modelOptions), "--what layer or gpt");
-  else refuse(["width"], "an operation by rows");
+  if (!isModel) refuse(Object.keys(modelOptions), "--what layer or gpt");
+  if (isModel || what === "attention") refuse(["width"], "an operation by rows");
+  else refuse(attentionOptions, "attention, a layer or gpt");
   if (what === "layer") refuse(["layers"], "--what gpt");
   if (what !== "gpt" && what !== "linearCrossEntropy")
     refuse(["vocabulary"], "--what gpt or linearCrossEntropy");

@@ -34,7 +34,7 @@ export class TorchPeer implements Disposable {
   static async start(name: string, hello: Hello): Promise<TorchPeer> {
     const process = new PythonProcess();
     try {
-      const greeting = await process.ask<Greeting>({ op: "hello", ...hello });
+      const greeting = await process.greet(hello);
       return new TorchPeer(name, process, hello.device !== "cpu", greeting);
     } catch (error) {
       void process.end();

@@ -146,7 +146,7 @@ class Session {
   static async open(hello: Hello, world: World): Promise<Session> {
     const { rank, size, host } = world;
     const session = new Session(world);
-    const [first] = await session.ask<Greeting>({ op: "hello", ...hello });
+    const [first] = await session.#agree(session.#process.greet(hello));
     session.#greeting = first as Greeting;
     const listening = rank === 0 ? session.#process.ask<{ port: number }>({ op: "listen", host }) : undefined;
     const [root] = await session.#agree(Promise.resolve(listening));

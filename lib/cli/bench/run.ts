@@ -1,8 +1,9 @@
 // What every kind of bench begins and ends with.
-import { writeFile } from "node:fs/promises";
 import { type Device, info } from "../../index.ts";
+import { isOfOneLaunch } from "../environment.ts";
 import { type Output, RemoteFailure } from "../output.ts";
 import type { World } from "../world.ts";
+import { unlessAborted } from "./measure.ts";
 import { PeerError } from "./peer-process.ts";
 import type { CommonSettings, floatTypes } from "./settings.ts";
 
@@ -24,12 +25,13 @@ export function defaultDtype(device: Device): (typeof floatTypes)[number] {
 /** A machine without PyTorch still gets our own figures. `name` is what was asked for, and `start` starts it. */
 export async function startPeer<Peer>(
   name: string | undefined,
-  { world }: Run,
+  { world, output: { progress }, signal }: Run,
   start: (name: string) => Promise<Peer>,
 ): Promise<Peer | undefined> {
   if (name === undefined) return undefined;
+  progress.show("waiting for PyTorch (Ctrl-C to stop)");
   try {
-    return await start(name);
+    return await unlessAborted(start(name), signal).finally(() => progress.clear());
   } catch (error) {
     if (!(error instanceof PeerError || error instanceof RemoteFailure)) throw error;
     if (world.rank === 0) process.stderr.write(`longseq bench: no peer: ${error.message}\n`);
@@ -38,23 +40,28 @@ export async function startPeer<Peer>(
 }
 
 /** Writes the report that was asked for, and ends the process where it was interrupted. */
-export async function finish(
-  { world, output, signal }: Run,
-  target: CommonSettings["report"],
-  render: (kind: NonNullable<typeof target>["kind"]) => string,
-): Promise<void> {
-  const { stream } = output;
+export function finish(
+  { output, signal }: Run,
+  target?: CommonSettings["report"],
+  render: (kind: NonNullable<typeof target>["kind"]) => string = () => "",
+): void {
+  const { report, stream } = output;
   if (signal.aborted) stream.write("\nInterrupted: this is what was measured.\n");
-  if (target && world.rank === 0) {
-    await writeFile(target.path, render(target.kind));
+  if (target && report) {
+    report.empty();
+    report.write(render(target.kind));
     stream.write(`\nReport: ${target.path}\n`);
   }
   // The interrupted run is still on its way; waiting for it is not what Ctrl-C asked for.
   if (signal.aborted) process.exit(interrupted);
 }
 
-/** What `longseq launch` sets, which is of one launch alone, or even secret. */
-const ofOneLaunch = /^LONGSEQ_(RANK|SIZE|LOCAL_RANK|LOCAL_SIZE|RENDEZVOUS|TOKEN)$/;
+/** Of a bench that has nothing to show yet. */
+export function endInterrupted({ output }: Run): never {
+  output.progress.clear();
+  output.stream.write("\nInterrupted before anything was measured.\n");
+  process.exit(interrupted);
+}
 
 /** What to type to run this again, with the variables of ours that were set. */
 export function commandLine({ world }: Run): string {
@@ -62,7 +69,7 @@ export function commandLine({ world }: Run): string {
     return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
   };
   const variables = Object.entries(process.env)
-    .filter(([name]) => name.startsWith("LONGSEQ_") && !ofOneLaunch.test(name))
+    .filter(([name]) => name.startsWith("LONGSEQ_") && !isOfOneLaunch(name))
     .map(([name, value = ""]) => `${name}=${quote(value)}`);
   const launch = world.size > 1 ? [`npx longseq launch --ranks ${world.size} --`] : [];
   return [...variables, ...launch, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");

@@ -1,6 +1,5 @@
 // What the options of `longseq bench` mean.
-import { existsSync } from "node:fs";
-import { dirname, extname } from "node:path";
+import { extname } from "node:path";
 import type { AttentionOptions, DType } from "../../index.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
 import { parseLengths } from "../quantity.ts";
@@ -61,7 +60,6 @@ export interface Settings extends CommonSettings {
 }
 
 export function benchSettings(given: Arguments, what: Settings["what"]): Settings {
-  if (what !== "attention") refuseParallel(given, what);
   const { size, launcher } = launchedProcesses();
   if (size > 1 && given.has("peer")) {
     throw new UsageError(
@@ -120,14 +118,6 @@ export function headDimOf(given: Arguments): number | undefined {
 
 export const vocabularyOf = (given: Arguments) => given.integer("vocabulary", 1) ?? 4096;
 
-function refuseParallel(given: Arguments, what: string): void {
-  for (const name of ["ranks", "sequence-parallel"]) {
-    if (given.has(name)) {
-      throw new UsageError(`--${name} goes with attention, a layer or gpt, not with ${what}`);
-    }
-  }
-}
-
 export function deviceName(given: Arguments): string | undefined {
   const name = given.text("device");
   if (name !== undefined && !/^(cpu|cuda(:\d+)?)$/.test(name)) {
@@ -136,13 +126,10 @@ export function deviceName(given: Arguments): string | undefined {
   return name;
 }
 
-/** Checked before anything is measured, so that a long run is not lost to a misspelt name. */
 function reportTarget(path: string | undefined): CommonSettings["report"] {
   if (path === undefined) return undefined;
   const kind = reportKinds.find((one) => one === extname(path).toLowerCase());
   if (!kind)
     throw new UsageError(`--report is "${path}", expected a name that ends in ${reportKinds.join(", ")}`);
-  if (!existsSync(dirname(path)))
-    throw new UsageError(`--report ${path}: there is no folder ${dirname(path)}`);
   return { path, kind };
 }

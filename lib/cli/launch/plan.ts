@@ -3,6 +3,7 @@ import { randomBytes, randomInt } from "node:crypto";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { findHosts, type Hosts, isThisMachine } from "../../launch/hosts.ts";
+import { parseAddress } from "../../launch/meeting.ts";
 import { mpiKind, type Plan, type Start, type Starter } from "../../launch/starter.ts";
 import { arrange, type Capacity, gpusPerHost, type Topology } from "../../launch/topology.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
@@ -31,6 +32,7 @@ async function planOf(given: Arguments, env: Environment): Promise<LaunchPlan> {
   const extra = given.positionals.slice(0, given.positionals.length - command.length);
   if (extra.length > 0) throw new UsageError(`unexpected "${extra[0]}": the command stands after --`);
   if (command.length === 0) throw new UsageError("no command given: it stands after --");
+  if (command[0] === "") throw new UsageError('the command is "", expected a program');
   const grace = given.amount("grace") ?? 10;
   if (grace > longestGrace) throw new UsageError(`--grace is ${grace}, expected at most ${longestGrace}`);
   const hosts = findHosts(env, given.text("hostfile"));
@@ -59,7 +61,7 @@ async function planOf(given: Arguments, env: Environment): Promise<LaunchPlan> {
     command,
     variables: {
       ...passedOn(given.texts("env"), env),
-      LONGSEQ_RENDEZVOUS: given.text("rendezvous") ?? (await meetingPlace(topology)),
+      LONGSEQ_RENDEZVOUS: givenAddress(given) ?? (await meetingPlace(topology)),
       LONGSEQ_TOKEN: token,
       // For launchers that tell a rank only its number.
       LONGSEQ_SIZE: String(ranks),
@@ -103,6 +105,12 @@ function passedOn(given: readonly string[], env: Environment): Record<string, st
     return [name, passed] as const;
   });
   return Object.fromEntries(pairs);
+}
+
+function givenAddress(given: Arguments): string | undefined {
+  const address = given.text("rendezvous");
+  if (address === undefined || parseAddress(address)?.port) return address;
+  throw new UsageError(`--rendezvous is "${address}", expected HOST:PORT with a port from 1 to 65535`);
 }
 
 /** Rank 0's host, and a port below those that systems give out by themselves; here, one that is free now. */

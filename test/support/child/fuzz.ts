@@ -9,13 +9,15 @@ export interface FuzzReport {
   refused: number;
   /** Errors without a code of ours, with the call that they came from. */
   uncoded: string[];
+  /** What the package has that is not called here. */
+  untried: string[];
   /** Of an attention after all this. */
   result: number[];
 }
 
 const { AttentionMask, Device, Tape, Tensor } = longseq;
 const [root = "", seed = "0", runs = "0"] = process.argv.slice(2);
-const report: FuzzReport = { calls: 0, refused: 0, uncoded: [], result: [] };
+const report: FuzzReport = { calls: 0, refused: 0, uncoded: [], untried: [], result: [] };
 
 async function attempt(name: string, args: readonly unknown[], call: () => unknown): Promise<void> {
   report.calls++;
@@ -91,114 +93,205 @@ const arrays = fc.oneof(
   ),
 );
 const garbage = fc.oneof(numbers, objects, arrays, fc.anything(), fc.string());
-const options = fc.dictionary(
-  fc.constantFrom(
-    ...["scale", "causal", "window", "softcap", "alibiSlopes", "mask", "cuSeqlens", "cuSeqlensKeys"],
-    ...[
-      "queryPositions",
-      "keyPositions",
-      "implementation",
-      "deterministic",
-      "outDtype",
-      "dtype",
-      "device",
-      "seed",
-      "first",
-      "mean",
-      "std",
-    ],
-    ...["bias", "approximate", "base", "scaling", "interleaved", "rotaryDim", "offset", "positions"],
-    ...["batch", "ignoreIndex"],
-    ...["learningRate", "betas", "epsilon", "weightDecay", "steps", "gradientScale", "dtable", "dweight"],
-    ...["count", "tileRows", "ignoreIndex", "reduction"],
+/** What is given for an argument: what belongs there, and often something else. */
+interface Argument {
+  good: unknown;
+  values: fc.Arbitrary<unknown>;
+}
+const dictionary = (names: readonly string[]) =>
+  fc.dictionary(fc.constantFrom(...names), garbage, { maxKeys: 3 });
+/** Options of these names, for all others are refused at once; beside good ones, where some must be there. */
+const options = (names: readonly string[], good: object = {}): Argument => ({
+  good,
+  values: fc.oneof(
+    { weight: 1, arbitrary: garbage },
+    { weight: 9, arbitrary: dictionary(names).map((some) => ({ ...good, ...some })) },
   ),
-  garbage,
-  { maxKeys: 3 },
-);
+});
 /** Often what belongs there, so that calls get past the first check. */
-const near = (...good: unknown[]) => fc.oneof(fc.constantFrom(...good), garbage, options);
+const near = (good: unknown, ...others: unknown[]): Argument => ({
+  good,
+  values: fc.oneof(fc.constantFrom(good, ...others), garbage, dictionary(["dtype", "device", "scale"])),
+});
+/** An object of tensors, of which one is something else. */
+const tensorsIn = (good: object, ...others: string[]): Argument => ({
+  good,
+  values: fc.oneof(
+    garbage,
+    fc
+      .tuple(fc.constantFrom(...Object.keys(good), ...others), garbage)
+      .map(([name, value]) => ({ ...good, [name]: value })),
+  ),
+});
+
+const ofTensor = ["dtype", "device"];
+const ofShards = [
+  ...["scale", "causal", "window", "softcap", "alibiSlopes", "mask", "cuSeqlens", "implementation"],
+  "deterministic",
+];
+const ofAttention = [...ofShards, "cuSeqlensKeys", "queryPositions", "keyPositions", "outDtype"];
+const ofForward = [...ofShards, "resetPositions", "gradients"];
+const ofLayer = [
+  ...["kind", "hidden", "heads", "keyValueHeads", "headDim", "feedForward", "norm", "activation", "bias"],
+  ...["rotary", "eps"],
+];
+const ofModel = [...ofLayer, "layers", "vocabulary", "maxPositions", "tiedEmbeddings", "initialDeviation"];
+const ofModule = [...ofTensor, "parameters", "seed", "recompute", "mlpTiles"];
+const ofRotary = ["base", "scaling", "interleaved", "rotaryDim", "offset", "positions"];
+const ofEntropy = ["ignoreIndex", "reduction", "overwriteLogits"];
 
 const optimizer = new longseq.AdamW([x.contiguous()]);
 const good = longseq.attentionForward(x, x, x);
 const backward = { q: x, k: x, v: x, dout: x, ...good };
 const table = Tensor.zeros([4, 8]);
+const square = Tensor.normal([8, 8]);
+const vector = Tensor.normal([8]);
 const indices = Tensor.zeros([4], { dtype: "int32" });
 const layerOptions = { hidden: 8, heads: 1 };
-const layer = new longseq.TransformerLayer(layerOptions, longseq.serial(4));
-const model = new longseq.GPT({ ...layerOptions, layers: 1, vocabulary: 5 }, longseq.serial(4));
+const modelOptions = { ...layerOptions, layers: 1, vocabulary: 5 };
+const serial = longseq.serial(4);
+const layer = new longseq.TransformerLayer(layerOptions, serial);
+const model = new longseq.GPT(modelOptions, serial);
 const parameterTable = longseq.layerParameters(layerOptions);
 const rows = Tensor.normal([1, 4, 8]);
 const [alone] = longseq.Communicator.local([new Device("cpu")]) as [longseq.Communicator];
+const mine = Tensor.zeros([8], { device: alone.device });
 const positions = new longseq.PartitionedPositionEmbedding(alone, [4, 8]);
 const positionsOf = (rank: number) => shard.of(rank).positions();
 const tokens = Tensor.zeros([1, 4], { dtype: "int32" });
-/** Good options but for some. */
-const but = (good: object) =>
-  fc.oneof(
-    garbage,
-    options.map((some) => ({ ...good, ...some })),
-  );
-const shapes = near([4], [2, 2], [0]);
-const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args: fc.Arbitrary<unknown>[]]> = {
+const ranks = [{ placement: serial, tensors: layer.parameters }];
+const mark = device.mark();
+const layerNorm = { x: rows, weight: vector, ...longseq.layerNormForward(rows, vector, null), dout: rows };
+const rmsNorm = { x: rows, weight: vector, ...longseq.rmsNormForward(rows, vector), dout: rows };
+const crossEntropy = {
+  ...{ logits: table, targets: indices, dloss: Tensor.from([1], []) },
+  ...longseq.crossEntropyForward(table, indices),
+};
+
+type Call = [call: (...args: never[]) => unknown, ...args: Argument[]];
+const shape = near([4], [2, 2], [0]);
+/** By their names in the package: those of its functions, and `<class>.<method>`. */
+const publicCalls: Record<string, Call> = {
   "new Device": [(name) => new Device(name), near("cpu")],
-  "Tensor.from": [Tensor.from, near([1, 2, 3, 4]), shapes, options],
-  "Tensor.empty": [Tensor.empty, shapes, options],
-  "Tensor.zeros": [Tensor.zeros, shapes, options],
-  "Tensor.normal": [Tensor.normal, shapes, options],
-  slice: [(...args: [number, number, number]) => x.slice(...args), near(0, 1), near(0), near(2)],
-  select: [(...args: [number, number]) => x.select(...args), near(0, 1), near(0)],
-  permute: [(...axes: number[]) => x.permute(...axes), near(0, 1), near(1), near(2), near(3)],
-  reshape: [(shape) => x.reshape(shape), near([8, 8])],
-  to: [(dtype) => x.to(dtype), near("bfloat16", "int32")],
-  toDevice: [(to) => x.toDevice(to), near(device, closed)],
-  write: [(values) => ofClosed.write(values), near(new Float32Array(64))],
-  attention: [longseq.attention, near(x), near(x), near(x), options],
-  attentionForward: [longseq.attentionForward, near(x), near(x), near(x), options],
+  "Device.mark": [() => device.mark()],
+  "Device.memory": [() => device.memory()],
+  "Device.resetPeak": [() => device.resetPeak()],
+  "Device.synchronize": [() => device.synchronize()],
+  "Mark.since": [(earlier) => mark.since(earlier), near(mark)],
+  "Tensor.from": [Tensor.from, near([1, 2, 3, 4]), shape, options(ofTensor)],
+  "Tensor.empty": [Tensor.empty, shape, options(ofTensor)],
+  "Tensor.zeros": [Tensor.zeros, shape, options(ofTensor)],
+  "Tensor.normal": [Tensor.normal, shape, options([...ofTensor, "seed", "first", "mean", "std"])],
+  "Tensor.slice": [(...args: [number, number, number]) => x.slice(...args), near(0, 1), near(0), near(1, 2)],
+  "Tensor.select": [(...args: [number, number]) => x.select(...args), near(0, 1), near(0)],
+  "Tensor.permute": [(...axes: number[]) => x.permute(...axes), near(0, 1), near(1), near(2), near(3)],
+  "Tensor.reshape": [(sizes) => x.reshape(sizes), near([8, 8])],
+  "Tensor.to": [(dtype) => x.to(dtype), near("bfloat16", "int32")],
+  "Tensor.toDevice": [(to) => x.toDevice(to), near(device, closed)],
+  "Tensor.contiguous": [() => x.contiguous()],
+  "Tensor.data": [() => x.data()],
+  "Tensor.bits": [() => x.bits()],
+  "Tensor.write": [(values) => ofClosed.write(values), near(new Float32Array(64))],
+  attention: [longseq.attention, near(x), near(x), near(x), options(ofAttention)],
+  attentionForward: [longseq.attentionForward, near(x), near(x), near(x), options(ofAttention)],
   attentionBackward: [
     longseq.attentionBackward,
-    fc.oneof(
-      garbage,
-      fc.tuple(fc.constantFrom(...Object.keys(backward), "dlogSumExp"), garbage).map(([name, value]) => ({
-        ...backward,
-        [name]: value,
-      })),
-    ),
-    options,
+    tensorsIn(backward, "dlogSumExp"),
+    options([...ofAttention, "gradientDtype", "addTo"]),
   ],
   mergeAttention: [
     longseq.mergeAttention,
-    fc.oneof(
-      garbage,
-      fc.array(fc.oneof(fc.constant(good), garbage, fc.record({ out: near(x), logSumExp: garbage }))),
-    ),
+    {
+      good: [good],
+      values: fc.oneof(
+        garbage,
+        fc.array(
+          fc.oneof(fc.constant(good), garbage, fc.record({ out: near(x).values, logSumExp: garbage })),
+        ),
+      ),
+    },
   ],
+  attentionKernels: [longseq.attentionKernels, options([...ofTensor, "implementation"])],
   add: [longseq.add, near(x), near(x)],
   checkpoint: [longseq.checkpoint, near((a: unknown) => a), near(x)],
   tiled: [longseq.tiled, near((a: unknown) => a), near(x), near(2, { rows: 1 }), near(x)],
-  split: [longseq.split, near(x), near(0, 1), near([1, 3], [2, 2])],
+  split: [longseq.split, near(x), near(0, 1), near([1], [1, 3], [2, 2])],
   concatenate: [longseq.concatenate, near([x, x]), near(0, 1)],
-  embedding: [longseq.embedding, near(table), near(indices), options],
-  linearCrossEntropy: [longseq.linearCrossEntropy, near(table), near(table), near(indices), options],
-  embeddingBackward: [
-    longseq.embeddingBackward,
-    fc.record({ table: near(table), indices: near(indices), dy: near(table), dtable: near(table) }),
+  embedding: [longseq.embedding, near(table), near(indices), options(["dtable"])],
+  linearCrossEntropy: [
+    longseq.linearCrossEntropy,
+    near(table),
+    near(table),
+    near(indices),
+    options(["count", "tileRows", "ignoreIndex", "reduction", "dweight"]),
   ],
-  gelu: [longseq.gelu, near(x), options],
-  geluBackward: [(x, dy, given) => longseq.geluBackward({ x, dy }, given), near(x), near(x), options],
+  embeddingBackward: [longseq.embeddingBackward, tensorsIn({ table, indices, dy: table }, "dtable")],
+  gelu: [longseq.gelu, near(x), options(["bias", "approximate"])],
+  geluBackward: [longseq.geluBackward, tensorsIn({ x, dy: x }), options(["bias", "approximate"])],
   swiglu: [longseq.swiglu, near(x), near(x)],
-  swigluBackward: [longseq.swigluBackward, near({ gate: x, up: x, dy: x })],
-  rotaryEmbedding: [longseq.rotaryEmbedding, near(x), options],
-  rotaryFrequencies: [longseq.rotaryFrequencies, near(8), options],
+  swigluBackward: [longseq.swigluBackward, tensorsIn({ gate: x, up: x, dy: x })],
+  matmul: [
+    longseq.matmul,
+    near(table),
+    near(square),
+    options(["transposeA", "transposeB", "bias", "outDtype", "out", "accumulate"]),
+  ],
+  linear: [
+    longseq.linear,
+    near(table),
+    near(square),
+    near(vector),
+    options(["outDtype", "dweight", "dbias"]),
+  ],
+  linearBackward: [
+    longseq.linearBackward,
+    tensorsIn({ x: table, weight: square, dy: table }, "dweight", "dbias"),
+    options(["hasBias"]),
+  ],
+  softmax: [longseq.softmax, near(x), options(["scale", "mask", "causal"])],
+  softmaxBackward: [longseq.softmaxBackward, tensorsIn({ out: x, dout: x }), options(["scale"])],
+  layerNorm: [longseq.layerNorm, near(rows), near(vector), near(vector, null), options(["eps"])],
+  rmsNorm: [longseq.rmsNorm, near(rows), near(vector), options(["eps"])],
+  addLayerNorm: [
+    longseq.addLayerNorm,
+    near(rows),
+    near(rows),
+    near(vector),
+    near(vector, null),
+    options(["eps"]),
+  ],
+  addRmsNorm: [longseq.addRmsNorm, near(rows), near(rows), near(vector), options(["eps"])],
+  layerNormForward: [
+    longseq.layerNormForward,
+    near(rows),
+    near(vector),
+    near(vector, null),
+    options(["eps", "residual"]),
+  ],
+  rmsNormForward: [longseq.rmsNormForward, near(rows), near(vector), options(["eps", "residual"])],
+  layerNormBackward: [longseq.layerNormBackward, tensorsIn(layerNorm, "dsum")],
+  rmsNormBackward: [longseq.rmsNormBackward, tensorsIn(rmsNorm, "dsum")],
+  crossEntropy: [longseq.crossEntropy, near(table), near(indices), options(ofEntropy)],
+  crossEntropyForward: [longseq.crossEntropyForward, near(table), near(indices), options(ofEntropy)],
+  crossEntropyBackward: [longseq.crossEntropyBackward, tensorsIn(crossEntropy), options(ofEntropy)],
+  rotaryEmbedding: [longseq.rotaryEmbedding, near(x), options(ofRotary)],
+  rotaryEmbeddingBackward: [longseq.rotaryEmbeddingBackward, near(x), options(ofRotary)],
+  rotaryFrequencies: [longseq.rotaryFrequencies, near(8), options(["base", "scaling"])],
   "new AdamW": [
     (parameters, given) => new longseq.AdamW(parameters, given).dispose(),
     near([x.contiguous()]),
-    options,
+    options(["learningRate", "betas", "epsilon", "weightDecay", "steps"]),
   ],
-  "AdamW.step": [(gradients, given) => optimizer.step(gradients, given), near([x]), options],
+  "AdamW.step": [
+    (gradients, given) => optimizer.step(gradients, given),
+    near([x]),
+    options(["learningRate", "gradientScale"]),
+  ],
   globalNorm: [longseq.globalNorm, near([x])],
   clipByGlobalNorm: [longseq.clipByGlobalNorm, near([x]), near(1)],
-  watch: [(...tensors: never[]) => new Tape().watch(...tensors), near(x)],
-  backward: [
+  "new Tape": [() => new Tape()],
+  "Tape.watch": [(...tensors: never[]) => new Tape().watch(...tensors), near(x)],
+  "Tape.backward": [
     (output, gradient, wrt) => {
       const tape = new Tape();
       tape.watch(x);
@@ -208,87 +301,208 @@ const publicCalls: Record<string, [call: (...args: never[]) => unknown, ...args:
     near(x),
     near([x]),
   ],
+  "Scope.run": [longseq.Scope.run, near(() => 1)],
   "AttentionMask.causal": [AttentionMask.causal, near(4), near(4)],
+  "AttentionMask.window": [AttentionMask.window, near(4), near(4), near(1), near(0)],
   "AttentionMask.documents": [AttentionMask.documents, near([0, 4])],
-  "mask.select": [
+  "AttentionMask.prefix": [AttentionMask.prefix, near(4), near(2)],
+  "AttentionMask.dense": [AttentionMask.dense, near(new Uint8Array(16)), near(4), near(4)],
+  "AttentionMask.from": [AttentionMask.from, near(4), near(4), near(() => true)],
+  "AttentionMask.select": [
     (queries, keys) => mask.select(queries, keys),
     near([{ start: 0, length: 4 }], []),
     near([{ start: 1, length: 2 }]),
   ],
+  "AttentionMask.and": [(other) => mask.and(other), near(mask)],
+  "AttentionMask.or": [(other) => mask.or(other), near(mask)],
+  "AttentionMask.not": [() => mask.not()],
+  "AttentionMask.toDense": [() => mask.toDense()],
+  "SequenceShard.whole": [longseq.SequenceShard.whole, near(4)],
+  "SequenceShard.contiguous": [longseq.SequenceShard.contiguous, near(4), near(2), near(1)],
   "SequenceShard.zigzag": [longseq.SequenceShard.zigzag, near(4), near(2), near(1)],
-  "shard.of": [(rank) => shard.of(rank), near(0, 1)],
-  "shard.take": [(x, axis) => shard.take(x, axis), near(x), near(1)],
+  "SequenceShard.of": [(rank) => shard.of(rank), near(0, 1)],
+  "SequenceShard.take": [(x, axis) => shard.take(x, axis), near(x), near(1)],
   "SequenceShard.join": [
     (parts, shards, axis) => longseq.SequenceShard.join(parts, shards, axis),
-    near([x], [shard.take(x), shard.of(1).take(x)]),
+    near([shard.take(x), shard.of(1).take(x)], [x]),
     near([shard, shard.of(1)]),
     near(1),
   ],
-  "shard.takeValues": [(values) => shard.takeValues(values), near(new Int32Array(8))],
-  "shard.positions": [(cuSeqlens) => shard.positions(cuSeqlens), near([0, 4])],
-  "shard.labels": [(tokens, given) => shard.labels(tokens, given), near(new Int32Array(5)), options],
-  sees: [longseq.sees, near(shard.pieces), near(shard.pieces), options],
-  visiblePairs: [longseq.visiblePairs, near(shard.pieces), near(shard.pieces), options],
-  "mask.and": [(other) => mask.and(other), near(mask)],
+  "SequenceShard.takeValues": [(values) => shard.takeValues(values), near(new Int32Array(8))],
+  "SequenceShard.positions": [(cuSeqlens) => shard.positions(cuSeqlens), near([0, 4])],
+  "SequenceShard.labels": [
+    (tokens, given) => shard.labels(tokens, given),
+    near(new Int32Array(5)),
+    options(["batch", "cuSeqlens", "ignoreIndex"]),
+  ],
+  sees: [longseq.sees, near(shard.pieces), near(shard.pieces), options(["causal", "window", "cuSeqlens"])],
+  visiblePairs: [
+    longseq.visiblePairs,
+    near(shard.pieces),
+    near(shard.pieces),
+    options(["causal", "window", "cuSeqlens"]),
+  ],
   serial: [longseq.serial, near(4)],
-  layerParameters: [longseq.layerParameters, but(layerOptions)],
-  gptParameters: [longseq.gptParameters, but({ ...layerOptions, layers: 1, vocabulary: 5 })],
+  megatron: [longseq.megatron, near(alone), near(4)],
+  ring: [longseq.ring, near(alone), near(4)],
+  zigzag: [longseq.zigzag, near(alone), near(4)],
+  ulysses: [longseq.ulysses, near(alone), near(4), options(["chunks"])],
+  hybrid: [longseq.hybrid, near(alone), near(4), options(["ulysses"], { ulysses: 1 })],
+  ...Object.fromEntries(
+    [
+      longseq.serial(4),
+      ...[longseq.megatron, longseq.ulysses, longseq.zigzag].map((make) => make(alone, 4)),
+    ].map(({ name, attend }): [string, Call] => [
+      `${name}: attend`,
+      [(q, k, v, given) => attend(q, k, v, given), near(x), near(x), near(x), options(ofShards)],
+    ]),
+  ),
+  "Communicator.local": [longseq.Communicator.local, near([device]), options(["timeoutMs"])],
+  "Communicator.group": [(ranks) => alone.group(ranks), near([0])],
+  "Communicator.exchange": [(sent, received) => alone.exchange(sent, received), near([]), near([])],
+  "Communicator.allGather": [(x, counts) => alone.allGather(x, counts).wait(), near(mine), near([8])],
+  "Communicator.reduceScatter": [
+    (x, counts, given) => alone.reduceScatter(x, counts, given).wait(),
+    near(mine),
+    near([8], undefined),
+    options(["outDtype"]),
+  ],
+  "Communicator.allReduce": [
+    (x, given) => alone.allReduce(x, given).wait(),
+    near(mine),
+    options(["outDtype"]),
+  ],
+  "Communicator.allToAll": [
+    (x, sent, received) => alone.allToAll(x, sent, received).wait(),
+    near(mine),
+    near([8]),
+    near([8]),
+  ],
+  "Communicator.broadcast": [(x, root) => alone.broadcast(x, root).wait(), near(mine), near(0)],
+  "Communicator.barrier": [() => alone.barrier().wait()],
+  layerParameters: [longseq.layerParameters, options(ofLayer, layerOptions)],
+  gptParameters: [longseq.gptParameters, options(ofModel, modelOptions)],
   "new TransformerLayer": [
     (given, strategy, module) => new longseq.TransformerLayer(given, strategy, module),
-    but(layerOptions),
-    near(layer.strategy),
-    options,
+    options(ofLayer, layerOptions),
+    near(serial),
+    options(ofModule),
   ],
-  "TransformerLayer.forward": [(x, given) => layer.forward(x, given), near(rows), options],
-  "GPT.logits": [(given, options) => model.logits(given, options), near(tokens), options],
+  "TransformerLayer.forward": [(x, given) => layer.forward(x, given), near(rows), options(ofForward)],
+  "new GPT": [
+    (given, strategy, module) => new longseq.GPT(given, strategy, module),
+    options(ofModel, modelOptions),
+    near(serial),
+    options(ofModule),
+  ],
+  "GPT.logits": [(given, options) => model.logits(given, options), near(tokens), options(ofForward)],
   "GPT.loss": [
     (given, targets, options) => model.loss(given, targets, options),
     near(tokens),
     near(tokens),
-    options,
+    options([...ofForward, "ignoreIndex"]),
   ],
-  initialParameters: [longseq.initialParameters, near(parameterTable), near(layer.strategy), options],
+  initialParameters: [
+    longseq.initialParameters,
+    near(parameterTable),
+    near(serial),
+    options([...ofTensor, "seed"]),
+  ],
   parameterCount: [longseq.parameterCount, near(parameterTable)],
   shareParameters: [
     longseq.shareParameters,
     near(parameterTable),
     near(layer.parameters),
-    near(layer.strategy),
-    options,
+    near(serial),
+    options(ofTensor),
   ],
-  wholeParameters: [
-    longseq.wholeParameters,
-    near(parameterTable),
-    near([{ placement: layer.strategy, tensors: layer.parameters }]),
-  ],
+  wholeParameters: [longseq.wholeParameters, near(parameterTable), near(ranks)],
+  wholeGradients: [longseq.wholeGradients, near(parameterTable), near(ranks)],
   "new PartitionedPositionEmbedding": [
     (communicator, shape, given) => new longseq.PartitionedPositionEmbedding(communicator, shape, given),
     near(alone),
     near([4, 8]),
-    options,
+    options(["dtype", "seed", "std"]),
   ],
   "PartitionedPositionEmbedding.from": [
     longseq.PartitionedPositionEmbedding.from,
     near(alone),
     near(table),
-    options,
+    options(["dtype"]),
   ],
-  "positions.forward": [
+  "PartitionedPositionEmbedding.forward": [
     (of, given) => positions.forward(of, given),
-    fc.oneof(
-      near(positionsOf),
-      garbage.map((found) => () => found),
-    ),
-    options,
+    {
+      good: positionsOf,
+      values: fc.oneof(
+        near(positionsOf).values,
+        garbage.map((found) => () => found),
+      ),
+    },
+    options(["batch", "dtable"]),
   ],
+  "PartitionedPositionEmbedding.load": [(whole) => positions.load(whole), near(table)],
+  "PartitionedPositionEmbedding.gather": [() => positions.gather()],
   partitionPositions: [longseq.partitionPositions, near(longseq.serial(4)), near(alone)],
-  "positions.load": [(whole) => positions.load(whole), near(table)],
-  loadSafetensors: [longseq.loadSafetensors, near("absent"), options],
+  loadSafetensors: [longseq.loadSafetensors, near("absent"), options(["device"])],
+  readFasta: [longseq.readFasta, near("absent")],
+  info: [longseq.info],
 };
+
+/** What is not to be called with anything: it would wait for other ranks, end what is used here, or write files. */
+const onlyRefused: Record<string, Call> = {
+  exchange: [longseq.exchange, near("value"), near({ rank: 0, size: 1 })],
+  broadcast: [longseq.broadcast, near(new Uint8Array(1)), near({ rank: 0, size: 1 })],
+  rankFromEnvironment: [longseq.rankFromEnvironment, near({})],
+  ncclLibrary: [longseq.ncclLibrary],
+  "Communicator.join": [longseq.Communicator.join, near({ name: "fuzz", rank: 0, size: 1, device })],
+  "Communicator.nccl": [longseq.Communicator.nccl, near({ device: alone.device, rank: 0, size: 1 })],
+  "new Scope": [() => new longseq.Scope().dispose()],
+  ...Object.fromEntries(
+    (["adopt", "keep", "disown"] as const).map((name): [string, Call] => [
+      `Scope.${name}`,
+      [(tensor: never) => longseq.Scope.run((scope) => void scope[name](tensor)), near(table.contiguous())],
+    ]),
+  ),
+  saveSafetensors: [longseq.saveSafetensors, near("absent/file"), near({ table }), near({})],
+  "saveSafetensors: a tensor": [(tensor) => longseq.saveSafetensors("absent/file", { tensor }), near(table)],
+};
+
+const everything = { ...publicCalls, ...onlyRefused };
+for (const [name, [call, ...args]] of Object.entries(everything)) {
+  const given = args.map(({ good }) => good);
+  const anything = call as (...args: unknown[]) => unknown;
+  await attempt(name, [], () => anything());
+  for (const at of given.keys()) {
+    for (const wrong of [undefined, null, 5, "x", {}, [], [null], 1n, Symbol("s")]) {
+      if (name === "saveSafetensors" && at === 0 && typeof wrong === "string") continue;
+      await attempt(name, given.with(at, wrong), () => anything(...given.with(at, wrong)));
+    }
+  }
+}
+
+/** Every function, constructor and method that users may call. */
+const isClass = (value: unknown) => /^class\b/.test(String(value));
+const uncallable = new Set(["constructor", "dispose", "prototype", "length", "name"]);
+const internal = new Set(["Tape.of", "Tape.gradients", "Tape.note"]);
+const hasPrivateConstructor = new Set(["Tensor", "AttentionMask", "SequenceShard", "Communicator"]);
+const methodsOf = (of: object) =>
+  Object.entries(Object.getOwnPropertyDescriptors(of)).flatMap(([name, { value }]) =>
+    typeof value === "function" && !uncallable.has(name) ? [name] : [],
+  );
+const names = Object.entries(longseq).flatMap(([name, value]) => {
+  if (typeof value !== "function") return [];
+  if (!isClass(value)) return [name];
+  const methods = [...methodsOf(value), ...methodsOf(value.prototype)].map((method) => `${name}.${method}`);
+  return hasPrivateConstructor.has(name) ? methods : [`new ${name}`, ...methods];
+});
+report.untried = names.filter((name) => !internal.has(name) && !Object.hasOwn(everything, name));
 
 const calls = fc.oneof(
   ...Object.entries(publicCalls).map(([name, [call, ...args]]) =>
-    fc.tuple(...args).map((given) => ({ name, call: call as (...args: unknown[]) => unknown, given })),
+    fc
+      .tuple(...args.map(({ values }) => values))
+      .map((given) => ({ name, call: call as (...args: unknown[]) => unknown, given })),
   ),
 );
 
@@ -323,10 +537,10 @@ const nativeArgument = fc.oneof(
   garbage,
 );
 // It measures for a tenth of a second at each call.
-const names = Object.keys(native).filter(
+const nativeNames = Object.keys(native).filter(
   (name) => typeof native[name] === "function" && name !== "measurePeak",
 );
-const nativeCalls = fc.constantFrom(...names).chain((name) => {
+const nativeCalls = fc.constantFrom(...nativeNames).chain((name) => {
   const arity = native[name]?.arity ?? 0;
   const exact = fc.array(nativeArgument, { minLength: arity, maxLength: arity });
   return fc
