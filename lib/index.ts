@@ -31,6 +31,7 @@ export {
 } from "./model/parameters.ts";
 export { presets } from "./model/presets.ts";
 export type { Recompute, RecomputeOptions } from "./model/recompute.ts";
+export { SharedParameters } from "./model/shared-parameters.ts";
 export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export type { ActivatedLinearOptions } from "./ops/activated-linear.ts";

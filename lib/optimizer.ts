@@ -34,7 +34,11 @@ const adamWOptionNames: OptionNames<AdamWOptions> = {
  *     parameter -= learningRate (weightDecay parameter + m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon))
  *
  * Parameters that do not decay have an AdamW of their own. It owns its tensors, whatever `Scope` it is made in: dispose
- * of it.
+ * of it. A step between an operation and its `Tape.backward` makes gradients of the new values: step after it.
+ *
+ * What it is made of is saved as the `data()` of `firstMoments`, `secondMoments` and, for parameters in 16 bits,
+ * `masters`, with `steps`. To go on, write the parameters, make an AdamW of them with `steps`, and write the rest into
+ * the tensors of the same names: the steps that follow have the bits they would have had.
  *
  * @example
  * const weight = Tensor.normal([512, 64], { dtype: "bfloat16" });
@@ -60,7 +64,7 @@ export class AdamW implements Disposable {
   /**
    * Moments of zeros, and the master weights.
    *
-   * @param parameters contiguous, on one device; float32, bfloat16 or float16.
+   * @param parameters contiguous, on one device, each once; float32, bfloat16 or float16.
    * @throws `ERR_OPTION`, `ERR_DTYPE`, `ERR_SHAPE` (not contiguous), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    */
   constructor(parameters: readonly Tensor[], options: AdamWOptions = {}) {
@@ -78,6 +82,14 @@ export class AdamW implements Disposable {
     this.#steps = steps;
     this.#update([], [], [], [], [], this.#options.learningRate, null); // refuses numbers that cannot be
     this.parameters = [...(parameters as readonly Tensor[])];
+    const twice = this.parameters.findIndex((parameter, at) => this.parameters.indexOf(parameter) !== at);
+    if (twice >= 0) {
+      const first = this.parameters.indexOf(this.parameters[twice] as Tensor);
+      throw failure(
+        "ERR_OPTION",
+        `adamW: parameters[${twice}] is parameters[${first}] again, expected each once`,
+      );
+    }
     for (const parameter of this.parameters) {
       handleOf(parameter, "adamW: a parameter");
       if (!isFloat(parameter)) {

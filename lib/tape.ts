@@ -26,8 +26,8 @@ const tapes = new WeakMap<Tensor, Tape>();
 
 /**
  * Notes the operations on the tensors it watches, and what follows from those, so that gradients can be asked for
- * (reverse-mode differentiation): attention, views, casts and copies. What an operation saves for that is freed as soon
- * as its product has run.
+ * (reverse-mode differentiation). What an operation saves is freed as soon as its product has run; it is no copy, so
+ * inputs and outputs must not be changed (`Tensor.write`, `AdamW.step`) between the operation and `backward`.
  *
  * @example
  * using tape = new Tape();

@@ -245,6 +245,7 @@ export class Tensor implements Disposable {
 
   /**
    * Replaces the values, given as to `from`, in the queue's order. The array may be changed as soon as this returns.
+   * A tensor that a tape follows must not be written between an operation on it and `backward`, which reads it again.
    * @throws `ERR_SHAPE` where the number of values is not the tensor's; `ERR_DTYPE`.
    * @example
    * Tensor.zeros([2]).write([1, 2]);

@@ -6,6 +6,7 @@
 #include "addon/completions.h"
 #include "attention/kernels.h"
 #include "core/cpu.h"
+#include "core/environment.h"
 #include "core/gpu_info.h"
 #include "core/thread_pool.h"
 
@@ -13,6 +14,7 @@ namespace longseq {
 namespace {
 
 Napi::Value info(Napi::Env env) {
+  check_environment();
   auto cpu = Napi::Object::New(env);
   cpu.Set("model", cpu_model());
   cpu.Set("instructionSet", name_of(instruction_set()));

@@ -1,10 +1,12 @@
 // `longseq doctor`: what this machine has, what will be used, what is missing and how to get it.
 import os from "node:os";
-import type { Info, NcclLibrary } from "../index.ts";
+import type { Info } from "../index.ts";
 import { type Command, suggestion, UsageError } from "./arguments.ts";
 import { type Accelerator, accelerator } from "./doctor/accelerator.ts";
+import { type Binary, loadBinary } from "./doctor/binary.ts";
 import { schedulers } from "./doctor/scheduler.ts";
 import { type Peer, torchPeer } from "./doctor/torch.ts";
+import { misled, wrongVariables } from "./doctor/wrong.ts";
 import { isOfBuilds, ownVariables, variableNames } from "./environment.ts";
 import { bold, openOutput } from "./output.ts";
 import { formatBytes } from "./quantity.ts";
@@ -34,7 +36,9 @@ Exit code 0: longseq runs here; 1: its binary does not load, or a variable says 
     const binary = await loadBinary();
     const gpu = accelerator();
     const peer = torchPeer();
-    for (const [title, facts] of Object.entries(sections(binary, gpu, peer))) {
+    const said = { binary: binary.error ?? null, device: binary.deviceError ?? null };
+    const wrong = wrongVariables(process.env, said);
+    for (const [title, facts] of Object.entries(sections(binary, gpu, peer, wrong))) {
       stream.write(`${bold(stream, title)}\n`);
       const width = Math.max(16, ...facts.map(({ name }) => name.length));
       for (const { name, value, hint } of facts) {
@@ -54,52 +58,31 @@ Exit code 0: longseq runs here; 1: its binary does not load, or a variable says 
       memory: { totalBytes: os.totalmem(), freeBytes: os.freemem() },
       cuda: { ...gpu, ncclVersion: binary.nccl?.version ?? null, build: binary.info?.cuda ?? null },
       schedulers: schedulers(process.env),
-      environment: ownVariables(process.env),
+      environment: ownVariables(process.env).map((variable) => {
+        const problem = wrong.get(variable.name);
+        return problem === undefined ? variable : { ...variable, problem };
+      }),
       peer,
     });
-    return binary.info ? 0 : 1;
+    return binary.info && wrong.size === 0 ? 0 : 1;
   },
 };
 
-/** Imported here and not above: a binary that does not load is what doctor is for. */
-async function loadBinary(): Promise<Binary> {
-  try {
-    const { info, ncclLibrary } = await import("../index.ts");
-    return { loads: true, info: info(), ...openNccl(ncclLibrary) };
-  } catch (error) {
-    const { code } = error as { code?: unknown };
-    return { loads: code === "ERR_OPTION", error: messageOf(error) };
-  }
-}
+type Wrong = ReadonlyMap<string, string>;
 
-interface Binary {
-  readonly loads: boolean;
-  readonly info?: Info;
-  /** Why it does not load, or which variable it does not take. */
-  readonly error?: string;
-  readonly nccl?: NcclLibrary;
-  readonly ncclError?: string;
-}
-
-function openNccl(open: () => NcclLibrary): Pick<Binary, "nccl" | "ncclError"> {
-  try {
-    return { nccl: open() };
-  } catch (error) {
-    return { ncclError: messageOf(error) };
-  }
-}
-
-const messageOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
-
-function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, Fact[]> {
+function sections(binary: Binary, gpu: Accelerator, peer: Peer, wrong: Wrong): Record<string, Fact[]> {
   const { info } = binary;
+  const unusable = [...wrong].find(([, message]) => message === binary.error)?.[0];
   return {
     longseq: [
       { name: "version", value: packageVersion() },
       info
         ? { name: "binary", value: info.build }
         : binary.loads
-          ? { name: "binary", value: `cannot be used: ${binary.error}` }
+          ? {
+              name: "binary",
+              value: unusable ? `loads, but not with this ${unusable}` : `cannot be used: ${binary.error}`,
+            }
           : {
               name: "binary",
               value: `does not load: ${binary.error}`,
@@ -124,14 +107,16 @@ function sections(binary: Binary, gpu: Accelerator, peer: Peer): Record<string, 
             hint: "for bench --peer torch: LONGSEQ_PYTHON names a Python that has it",
           },
     ],
-    environment: variableFacts(),
+    environment: variableFacts(wrong),
   };
 }
 
-function variableFacts(): Fact[] {
+function variableFacts(wrong: Wrong): Fact[] {
   const facts = ownVariables(process.env).map(({ name, value, known }): Fact => {
     // What cannot be seen is what is wrong with it.
     const shown = value === null ? "(hidden)" : /^[\x21-\x7e]+$/.test(value) ? value : JSON.stringify(value);
+    const problem = wrong.get(name);
+    if (problem !== undefined) return { name, value: shown, hint: `wrong: ${problem}` };
     if (isOfBuilds(name))
       return { name, value: shown, hint: "read when the addon is compiled, and not when it runs" };
     const near = suggestion(name.toUpperCase(), variableNames, "LONGSEQ_");
@@ -214,7 +199,8 @@ function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator, binary: Binar
       ? { name: "cuBLASLt", value: cublasLt }
       : absent(
           "cuBLASLt",
-          "in the CUDA toolkit 12 or 13, or pip's nvidia-cublas; LONGSEQ_CUBLAS names its file or folder",
+          misled(process.env, "LONGSEQ_CUBLAS", "libcublasLt.so.13 or .12") ??
+            "in the CUDA toolkit 12 or 13, or pip's nvidia-cublas; LONGSEQ_CUBLAS names its file or folder",
         ),
     ncclFact(nccl, binary),
   ];
@@ -224,7 +210,9 @@ function cudaFacts({ driver, links, cublasLt, nccl }: Accelerator, binary: Binar
 function ncclFact(found: string | null, { nccl, ncclError }: Binary): Fact {
   if (nccl) return { name: "NCCL", value: `${nccl.version} (${nccl.path})` };
   if (found) return { name: "NCCL", value: found, ...(ncclError && { hint: ncclError }) };
-  const hint = "2.14 or later: package libnccl2, or pip's nvidia-nccl; LONGSEQ_NCCL names its file or folder";
+  const hint =
+    misled(process.env, "LONGSEQ_NCCL", "libnccl.so.2") ??
+    "2.14 or later: package libnccl2, or pip's nvidia-nccl; LONGSEQ_NCCL names its file or folder";
   return { name: "NCCL", value: "absent", hint };
 }
 

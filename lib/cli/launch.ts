@@ -10,8 +10,9 @@ export const launch: Command = {
   description: `Starts the command once a GPU, over the hosts of a PBS, Slurm or Cobalt job, of a file, or on this machine:
 by mpiexec (Open MPI, MPICH or PALS, whichever it is), by srun within Slurm, or as processes of its own
 where there is but one host. Each rank finds its number by rankFromEnvironment() and the others by
-exchange(), whose address and token are passed on. Signals go to all ranks, a second one kills them;
-when a rank fails all others are ended, and the exit code is that rank's.`,
+exchange(), whose address and token are passed on; Communicator.nccl joins their GPUs, while CPUs of
+several processes have exchange() alone. Signals go to all ranks, a second one kills them; when a rank
+fails all others are ended, and the exit code is that rank's.`,
   options: {
     ranks: { value: "N", help: "processes in all; default: as many as the hosts have room for" },
     nodes: { value: "N", help: "hosts to use, the first N; default: as many as the ranks need, else all" },

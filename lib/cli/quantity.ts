@@ -23,6 +23,9 @@ export function parseLengths(text: string): number[] {
   return [...new Set(text.split(",").map(parseLength))].sort((a, b) => a - b);
 }
 
+/** "1 rank", "4 ranks" */
+export const counted = (count: number, noun: string) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 export function formatLength(length: number): string {
   // 128,000 is 125k too, but nobody means that.
   if (length % 1000 === 0) return formatCount(length);

@@ -4,6 +4,7 @@ import { Device } from "../index.ts";
 import { type Arguments, type Command, UsageError } from "./arguments.ts";
 import { deviceName, floatTypes, implementations } from "./bench/settings.ts";
 import { type Output, openOutput, Table } from "./output.ts";
+import { counted } from "./quantity.ts";
 import type { RankGroup } from "./rank-group.ts";
 import { openRanks, type Parallel, parallelOf, parallelOptions, rankDevice } from "./ranks.ts";
 import { attentionOperation } from "./verify/attention.ts";
@@ -130,7 +131,9 @@ async function verifyAll(
     { title: "", width: 4, align: "left" },
   ]);
   const ranks =
-    parallel.type === "serial" ? "" : `; layers and models: ${parallel.type}, ${parallel.size} ranks`;
+    parallel.type === "serial"
+      ? ""
+      : `; layers and models: ${parallel.type}, ${counted(parallel.size, "rank")}`;
   stream.write(
     `${run.dtype}, ${run.implementation ?? "default"} implementation on ${device.description}${ranks}\n\n`,
   );

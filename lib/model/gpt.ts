@@ -104,7 +104,8 @@ export class GPT {
 
   /**
    * The mean over all ranks' targets of the cross entropy, without the logits of all rows in memory. All ranks get the
-   * same number, and what each rank's tape gives for it are its shares of the gradients (see `wholeGradients`).
+   * same number, and what each rank's tape gives for it are its shares of the gradients (see
+   * `SharedParameters`).
    *
    * @param tokens as of `logits`.
    * @param targets [B, S of the shard] int32, as `SequenceShard.labels` gives them: shifted before the split.

@@ -76,7 +76,7 @@ function assembled(
   }
   const wholes = table.map((parameter) =>
     Scope.run(() => {
-      const { name, axis, shape, stored } = parameter;
+      const { name, axis, shape } = parameter;
       const shares = (ranks as readonly RankTensors[]).map(({ placement, tensors }) => {
         const ranges = parameter.held(placement);
         const share = checked(what, name, tensors, shape.with(axis, lengthOf(ranges)));
@@ -98,26 +98,35 @@ function assembled(
           found.map((tensor) => (tensor.device === device ? tensor : tensor.toDevice(device))) as [Tensor],
         );
       });
-      const whole = concatenate(parts, axis);
-      let row = 0;
-      return stored.map(({ name, rows }) => {
-        row += rows;
-        return [name, stored.length === 1 ? whole : whole.slice(0, row - rows, row).contiguous()] as const;
-      });
+      return asStored(parameter, concatenate(parts, axis));
     }),
   );
   return Object.fromEntries(wholes.flat());
 }
 
+/** A whole parameter under the names that files have. */
+export function asStored({ stored }: ParameterSpecification, whole: Tensor): (readonly [string, Tensor])[] {
+  let row = 0;
+  return stored.map(({ name, rows }) => {
+    row += rows;
+    return [name, stored.length === 1 ? whole : whole.slice(0, row - rows, row).contiguous()] as const;
+  });
+}
+
 /** The axis in the stretches that each rank holds whole or not at all. */
-function cuts(ranges: readonly Range[], size: number): Range[] {
+export function cuts(ranges: readonly Range[], size: number): Range[] {
   const at = new Set([0, size, ...ranges.flatMap(({ begin, end }) => [begin, end])]);
   const sorted = [...at].sort((a, b) => a - b);
   return sorted.slice(1).map((end, i) => ({ begin: sorted[i] ?? 0, end }));
 }
 
 /** The stretch, in a share of these ranges: none, or one. */
-function partOf(share: Tensor, axis: number, ranges: readonly Range[], { begin, end }: Range): Tensor[] {
+export function partOf(
+  share: Tensor,
+  axis: number,
+  ranges: readonly Range[],
+  { begin, end }: Range,
+): Tensor[] {
   let offset = 0;
   for (const range of ranges) {
     if (range.begin <= begin && end <= range.end) {

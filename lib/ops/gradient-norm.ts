@@ -5,7 +5,8 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
 
 /**
- * The Euclidean norm of all elements of all tensors, as one vector. Deterministic: the same bits at any thread count.
+ * The Euclidean norm of all elements of the tensors that are given, as one vector: of what this rank holds, where ranks
+ * share a model ({@link SharedParameters}). Deterministic: the same bits at any thread count.
  *
  * @param tensors contiguous, on one device; float32, bfloat16 or float16. None at all have the norm 0.
  * @returns [] float32; not finite where an element is not, or the sum of squares outgrows float32.
@@ -26,6 +27,8 @@ export function globalNorm(tensors: readonly Tensor[]): Tensor {
 /**
  * What gradients are to be multiplied by for their global norm to be at most `maxNorm` (Pascanu et al., 2013):
  * computed on the device, with nothing waited for. The gradients stay as they are; `AdamW.step` takes the factor.
+ * Only those that are given count. Ranks that hold shares or replicas of one model must use one factor for all, or the
+ * replicas drift apart: `clipByGlobalNorm` of {@link SharedParameters} makes it.
  *
  *     factor = min(1, maxNorm / norm), and NaN where norm is not finite: a step with that changes nothing
  *

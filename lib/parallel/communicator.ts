@@ -49,7 +49,8 @@ export class Communicator implements Disposable {
 
   /**
    * The ranks of one process and one JavaScript thread: a communicator for each device, in order. Several devices may
-   * be queues of one GPU, or of the CPU.
+   * be queues of one GPU, or of the CPU. Make a call on all ranks before awaiting what it gives on any: else that waits
+   * for ranks that cannot come, until the timeout (600 s by default) ends the group with `ERR_COMM`.
    *
    * @throws `ERR_OPTION` where there are none; `ERR_DEVICE` where one is named twice, or they are not of one kind.
    * @example

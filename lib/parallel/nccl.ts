@@ -63,7 +63,8 @@ export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
   if (device.kind === "cpu") {
     throw failure(
       native.info().gpus === null ? "ERR_NO_CUDA" : "ERR_DEVICE",
-      `${operation}: device is cpu, expected a GPU (Communicator.local joins CPUs)`,
+      `${operation}: device is cpu, expected a GPU (Communicator.local joins CPUs of one process; ` +
+        "processes on CPUs can exchange bytes by exchange())",
     );
   }
   const watch = new Watch(rank, size);

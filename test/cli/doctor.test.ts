@@ -58,17 +58,47 @@ t.test("a variable that is wrong is said, and the rest is still there", async (t
   const wrong = 'LONGSEQ_THREADS: is "many", expected a whole number from 1 to 1024';
   const { code, stdout, stderr } = await longseq(["doctor"], environment);
   t.match({ code, stderr }, { code: 1, stderr: "" });
-  t.match(stdout, `\n  binary           cannot be used: ${wrong}\n`);
+  t.match(stdout, "\n  binary           loads, but not with this LONGSEQ_THREADS\n");
+  t.match(stdout, `\n  LONGSEQ_THREADS  many\n                   wrong: ${wrong}\n`);
   t.notMatch(stdout, "npm rebuild");
   for (const part of ["model", "driver", "scheduler", "LONGSEQ_THREADS  many"]) t.match(stdout, part);
   const json = await longseq(["doctor", "--json", "-"], environment);
   t.match(jsonLines(json.stdout)[0], { binary: { loads: true, error: wrong }, cpu: null });
+  t.match(jsonLines(json.stdout)[0], { environment: [{ name: "LONGSEQ_THREADS", problem: wrong }] });
   for (const args of [["bench"], ["bench", "--what", "layer"], ["verify", "test/vectors"]]) {
     const outcome = await longseq(args, environment);
     const name = `longseq ${args[0]}`;
     t.match(outcome, { code: 1, stdout: "", stderr: `${name}: ${wrong}\n` }, args.join(" "));
     t.equal(outcome.stderr.split("\n").length, 2, "one line");
   }
+});
+
+t.test("a variable that breaks only what comes later is said too", async (t) => {
+  const cases: [name: string, value: string, problem: string][] = [
+    ["LONGSEQ_DEVICE", "tpu", 'unknown device "tpu"'],
+    ["LONGSEQ_DEVICE", "cuda:97", "device: "],
+    ["LONGSEQ_RANK", "x", "rankFromEnvironment: LONGSEQ_RANK"],
+    ["LONGSEQ_RANK", "0", "rankFromEnvironment: LONGSEQ_SIZE has no value"],
+  ];
+  for (const [name, value, problem] of cases) {
+    const { code, stdout, stderr } = await longseq(["doctor"], { [name]: value });
+    t.match({ code, stderr }, { code: 1, stderr: "" }, `${name}=${value}`);
+    const [, said = ""] = stdout.split(new RegExp(`\n {2}${name} +${value}\n +wrong: `));
+    t.match(said.split("\n")[0], problem);
+    t.notMatch(stdout, "not with this");
+  }
+  const fits = { LONGSEQ_DEVICE: "cpu", LONGSEQ_RANK: "0", LONGSEQ_SIZE: "1" };
+  const { code, stdout } = await longseq(["doctor"], fits);
+  t.equal(code, 0);
+  t.notMatch(stdout, "wrong: ");
+});
+
+t.test("a library's variable that leads nowhere", async (t) => {
+  const folder = t.testdir({});
+  const environment = { LONGSEQ_NCCL: "/no/such/path", LONGSEQ_CUBLAS: folder };
+  const { stdout } = await longseq(["doctor"], environment);
+  t.match(stdout, /\n {2}NCCL +absent\n +LONGSEQ_NCCL names \/no\/such\/path, which does not exist\n/);
+  t.match(stdout, `LONGSEQ_CUBLAS names ${folder}, where there is no libcublasLt.so.13 or .12\n`);
 });
 
 t.test("what the system's files and tools say", async (t) => {

@@ -27,6 +27,11 @@ t.test("making an optimiser", async (t) => {
       "adamW: a parameter is int32, expected float32, bfloat16 or float16",
     ],
     [() => new AdamW([parameter.permute(1, 0)]), "ERR_SHAPE", "adamW: a parameter is not contiguous"],
+    [
+      () => new AdamW([parameter, Tensor.zeros([1]), parameter]),
+      "ERR_OPTION",
+      "adamW: parameters[2] is parameters[0] again, expected each once",
+    ],
     [() => new AdamW([parameter], 1 as never), "ERR_OPTION", "adamW: options is number, expected an object"],
     [
       withOptions({ learningRate: -1 }),

@@ -130,6 +130,21 @@ t.test("training goes on where it was", async (t) => {
   t.strictSame(await differing({ parameter }, { parameter: through }), []);
 });
 
+t.test("training in 16 bits goes on from what was saved", async (t) => {
+  const gradients = [1, 2].map((seed) => [Tensor.normal([50], { seed, dtype: "bfloat16" })]);
+  const through = Tensor.normal([50], { dtype: "bfloat16" });
+  using all = new AdamW([through], options);
+  all.step(gradients[0] ?? []);
+  const names = ["parameters", "masters", "firstMoments", "secondMoments"] as const;
+  const saved = await Promise.all(names.map((name) => (all[name][0] as Tensor).data()));
+  all.step(gradients[1] ?? []);
+  const parameter = Tensor.zeros([50], { dtype: "bfloat16" });
+  using second = new AdamW([parameter], { ...options, steps: 1 });
+  for (const [i, name] of names.entries()) second[name][0]?.write(saved[i] as Float32Array);
+  second.step(gradients[1] ?? []);
+  t.strictSame(await differing({ parameter }, { parameter: through }), []);
+});
+
 t.test("what it owns, and that no tape notes it", async (t) => {
   using device = new Device(Device.default.name);
   using tape = new Tape();

@@ -2,6 +2,7 @@
 
 import { attentionKernels, type DType } from "../../index.ts";
 import { isOfProducts } from "../../model/recompute.ts";
+import { counted } from "../quantity.ts";
 import type { RankGroup } from "../rank-group.ts";
 import type { ParallelType } from "../ranks.ts";
 import { type ModelPass, modelOperations, originalOperations } from "./flops.ts";
@@ -187,12 +188,12 @@ export function modelTitle(settings: ModelSettings, dtype: DType): string {
     ...(mask === "none" ? [] : ["packed documents"]),
     ...(window === undefined ? [] : [`window ${window}`]),
     `batch ${batch}`,
-    `${what === "gpt" ? `${layers} layers of ` : ""}width ${hidden}`,
+    `${what === "gpt" ? `${counted(layers, "layer")} of ` : ""}width ${hidden}`,
     `${heads} heads of ${headDim}${keyValueHeads === heads ? "" : ` over ${keyValueHeads}`}`,
     ...(recompute === "pointwise" ? [] : [`recompute ${recompute}`]),
     ...(settings.float32Gradients ? ["float32 gradients"] : []),
     ...(mlpTiles === 1 ? [] : [`${mlpTiles} MLP tiles`]),
-    ...(parallel.type === "serial" ? [] : [`${parallel.type} over ${parallel.size} ranks`]),
+    ...(parallel.type === "serial" ? [] : [`${parallel.type} over ${counted(parallel.size, "rank")}`]),
   ];
   return `${what}${preset === null ? "" : ` ${preset}`}: ${parts.join(", ")}`;
 }

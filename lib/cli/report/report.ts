@@ -5,7 +5,7 @@ import type { ReportKind } from "../bench/settings.ts";
 import type { Measurement } from "../bench/sweep.ts";
 import { rowCells } from "../bench/table.ts";
 import type { Fact } from "../machine.ts";
-import { formatFigure, formatLength, type RateUnit, rateUnit } from "../quantity.ts";
+import { counted, formatFigure, formatLength, type RateUnit, rateUnit } from "../quantity.ts";
 import { type Chart, renderChart } from "./chart.ts";
 import { renderMarkdown } from "./markdown.ts";
 import { renderPage } from "./page.ts";
@@ -64,7 +64,7 @@ export function titleOf(shape: Shape): string {
     ...(deterministic ? ["deterministic"] : []),
     `batch ${batch}`,
     `${heads} heads of ${headDim}${kvHeads === heads ? "" : ` over ${kvHeads}`}`,
-    ...(ranks === undefined ? [] : [`${shape.sequenceParallel} over ${ranks} ranks`]),
+    ...(ranks === undefined ? [] : [`${shape.sequenceParallel} over ${counted(ranks, "rank")}`]),
   ];
   return `attention: ${parts.join(", ")}`;
 }

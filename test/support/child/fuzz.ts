@@ -157,6 +157,8 @@ const rows = Tensor.normal([1, 4, 8]);
 const [alone] = longseq.Communicator.local([new Device("cpu")]) as [longseq.Communicator];
 const mine = Tensor.zeros([8], { device: alone.device });
 const positions = new longseq.PartitionedPositionEmbedding(alone, [4, 8]);
+const shared = await longseq.SharedParameters.of(parameterTable, serial, alone);
+const here = longseq.initialParameters(parameterTable, serial, { device: alone.device });
 const positionsOf = (rank: number) => shard.of(rank).positions();
 const tokens = Tensor.zeros([1, 4], { dtype: "int32" });
 const ranks = [{ placement: serial, tensors: layer.parameters }];
@@ -418,6 +420,19 @@ const publicCalls: Record<string, Call> = {
   ],
   wholeParameters: [longseq.wholeParameters, near(parameterTable), near(ranks)],
   wholeGradients: [longseq.wholeGradients, near(parameterTable), near(ranks)],
+  "SharedParameters.of": [
+    longseq.SharedParameters.of,
+    near(parameterTable),
+    near(longseq.serial(4)),
+    near(alone),
+  ],
+  "SharedParameters.completeGradients": [(given) => shared.completeGradients(given), near(here)],
+  "SharedParameters.clipByGlobalNorm": [
+    (given, most) => shared.clipByGlobalNorm(given, most),
+    near(here),
+    near(1),
+  ],
+  "SharedParameters.whole": [(given) => shared.whole(given), near(here)],
   "new PartitionedPositionEmbedding": [
     (communicator, shape, given) => new longseq.PartitionedPositionEmbedding(communicator, shape, given),
     near(alone),
@@ -485,7 +500,13 @@ for (const [name, [call, ...args]] of Object.entries(everything)) {
 const isClass = (value: unknown) => /^class\b/.test(String(value));
 const uncallable = new Set(["constructor", "dispose", "prototype", "length", "name"]);
 const internal = new Set(["Tape.of", "Tape.gradients", "Tape.note"]);
-const hasPrivateConstructor = new Set(["Tensor", "AttentionMask", "SequenceShard", "Communicator"]);
+const hasPrivateConstructor = new Set([
+  "Tensor",
+  "AttentionMask",
+  "SequenceShard",
+  "Communicator",
+  "SharedParameters",
+]);
 const methodsOf = (of: object) =>
   Object.entries(Object.getOwnPropertyDescriptors(of)).flatMap(([name, { value }]) =>
     typeof value === "function" && !uncallable.has(name) ? [name] : [],
