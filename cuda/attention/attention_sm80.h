@@ -6,6 +6,7 @@
 
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/host_device.h"
 
 namespace longseq {
 
@@ -57,10 +58,14 @@ struct ForwardSm80 {
   GpuScore score;
   int32_t batch, queries, keys, heads, group, head_dim;
   int32_t packed;          // heads whose rows stand together: row r is query r / packed of head r % packed
-  int32_t packed_inverse;  // 2^16 / packed, rounded up: times a row of a tile, its query times 2^16
+  int32_t packed_inverse;  // 2^16 / packed, rounded up
   int32_t splits;          // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
   GpuRows before;  // of float32: merged with, as log_sum_exp is with what it holds; or none
+
+  /** The query of a tile's row, rows counted from a query's first head on: by a product, for divisions are
+   * long. */
+  LONGSEQ_HOST_DEVICE int packed_query(int row) const { return row * packed_inverse >> 16; }
 };
 
 /** How far the rows of the query heads that share keys are, while a backward kernel runs. */

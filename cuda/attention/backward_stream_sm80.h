@@ -66,7 +66,7 @@ class BackwardStream {
   /** Rows [first, first + count) of [rows x D], from global to shared memory; zeros from `limit` on. */
   template <int count>
   __device__ void load_rows(uint32_t to, const T* from, int64_t stride, int first, int limit) const {
-    constexpr int kChunks = S::kHeadDim / 8, kRowsAPass = 1 << (31 - __builtin_clz(kThreads / kChunks));
+    constexpr int kChunks = S::kHeadDim / 8, kRowsAPass = sm80::rows_a_pass(kThreads, kChunks);
     const int row = thread() / kChunks, column = thread() % kChunks;
     if (kRowsAPass * kChunks != kThreads && row >= kRowsAPass) return;
     const T* const source = from + (first + row) * stride + column * 8;

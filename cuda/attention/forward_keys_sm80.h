@@ -19,7 +19,7 @@ class ForwardCopies : public ForwardRows<S> {
  protected:
   using Rows::op_, Rows::tile;
   static constexpr int kChunks = S::kHeadDim / 8;
-  static constexpr int kRowsAPass = 1 << (31 - __builtin_clz(S::kThreads / kChunks));
+  static constexpr int kRowsAPass = sm80::rows_a_pass(S::kThreads, kChunks);
   static_assert(S::kKeys % kRowsAPass == 0);
 
   __device__ ForwardCopies(const ForwardSm80& op, const BlockOrder& order)

@@ -79,7 +79,7 @@ __device__ void write_elements(const ForwardSm80& op, const ForwardRows<S>& rows
     }
   }
   __syncwarp();
-  constexpr int kRowsAPass = 1 << (31 - __builtin_clz(32 / kChunks)), kWarpRows = 16 * S::kRowTiles;
+  constexpr int kRowsAPass = sm80::rows_a_pass(32, kChunks), kWarpRows = 16 * S::kRowTiles;
   const int first = warp * kWarpRows + lane / kChunks, column = lane % kChunks;
   if (lane / kChunks >= kRowsAPass || column * 8 >= op.head_dim) return;
   T* const out = static_cast<T*>(op.out.data) + rows.start_of(op.out) + column * 8;

@@ -145,10 +145,8 @@ class ForwardRows {
   }
 
  private:
-  /** The tile's queries before a row's: by a product, for divisions are long. */
-  __device__ int queries_before(int row) const {
-    return (tile().first_place + row) * op_.packed_inverse >> 16;
-  }
+  /** The tile's queries before a row's. */
+  __device__ int queries_before(int row) const { return op_.packed_query(tile().first_place + row); }
   /** Its head among those that are packed. */
   __device__ int place_of(int row, int queries) const {
     return tile().first_place + row - queries * op_.packed;

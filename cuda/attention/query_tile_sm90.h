@@ -34,8 +34,8 @@ struct QueryTile {
     return min(first_query + query_of(op, row), op.queries - 1);
   }
   __device__ int head_of(const ForwardSm80& op, int row) const { return head + place_of(op, row); }
-  /** Among the tile's queries: by a product, for divisions are long. */
-  __device__ static int query_of(const ForwardSm80& op, int row) { return row * op.packed_inverse >> 16; }
+  /** Among the tile's queries. */
+  __device__ static int query_of(const ForwardSm80& op, int row) { return op.packed_query(row); }
   /** Among the packed heads. */
   __device__ static int place_of(const ForwardSm80& op, int row) {
     return row - query_of(op, row) * op.packed;

@@ -1,7 +1,7 @@
 #include "core/environment.h"
 
-#include <algorithm>
 #include <cctype>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 
@@ -62,12 +62,11 @@ int64_t bytes_from(const char* variable, int64_t otherwise) {
 int count_from(const char* variable, int most) {
   const std::string_view wanted = text_from(variable);
   if (wanted.empty()) return 0;
-  const bool is_number = wanted.size() < 9 && std::ranges::all_of(wanted, [](char c) {
-                           return std::isdigit(static_cast<unsigned char>(c));
-                         });
-  const int count = is_number ? std::atoi(wanted.data()) : 0;
-  check(count >= 1 && count <= most, Code::Option, variable, ": is \"", wanted,
-        "\", expected a whole number from 1 to ", most);
+  int count = 0;
+  const char* const last = wanted.data() + wanted.size();
+  const auto [end, error] = std::from_chars(wanted.data(), last, count);
+  check(error == std::errc() && end == last && count >= 1 && count <= most, Code::Option, variable, ": is \"",
+        wanted, "\", expected a whole number from 1 to ", most);
   return count;
 }
 

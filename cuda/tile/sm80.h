@@ -158,6 +158,9 @@ __device__ void write_row(T* to, int columns, const Two& two) {
   }
 }
 
+/** Rows that so many threads copy at once, 16 bytes each, of `chunks` times 16 bytes: a power of two. */
+constexpr int rows_a_pass(int threads, int chunks) { return 1 << (31 - __builtin_clz(threads / chunks)); }
+
 /** threadIdx.x, read once: the compiler would read it again wherever registers are short, which takes long.
  */
 __device__ inline int thread_index() {
