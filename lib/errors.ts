@@ -31,6 +31,25 @@ export type ErrorCode =
   | "ERR_FILE"
   | "ERR_COMM";
 
+const ownCodes: Readonly<Record<ErrorCode, true>> = {
+  ERR_SHAPE: true,
+  ERR_DTYPE: true,
+  ERR_DEVICE: true,
+  ERR_OPTION: true,
+  ERR_DISPOSED: true,
+  ERR_NO_BINARY: true,
+  ERR_NO_CUDA: true,
+  ERR_NO_NCCL: true,
+  ERR_OUT_OF_MEMORY: true,
+  ERR_FILE: true,
+  ERR_COMM: true,
+};
+
+/** Node's own errors have codes that look like ours. */
+export function hasOwnCode(error: Error): boolean {
+  return Object.hasOwn(ownCodes, String((error as NodeJS.ErrnoException).code));
+}
+
 /** An error with a code, to be thrown. */
 export function failure(
   code: ErrorCode,

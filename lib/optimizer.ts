@@ -82,16 +82,15 @@ export class AdamW implements Disposable {
     this.#steps = steps;
     this.#update([], [], [], [], [], this.#options.learningRate, null); // refuses numbers that cannot be
     this.parameters = [...(parameters as readonly Tensor[])];
-    const twice = this.parameters.findIndex((parameter, at) => this.parameters.indexOf(parameter) !== at);
-    if (twice >= 0) {
-      const first = this.parameters.indexOf(this.parameters[twice] as Tensor);
-      throw failure(
-        "ERR_OPTION",
-        `adamW: parameters[${twice}] is parameters[${first}] again, expected each once`,
-      );
-    }
-    for (const parameter of this.parameters) {
+    for (const [at, parameter] of this.parameters.entries()) {
       handleOf(parameter, "adamW: a parameter");
+      const first = this.parameters.indexOf(parameter);
+      if (first < at) {
+        throw failure(
+          "ERR_OPTION",
+          `adamW: parameters[${at}] is parameters[${first}] again, expected each once`,
+        );
+      }
       if (!isFloat(parameter)) {
         throw failure(
           "ERR_DTYPE",

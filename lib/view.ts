@@ -24,6 +24,11 @@ export function referenceTo(tensor: Tensor): Tensor {
   return viewAs(tensor, tensor.shape);
 }
 
+/** The tensor itself, or a copy in row-major order where it is not. */
+export function asContiguous(tensor: Tensor): Tensor {
+  return tensor.isContiguous ? tensor : tensor.contiguous();
+}
+
 /** Of memory that another rank lends it in an exchange: until then nothing that is queued may use it. */
 export function borrowed(
   shape: readonly number[],

@@ -2,8 +2,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { pipeline } from "node:stream/promises";
 import { createGunzip } from "node:zlib";
-import { failure } from "../errors.ts";
-import { checkPath } from "./file-errors.ts";
+import { asFileError, checkPath } from "./file-errors.ts";
 
 /** One sequence of a FASTA file. */
 export interface FastaRecord {
@@ -61,9 +60,7 @@ export async function readFasta(path: string): Promise<FastaRecord[]> {
     else await pipeline(bytes, parse);
     return parser.end();
   } catch (error) {
-    const cause = fault ?? error;
-    const message = cause instanceof Error ? cause.message : String(cause);
-    throw failure("ERR_FILE", `readFasta: ${path}: ${message}`, { cause });
+    throw asFileError("readFasta", path, fault ?? error);
   } finally {
     await file?.close();
   }

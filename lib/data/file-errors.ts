@@ -1,5 +1,5 @@
 // What goes wrong with files.
-import { failure, wrongKind } from "../errors.ts";
+import { failure, hasOwnCode, wrongKind } from "../errors.ts";
 
 export function checkPath(operation: string, path: string): void {
   if (typeof path !== "string") throw wrongKind(`${operation}: path`, "a string", path);
@@ -8,7 +8,6 @@ export function checkPath(operation: string, path: string): void {
 /** Errors that already have a code of ours (out of memory, disposed) pass; the rest are the file's. */
 export function asFileError(operation: string, path: string, error: unknown): Error {
   if (!(error instanceof Error)) return failure("ERR_FILE", `${operation}: ${path}: ${String(error)}`);
-  // Node has such codes too, for a path with a NUL in it.
-  if (/^ERR_(?!INVALID_ARG)/.test(String((error as NodeJS.ErrnoException).code))) return error;
+  if (hasOwnCode(error)) return error;
   return failure("ERR_FILE", `${operation}: ${path}: ${error.message}`, { cause: error });
 }

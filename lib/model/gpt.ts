@@ -96,6 +96,7 @@ export class GPT {
    */
   logits(tokens: Tensor, options: LayerForwardOptions = {}): Tensor {
     return Scope.run(() => {
+      checkOptions("gpt", options, layerForwardOptionNames);
       const x = this.#hidden(tokens, options);
       const { weight, sum } = this.#head(options);
       return linear(x, weight, undefined, sum && { dweight: sum });
@@ -104,8 +105,7 @@ export class GPT {
 
   /**
    * The mean over all ranks' targets of the cross entropy, without the logits of all rows in memory. All ranks get the
-   * same number, and what each rank's tape gives for it are its shares of the gradients (see
-   * `SharedParameters`).
+   * same number, and what each rank's tape gives for it are its shares of the gradients (see `SharedParameters`).
    *
    * @param tokens as of `logits`.
    * @param targets [B, S of the shard] int32, as `SequenceShard.labels` gives them: shifted before the split.
@@ -134,7 +134,6 @@ export class GPT {
   }
 
   #hidden(tokens: Tensor, options: LayerForwardOptions): Tensor {
-    checkOptions("gpt", options, layerForwardOptionNames);
     const { parameters } = this;
     const { gradients = {}, ...forward } = options;
     this.#check(tokens);

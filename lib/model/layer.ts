@@ -11,6 +11,7 @@ import { savedAs } from "../recipe.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
+import { asContiguous } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
 import {
@@ -230,5 +231,5 @@ function checkedTiles(tiles: number, { name, shard, inner }: Strategy): number {
 /** [B, S, H, D] as [B, S, H D]. */
 function columnsOf(heads: Tensor): Tensor {
   const [batch = 0, rows = 0, count = 0, size = 0] = heads.shape;
-  return (heads.isContiguous ? heads : heads.contiguous()).reshape([batch, rows, count * size]);
+  return asContiguous(heads).reshape([batch, rows, count * size]);
 }

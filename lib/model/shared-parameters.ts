@@ -1,15 +1,15 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
-import { failure, wrongKind } from "../errors.ts";
+import { failure } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
-import { globalNorm } from "../ops/gradient-norm.ts";
+import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";
 import { checkCommunicator, type Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { Tensor } from "../tensor.ts";
 import type { TensorOptions } from "../tensor-options.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
-import { checked, lengthOf, type Tensors } from "./shares.ts";
+import { checkedTensors, type Tensors } from "./shares.ts";
 import { asStored, cuts, partOf } from "./wholes.ts";
 
 /** Of a parameter's axis: each rank holds all of it or nothing. */
@@ -123,7 +123,7 @@ export class SharedParameters {
       const parts = stretches.flatMap((stretch) => {
         const own = this.#partOf(parameter, share, stretch);
         if (stretch.holders.length === 1) return own;
-        const part = own[0]?.contiguous() ?? Tensor.zeros(...this.#like(parameter, stretch, share));
+        const part = own[0] ? asContiguous(own[0]) : Tensor.zeros(...this.#like(parameter, stretch, share));
         const total = sum(part);
         return stretch.holders.includes(rank) ? [total] : [];
       });
@@ -148,21 +148,22 @@ export class SharedParameters {
    * await factor.data(); // [1]
    */
   async clipByGlobalNorm(gradients: Tensors, maxNorm: number): Promise<{ norm: Tensor; factor: Tensor }> {
-    if (typeof maxNorm !== "number") throw wrongKind("clipByGlobalNorm: maxNorm", "a number", maxNorm);
-    if (!(maxNorm > 0))
-      throw failure("ERR_OPTION", `clipByGlobalNorm: maxNorm is ${maxNorm}, expected a number above 0`);
+    checkMaxNorm(maxNorm);
     const { device } = this.#communicator;
     const norms = Scope.run(() => {
       const shares = this.#sharesOf("clipByGlobalNorm", gradients);
-      const parts = new Map<number, Tensor[]>();
-      for (const [i, parameter] of this.#table.entries()) {
-        for (const stretch of this.#stretches[i] ?? []) {
-          const { length } = stretch.holders;
-          const own = this.#partOf(parameter, shares[i] as Tensor, stretch).map((part) => part.contiguous());
-          parts.set(length, [...(parts.get(length) ?? []), ...own]);
-        }
-      }
-      return [...parts].map(([holders, tensors]) => ({ holders, norm: globalNorm(tensors) }));
+      const parts = this.#table.flatMap((parameter, i) =>
+        (this.#stretches[i] ?? []).flatMap((stretch) =>
+          this.#partOf(parameter, shares[i] as Tensor, stretch).map((part) => ({
+            holders: stretch.holders.length,
+            part: asContiguous(part),
+          })),
+        ),
+      );
+      return [...new Set(parts.map(({ holders }) => holders))].map((count) => {
+        const held = parts.filter(({ holders }) => holders === count);
+        return { holders: count, norm: globalNorm(held.map(({ part }) => part)) };
+      });
     });
     let squares = 0;
     for (const { holders, norm } of norms) {
@@ -196,7 +197,7 @@ export class SharedParameters {
       const parts = stretches.map((stretch) => {
         const [root = 0] = stretch.holders;
         const own = root === this.#communicator.rank ? this.#partOf(parameter, share, stretch)[0] : undefined;
-        const part = own?.contiguous() ?? Tensor.empty(...this.#like(parameter, stretch, share));
+        const part = own ? asContiguous(own) : Tensor.empty(...this.#like(parameter, stretch, share));
         this.#communicator.broadcast(part, root).wait();
         return part;
       });
@@ -226,13 +227,8 @@ export class SharedParameters {
 
   /** All of them before any is sent: what is wrong on one rank only would leave the others waiting. */
   #sharesOf(what: string, tensors: Tensors): Tensor[] {
-    if (typeof tensors !== "object" || tensors === null)
-      throw wrongKind(`${what}: tensors`, "an object of Tensors", tensors);
-    return this.#table.map((parameter) => {
-      const held = lengthOf(parameter.held(this.#placement));
-      const shape = parameter.shape.with(parameter.axis, held);
-      return referenceTo(checked(what, parameter.name, tensors, shape));
-    });
+    const shares = checkedTensors(what, this.#table, this.#placement, tensors, "tensors");
+    return this.#table.map(({ name }) => referenceTo(shares[name] as Tensor));
   }
 
   /** Of what this rank holds: none, or one. */

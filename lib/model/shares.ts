@@ -135,15 +135,16 @@ function filled(shape: readonly number[], value: number, place: TensorOptions): 
   return Tensor.from(values, shape, { dtype: "float32", ...place });
 }
 
-/** What a rank holds, as it is given: the tensors of the table, and no others. */
+/** What a rank holds, as it is given in an argument of that name: the tensors of the table, and no others. */
 export function checkedTensors(
   what: string,
   table: readonly ParameterSpecification[],
   placement: Placement,
   tensors: Tensors,
-): Tensors {
+  argument = "parameters",
+): Record<string, Tensor> {
   if (typeof tensors !== "object" || tensors === null)
-    throw wrongKind(`${what}: parameters`, "an object of Tensors", tensors);
+    throw wrongKind(`${what}: ${argument}`, "an object of Tensors", tensors);
   return Object.fromEntries(
     table.map((parameter) => {
       const { name, shape, axis } = parameter;

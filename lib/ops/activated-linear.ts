@@ -5,7 +5,7 @@ import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import { activateInto, checkActivated, differentiateInPlace, partsOf, roomFor, widest } from "./activated.ts";
 import type { Activation } from "./activation.ts";
 import { type LinearOptions, linear, linearOptionNames } from "./linear.ts";
@@ -38,7 +38,7 @@ export function activatedLinear(
   if (activation === undefined) return linear(x, weight, bias, options);
   checkActivated("linear", activation, x, weight);
   const { outDtype, dweight, dbias } = options;
-  const own = x.isContiguous ? x : x.contiguous();
+  const own = asContiguous(x);
   const { dtype, device } = x;
   const shape = [...x.shape.slice(0, -1), weight.shape[0] ?? 0];
   const y = Tensor.empty(shape, { dtype: outDtype ?? dtype, device });

@@ -47,15 +47,19 @@ export function clipByGlobalNorm(
   maxNorm: number,
 ): { norm: Tensor; factor: Tensor } {
   const handles = handlesOf("clipByGlobalNorm", gradients);
-  if (typeof maxNorm !== "number") throw wrongKind("clipByGlobalNorm: maxNorm", "a number", maxNorm);
-  if (!(maxNorm > 0)) {
-    throw failure("ERR_OPTION", `clipByGlobalNorm: maxNorm is ${maxNorm}, expected a number above 0`);
-  }
+  checkMaxNorm(maxNorm);
   const [norm, factor] = [scalar(gradients), scalar(gradients)];
   return queued([norm, factor], () => {
     native.globalNorm(handles, handleOf(norm, "norm"), maxNorm, handleOf(factor, "factor"));
     return { norm, factor };
   });
+}
+
+export function checkMaxNorm(maxNorm: number): void {
+  if (typeof maxNorm !== "number") throw wrongKind("clipByGlobalNorm: maxNorm", "a number", maxNorm);
+  if (!(maxNorm > 0)) {
+    throw failure("ERR_OPTION", `clipByGlobalNorm: maxNorm is ${maxNorm}, expected a number above 0`);
+  }
 }
 
 function handlesOf(what: string, tensors: readonly Tensor[]) {

@@ -5,7 +5,7 @@ import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
 import { isOnTape, record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import { checkedCall, type LinearCrossEntropyOptions } from "./linear-cross-entropy-options.ts";
 import { crossEntropyBackward, crossEntropyForward } from "./loss.ts";
 import { matmul } from "./matmul.ts";
@@ -142,7 +142,7 @@ function inTiles(
 
 /** What is computed in this call is on no tape, so neither are its views. */
 function asRows(tensor: Tensor, shape: readonly number[]): Tensor {
-  return (tensor.isContiguous ? tensor : tensor.contiguous()).reshape(shape);
+  return asContiguous(tensor).reshape(shape);
 }
 
 function addTo(sum: Tensor, term: Tensor): void {

@@ -2,7 +2,7 @@ import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../er
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import { queued } from "./queued.ts";
 import { emptyLike, emptyStatistic } from "./rows.ts";
 
@@ -81,9 +81,7 @@ export function crossEntropy(
       logSumExp: save(logSumExp),
       count: save(count),
     };
-    return ([dloss]) => [
-      crossEntropyBackward({ ...saved, dloss: dloss.isContiguous ? dloss : dloss.contiguous() }, given),
-    ];
+    return ([dloss]) => [crossEntropyBackward({ ...saved, dloss: asContiguous(dloss) }, given)];
   });
 }
 

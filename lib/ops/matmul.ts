@@ -3,6 +3,7 @@ import { native } from "../native.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
+import { asContiguous } from "../view.ts";
 import { queued } from "./queued.ts";
 
 /** How operands are read, and where the product goes. */
@@ -119,7 +120,7 @@ export function asMatrix(tensor: Tensor): Tensor {
   if (tensor.shape.length === 2) return tensor;
   const columns = tensor.shape.at(-1) ?? 1;
   const rows = tensor.shape.slice(0, -1).reduce((a, b) => a * b, 1);
-  return (tensor.isContiguous ? tensor : tensor.contiguous()).reshape([rows, columns]);
+  return asContiguous(tensor).reshape([rows, columns]);
 }
 
 function rowsSummed(tensor: Tensor): Tensor {
