@@ -1,9 +1,9 @@
 // The addon's operations, which cuda/addon/operation_binding.cc exports.
-import type { DeviceHandle, QueryGradientHandle, TensorHandle } from "./native.ts";
+import type { DeviceHandle, QueryGradientHandle, TensorHandle, TensorPlace } from "./native.ts";
 import type { NativeAttentionOptions } from "./ops/attention-options.ts";
 
 export interface NativeOperations {
-  copy(x: TensorHandle, y: TensorHandle): void;
+  copy(x: TensorPlace, y: TensorPlace): void;
   add(a: TensorHandle, b: TensorHandle, y: TensorHandle): void;
   sum(terms: readonly TensorHandle[], y: TensorHandle): void;
   scale(
@@ -17,21 +17,21 @@ export interface NativeOperations {
   fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
   attentionKernels(device: DeviceHandle, dtype: number, implementation: string | null): string;
   attentionForward(
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    out: TensorHandle,
-    logSumExp: TensorHandle,
+    q: TensorPlace,
+    k: TensorPlace,
+    v: TensorPlace,
+    out: TensorPlace,
+    logSumExp: TensorPlace,
     options: NativeAttentionOptions,
   ): void;
   /** Merged with `before`, of float32, whose log-sum-exp logSumExp holds; it may be `out`. */
   attentionForwardMerged(
-    q: TensorHandle,
-    k: TensorHandle,
-    v: TensorHandle,
-    before: TensorHandle,
-    out: TensorHandle,
-    logSumExp: TensorHandle,
+    q: TensorPlace,
+    k: TensorPlace,
+    v: TensorPlace,
+    before: TensorPlace,
+    out: TensorPlace,
+    logSumExp: TensorPlace,
     options: NativeAttentionOptions,
   ): void;
   attentionBackward(
@@ -67,10 +67,10 @@ export interface NativeOperations {
     gradient: QueryGradientHandle,
     first: number,
     queries: number,
-    k: TensorHandle,
-    v: TensorHandle,
-    dk: TensorHandle,
-    dv: TensorHandle,
+    k: TensorPlace,
+    v: TensorPlace,
+    dk: TensorPlace,
+    dv: TensorPlace,
     addsToDk: boolean,
     addsToDv: boolean,
     options: NativeAttentionOptions,

@@ -12,6 +12,10 @@ interface Handle<Name extends string> {
 }
 export type DeviceHandle = Handle<"device">;
 export type TensorHandle = Handle<"tensor">;
+/** A tensor, or for the one call the elements [start, end) of an axis. */
+export type TensorPlace =
+  | TensorHandle
+  | readonly [whole: TensorHandle, axis: number, start: number, end: number];
 export type MaskHandle = Handle<"mask">;
 export type MarkHandle = Handle<"mark">;
 export type CommunicatorHandle = Handle<"communicator">;

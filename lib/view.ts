@@ -1,6 +1,6 @@
 import { type Device, handleOfDevice } from "./device.ts";
 import { rowMajor } from "./layout.ts";
-import { native } from "./native.ts";
+import { native, type TensorPlace } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { handleOf, type Tensor, wrap } from "./tensor.ts";
 import { type DType, dtypes } from "./values.ts";
@@ -22,6 +22,16 @@ export function alias(tensor: Tensor): Tensor {
 /** A tensor of the same memory that is on no tape, and belongs to the scope here. */
 export function referenceTo(tensor: Tensor): Tensor {
   return viewAs(tensor, tensor.shape);
+}
+
+/** Rows of an axis as an argument of the addon, for whose one call no view is made. */
+export function partOf(
+  tensor: Tensor,
+  { start, length }: { start: number; length: number },
+  axis = 1,
+): TensorPlace {
+  const whole = handleOf(tensor, "the tensor");
+  return length === tensor.shape[axis] ? whole : [whole, axis, start, start + length];
 }
 
 /** The tensor itself, or a copy in row-major order where it is not. */

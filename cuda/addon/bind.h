@@ -149,14 +149,35 @@ struct From<std::vector<int64_t>> {
   }
 };
 template <class T>
+const T& held_by(Napi::Value value, size_t index) {
+  Handle<T>* const handle = handle_of<T>(value);
+  check_kind(handle != nullptr, index, HandleType<T>::name);
+  check(static_cast<bool>(handle->value), Code::Disposed, "argument ", index + 1, ": ", HandleType<T>::name,
+        " that was disposed");
+  return handle->value;
+}
+template <class T>
   requires requires { HandleType<T>::tag; }
 struct From<T> {
-  static T of(Napi::Value value, size_t index) {
-    Handle<T>* const handle = handle_of<T>(value);
-    check_kind(handle != nullptr, index, HandleType<T>::name);
-    check(static_cast<bool>(handle->value), Code::Disposed, "argument ", index + 1, ": ", HandleType<T>::name,
-          " that was disposed");
-    return handle->value;
+  static T of(Napi::Value value, size_t index) { return held_by<T>(value, index); }
+};
+/** A handle, or a part of its tensor as [handle, axis, start, end]: for one call a view costs more than the
+ * call. */
+template <>
+struct From<Tensor> {
+  static Tensor of(Napi::Value value, size_t index) {
+    if (!value.IsArray()) return held_by<Tensor>(value, index);
+    const auto part = value.As<Napi::Array>();
+    check_kind(part.Length() == 4, index, "a tensor or [tensor, axis, start, end]");
+    const Tensor& whole = held_by<Tensor>(part[0u], index);
+    const auto number = [&](uint32_t at) { return From<int64_t>::of(part[at], index); };
+    const int64_t axis = number(1), start = number(2), end = number(3);
+    check(axis >= 0 && axis < whole.rank, Code::Shape, "argument ", index + 1, ": axis is ", axis,
+          ", expected 0 to ", whole.rank - 1);
+    check(start >= 0 && end >= start && end <= whole.size(static_cast<int>(axis)), Code::Shape, "argument ",
+          index + 1, ": [", start, ", ", end, ") is not within axis ", axis, " of size ",
+          whole.size(static_cast<int>(axis)));
+    return whole.rows(static_cast<int>(axis), start, end - start);
   }
 };
 template <class T>

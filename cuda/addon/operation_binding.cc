@@ -28,6 +28,8 @@ struct From<AttentionOptions> {
     read(options.scale);
     read(options.softcap);
     read(options.alibi_slopes);
+    read(options.implementation);
+    read(options.deterministic);
     read(options.causal);
     read(options.window_left);
     read(options.window_right);
@@ -36,8 +38,6 @@ struct From<AttentionOptions> {
     read(options.query_positions);
     read(options.key_positions);
     read(options.mask);
-    read(options.implementation);
-    read(options.deterministic);
     return options;
   }
 };

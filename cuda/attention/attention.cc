@@ -204,14 +204,6 @@ void check_gradient(const Tensor& gradient, const char* what, const Tensor& like
         name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
 }
 
-/** Some of the queries' rows along an axis; none of no tensor. */
-Tensor rows_from(Tensor x, int axis, int64_t first, int64_t count) {
-  if (!x) return x;
-  x.offset += first * x.stride(axis);
-  x.shape[static_cast<size_t>(axis)] = count;
-  return x;
-}
-
 DType dtype_of(const AttentionForward& op) { return op.q.dtype; }
 DType dtype_of(const AttentionBackward& op) { return op.forward.q.dtype; }
 
@@ -316,14 +308,11 @@ void query_gradient_add(QueryGradientHandle gradient, int64_t first, int64_t cou
             (end % kQuerySumRows == 0 || end == queries),
         Code::Shape, "queryGradient: got the queries ", first, " to ", end, " of ", queries,
         ", expected multiples of ", kQuerySumRows, ", or the last");
-  const float scale = op.forward.score.scale;
-  op.forward = checked_forward(rows_from(op.forward.q, 1, first, count), std::move(k), std::move(v),
-                               rows_from(op.forward.out, 1, first, count),
-                               rows_from(op.forward.log_sum_exp, 2, first, count), options);
-  check(op.forward.score.scale == scale, Code::Option, "queryGradient: its parts have scales ", scale,
-        " and ", op.forward.score.scale);
-  op.dout = rows_from(op.dout, 1, first, count);
-  op.dq = rows_from(op.dq, 1, first, count);
+  op.forward = checked_forward(op.forward.q.rows(1, first, count), std::move(k), std::move(v),
+                               op.forward.out.rows(1, first, count),
+                               op.forward.log_sum_exp.rows(2, first, count), options);
+  op.dout = op.dout.rows(1, first, count);
+  if (op.dq) op.dq = op.dq.rows(1, first, count);
   op.dk = std::move(dk);
   op.dv = std::move(dv);
   op.adds_to_dk = adds_to_dk;

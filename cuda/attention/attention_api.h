@@ -12,13 +12,13 @@ namespace longseq {
 struct AttentionOptions {
   double scale, softcap;
   std::optional<Tensor> alibi_slopes;
+  std::optional<std::string> implementation;  // none: the best of the device
+  bool deterministic;                         // dq is summed in the same order in every run
   bool causal;
   int64_t window_left, window_right;
   std::optional<std::vector<int64_t>> documents, documents_keys;       // boundaries
   std::optional<std::vector<int64_t>> query_positions, key_positions;  // start, length, start, length, ...
   std::optional<std::shared_ptr<const Mask>> mask;
-  std::optional<std::string> implementation;  // none: the best of the device
-  bool deterministic;                         // dq is summed in the same order in every run
 };
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,

@@ -41,6 +41,13 @@ bool Tensor::contiguous() const {
   return true;
 }
 
+Tensor Tensor::rows(int axis, int64_t first, int64_t count) const {
+  Tensor part = *this;
+  part.offset += first * stride(axis);
+  part.shape[static_cast<size_t>(axis)] = count;
+  return part;
+}
+
 namespace {
 
 /** Contiguous, with no storage yet. */

@@ -74,6 +74,8 @@ struct Tensor {
   int64_t elements() const;
   int64_t bytes() const { return elements() * size_of(dtype); }
   bool contiguous() const;
+  /** `count` rows of an axis, from the first on. */
+  Tensor rows(int axis, int64_t first, int64_t count) const;
 
   template <class T>
   T* data() const {

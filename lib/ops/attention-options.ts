@@ -5,22 +5,26 @@ import type { MaskHandle, TensorHandle } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 
-/** In the order in which cuda/addon/operation_binding.cc reads them. */
-export type NativeAttentionOptions = readonly [
+/** How scores are made; in the order in which cuda/addon/operation_binding.cc reads them, and behind them the rule. */
+export type NativeScoring = readonly [
   scale: number,
   softcap: number,
   alibiSlopes: TensorHandle | null,
+  implementation: string | null,
+  deterministic: boolean,
+];
+/** Which keys a query sees. */
+export type NativeRule = readonly [
   causal: boolean,
   windowLeft: number,
   windowRight: number,
-  cuSeqlens: Int32Array | readonly number[] | null,
+  cuSeqlens: Int32Array | Float64Array | readonly number[] | null,
   cuSeqlensKeys: Int32Array | readonly number[] | null,
   queryPositions: readonly number[] | null,
   keyPositions: readonly number[] | null,
   mask: MaskHandle | null,
-  implementation: string | null,
-  deterministic: boolean,
 ];
+export type NativeAttentionOptions = readonly [...NativeScoring, ...NativeRule];
 
 /** Global positions that neighbouring rows of a shard stand at: start, start + 1 and so on, `length` of them. */
 export interface Piece {
@@ -113,15 +117,24 @@ export function nativeOptions(
   names = attentionOptionNames,
 ): NativeAttentionOptions {
   checkOptions("attention", options, names);
-  const {
-    scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1),
-    softcap = 0,
-    causal = false,
-    window = [-1, -1],
-    deterministic = false,
-  } = options;
+  return [...nativeScoring(q, options), ...nativeRule(options)];
+}
+
+export function nativeScoring(q: Tensor, options: AttentionOptions): NativeScoring {
+  const { scale = 1 / Math.sqrt(q.shape.at(-1) ?? 1), softcap = 0, deterministic = false } = options;
+  const { alibiSlopes, implementation = null } = options;
   if (typeof scale !== "number") throw wrongKind("attention: scale", "a number", scale);
   if (typeof softcap !== "number") throw wrongKind("attention: softcap", "a number", softcap);
+  if (typeof deterministic !== "boolean")
+    throw wrongKind("attention: deterministic", "a boolean", deterministic);
+  if (implementation !== null && typeof implementation !== "string")
+    throw wrongKind("attention: implementation", "a string", implementation);
+  const slopes = alibiSlopes === undefined ? null : handleOf(alibiSlopes, "attention: alibiSlopes");
+  return [scale, softcap, slopes, implementation, deterministic];
+}
+
+export function nativeRule(options: AttentionOptions): NativeRule {
+  const { causal = false, window = [-1, -1], queryPositions, keyPositions, mask } = options;
   if (typeof causal !== "boolean") throw wrongKind("attention: causal", "a boolean", causal);
   if (!Array.isArray(window)) throw wrongKind("attention: window", "[left, right]", window);
   if (window.length !== 2 || !window.every(isWindowSide)) {
@@ -130,27 +143,15 @@ export function nativeOptions(
       `attention: window is ${shown(window)}, expected two integers of 0 to 2^31 - 1, or -1 for unbounded`,
     );
   }
-  if (typeof deterministic !== "boolean")
-    throw wrongKind("attention: deterministic", "a boolean", deterministic);
-  const { implementation = null } = options;
-  if (implementation !== null && typeof implementation !== "string")
-    throw wrongKind("attention: implementation", "a string", implementation);
   return [
-    scale,
-    softcap,
-    options.alibiSlopes === undefined ? null : handleOf(options.alibiSlopes, "attention: alibiSlopes"),
     causal,
     window[0],
     window[1],
     boundaries("cuSeqlens", options.cuSeqlens),
     boundaries("cuSeqlensKeys", options.cuSeqlensKeys),
-    options.queryPositions === undefined
-      ? null
-      : flatPieces("attention: queryPositions", options.queryPositions),
-    options.keyPositions === undefined ? null : flatPieces("attention: keyPositions", options.keyPositions),
-    options.mask === undefined ? null : handleOfMask(options.mask, "attention: mask"),
-    implementation,
-    deterministic,
+    queryPositions === undefined ? null : flatPieces("attention: queryPositions", queryPositions),
+    keyPositions === undefined ? null : flatPieces("attention: keyPositions", keyPositions),
+    mask === undefined ? null : handleOfMask(mask, "attention: mask"),
   ];
 }
 

@@ -1,8 +1,8 @@
 // The backward pass of attention where keys come in parts, as a ring's do: what each part would make again is made once,
 // and dq is rounded once.
-import { native, type QueryGradientHandle } from "../native.ts";
+import { native, type QueryGradientHandle, type TensorPlace } from "../native.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
-import { type AttentionOptions, nativeOptions } from "./attention-options.ts";
+import { type NativeRule, type NativeScoring, nativeRule } from "./attention-options.ts";
 
 /** Neighbouring queries that a part of the keys is seen by. */
 interface Rows {
@@ -16,43 +16,33 @@ export const queryRows = 128;
 /** dq of all queries, from one part of the keys after the other. */
 export class QueryGradient implements Disposable {
   readonly #handle: QueryGradientHandle;
-  readonly #q: Tensor;
+  readonly #scoring: NativeScoring;
 
-  /** `options` are those that all parts share; a deterministic order is none of them. */
+  /** A deterministic order is not to be had. */
   constructor(
     { q, out, logSumExp, dout }: { q: Tensor; out: Tensor; logSumExp: Tensor; dout: Tensor },
-    { scale, implementation }: AttentionOptions,
+    scoring: NativeScoring,
   ) {
-    this.#q = q;
+    this.#scoring = scoring;
     this.#handle = native.queryGradientBegin(
       handleOf(q, "attention: q"),
       handleOf(out, "attention: out"),
       handleOf(logSumExp, "attention: logSumExp"),
       handleOf(dout, "attention: dout"),
-      nativeOptions(q, { ...(scale !== undefined && { scale }), ...(implementation && { implementation }) }),
+      [...scoring, ...nativeRule({})],
     );
   }
 
   /** Makes the gradients of a part of the keys in `dk` and `dv`, or adds them, in float32. */
   add(
     { start, length }: Rows,
-    [k, v]: readonly [Tensor, Tensor],
-    [dk, dv]: readonly [Tensor, Tensor],
+    [k, v]: readonly [TensorPlace, TensorPlace],
+    [dk, dv]: readonly [TensorPlace, TensorPlace],
     adds: boolean,
-    options: AttentionOptions,
+    rule: NativeRule,
   ): void {
-    native.queryGradientAdd(
-      this.#handle,
-      start,
-      length,
-      handleOf(k, "attention: k"),
-      handleOf(v, "attention: v"),
-      handleOf(dk, "attention: dk"),
-      handleOf(dv, "attention: dv"),
-      adds,
-      adds,
-      nativeOptions(this.#q, options),
-    );
+    const options = [...this.#scoring, ...rule] as const;
+    native.queryGradientAdd(this.#handle, start, length, k, v, dk, dv, adds, adds, options);
   }
 
   /** Behind the last part. */

@@ -1,7 +1,7 @@
 // Keys and values on their way, and what becomes of results and gradients that are made of a part of them.
-import { native } from "../native.ts";
+import { native, type TensorPlace } from "../native.ts";
 import type { AttentionResult } from "../ops/attention.ts";
-import { type AttentionOptions, nativeOptions } from "../ops/attention-options.ts";
+import type { NativeAttentionOptions } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { release } from "./portions.ts";
 
@@ -30,20 +30,14 @@ export function addInto(sum: Tensor, term: Tensor): void {
  * and result's log-sum-exp. They may be one tensor.
  */
 export function attendInto(
-  result: AttentionResult,
-  q: Tensor,
-  [k, v]: readonly [Tensor, Tensor],
-  options: AttentionOptions,
-  before?: Tensor,
+  { out, logSumExp }: { out: TensorPlace; logSumExp: TensorPlace },
+  q: TensorPlace,
+  [k, v]: readonly [TensorPlace, TensorPlace],
+  options: NativeAttentionOptions,
+  before?: TensorPlace,
 ): void {
-  const inputs = [handleOf(q, "q"), handleOf(k, "k"), handleOf(v, "v")] as const;
-  const results = [handleOf(result.out, "out"), handleOf(result.logSumExp, "logSumExp")] as const;
-  if (before) {
-    const sum = handleOf(before, "before");
-    native.attentionForwardMerged(...inputs, sum, ...results, nativeOptions(q, options));
-  } else {
-    native.attentionForward(...inputs, ...results, nativeOptions(q, options));
-  }
+  if (before) native.attentionForwardMerged(q, k, v, before, out, logSumExp, options);
+  else native.attentionForward(q, k, v, out, logSumExp, options);
 }
 
 /** Makes of `whole` what attention gives over its keys and the part's. The part is let go. */

@@ -1,19 +1,19 @@
 // A ring whose ranks share memory: all see each other's keys in their place, and the sums of their gradients go from
 // rank to rank, who add to them. Nothing is copied; an exchange says who has what now.
 import type { Tensor } from "../tensor.ts";
-import { borrowed } from "../view.ts";
+import { borrowed, partOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
 import { filled, peerAt } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
-import { type KeyValues, pair, rowMajor, rowsOf } from "./ring-exchange.ts";
+import { type KeyPlaces, type KeyValues, pair, rowMajor, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
-import type { RingStep, Rows } from "./ring-plan.ts";
+import type { Rows } from "./ring-meeting.ts";
+import type { RingStep } from "./ring-plan.ts";
 
 export class LentKeys implements RingKeys {
   readonly #communicator: Communicator;
   readonly #steps: readonly RingStep[];
-  readonly #own: KeyValues;
   readonly #sums: KeyValues | undefined;
   /** What others see of this rank's keys, for each of them; and of others' keys what their owners share. */
   readonly #lent: readonly Parcel[];
@@ -31,7 +31,6 @@ export class LentKeys implements RingKeys {
   ) {
     this.#communicator = communicator;
     this.#steps = steps;
-    this.#own = own;
     this.#sums = sums;
     this.#held = sums;
     const [{ shared }, ...others] = steps as [RingStep, ...RingStep[]];
@@ -59,14 +58,13 @@ export class LentKeys implements RingKeys {
     this.#held = coming;
   }
 
-  keys(): KeyValues {
-    const borrowed = this.#borrowed.get(this.#step)?.map(({ tensor }) => tensor);
-    if (borrowed === undefined) return this.#own;
-    return pair(borrowed as readonly Tensor[] as KeyValues, (x) => rowsOf(x, this.#seenRows));
+  keys(): KeyPlaces {
+    const [k, v] = this.#borrowed.get(this.#step) as readonly [Parcel, Parcel];
+    return this.#seenOf([k.tensor, v.tensor]);
   }
 
-  gradients(): { places: KeyValues; adds: boolean } {
-    return { places: pair(this.#held as KeyValues, (x) => rowsOf(x, this.#seenRows)), adds: true };
+  gradients(): { places: KeyPlaces; adds: boolean } {
+    return { places: this.#seenOf(this.#held as KeyValues), adds: true };
   }
 
   end(): void {
@@ -85,10 +83,10 @@ export class LentKeys implements RingKeys {
     return this.#steps[this.#at] as RingStep;
   }
 
-  /** Among the rows that the owner shares. */
-  get #seenRows(): Rows {
+  /** Of the rows that the owner shares. */
+  #seenOf(values: KeyValues): KeyPlaces {
     const { keys, shared } = this.#step;
-    return { start: keys.start - shared.start, length: keys.length };
+    return pair(values, (x) => partOf(x, { start: keys.start - shared.start, length: keys.length }));
   }
 
   /** To, or from, the rank so far ahead. */

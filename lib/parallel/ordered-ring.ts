@@ -12,7 +12,8 @@ import { type Attended, type AttentionCore, allRounded, type Gradients } from ".
 import { copyInto, mergeInto, packed } from "./key-values.ts";
 import type { Parcel } from "./link.ts";
 import type { Pending } from "./pending.ts";
-import { isNeeded, keptByRule, partOfMask } from "./ring-plan.ts";
+import { partOfMask } from "./ring-meeting.ts";
+import { isNeeded, keptByRule } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 /** Zigzag shards of 8 ranks are two of these each. */

@@ -1,4 +1,5 @@
 // What a rank of a ring sends and receives in one step of the ranks.
+import type { TensorPlace } from "../native.ts";
 import { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
 import type { Communicator } from "./communicator.ts";
@@ -6,12 +7,17 @@ import type { Parcel } from "./link.ts";
 import { filled, peerAt } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
-import type { RingStep, Rows } from "./ring-plan.ts";
+import type { Rows } from "./ring-meeting.ts";
+import type { RingStep } from "./ring-plan.ts";
 
 /** [B, n, H, D] each: keys and values, or their gradients. */
 export type KeyValues = readonly [k: Tensor, v: Tensor];
+/** The same for one call of the addon. */
+export type KeyPlaces = readonly [k: TensorPlace, v: TensorPlace];
 
-export const pair = ([k, v]: KeyValues, make: (x: Tensor) => Tensor): KeyValues => [make(k), make(v)];
+export function pair<T>([k, v]: KeyValues, make: (x: Tensor) => T): readonly [k: T, v: T] {
+  return [make(k), make(v)];
+}
 
 /** x itself where it is in row-major order, else a copy. */
 export const rowMajor = (x: Tensor): Tensor => (x.isContiguous ? x : x.contiguous());

@@ -2,7 +2,7 @@
 import type { Communicator } from "./communicator.ts";
 import { LentKeys } from "./lent-keys.ts";
 import type { Pending } from "./pending.ts";
-import type { KeyValues } from "./ring-exchange.ts";
+import type { KeyPlaces, KeyValues } from "./ring-exchange.ts";
 import type { RingStep } from "./ring-plan.ts";
 import { SentKeys } from "./sent-keys.ts";
 
@@ -11,9 +11,9 @@ export interface RingKeys {
   /** What the step needs is there, and what the next one needs may be on its way. */
   begin(): void;
   /** The step's, of the rows that are seen. */
-  keys(): KeyValues;
+  keys(): KeyPlaces;
   /** Where their gradients belong, of float32: in the place of what is there, or added to it. */
-  gradients(): { places: KeyValues; adds: boolean };
+  gradients(): { places: KeyPlaces; adds: boolean };
   end(): void;
   /** Behind the last step: the sums hold all gradients of this rank's keys, which are its own again. */
   finish(): Pending<void>;

@@ -3,17 +3,8 @@
 import type { Piece } from "../ops/attention-options.ts";
 import { queryRows } from "../ops/query-gradient.ts";
 import { joined } from "../pieces.ts";
-import {
-  keysSeen,
-  type Meeting,
-  meetingOf,
-  overlap,
-  queriesSeeing,
-  type RingStep,
-  type Rows,
-  type Run,
-  ringPlan,
-} from "./ring-plan.ts";
+import { type Meeting, meetingOf, type Rows, type Run } from "./ring-meeting.ts";
+import { keysSeen, overlap, queriesSeeing, type RingStep, ringPlan } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
 export interface RingParts {

@@ -1,33 +1,10 @@
 // Who needs whose keys, and which queries they meet: the steps of a ring.
 import type { AttentionMask } from "../mask.ts";
-import type { AttentionOptions, Piece } from "../ops/attention-options.ts";
-import { joined } from "../pieces.ts";
+import type { Piece } from "../ops/attention-options.ts";
 import { documentAt } from "./documents.ts";
+import { type Meeting, meetingOf, partOfMask, type Rows, type Run, ruleOf } from "./ring-meeting.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
-import { sees, type VisibilityOptions, visiblePairs } from "./visibility.ts";
-
-/** Neighbouring rows of a shard. */
-export interface Rows {
-  /** The first, among the shard's. */
-  start: number;
-  length: number;
-}
-export interface Run extends Rows {
-  /** Where they stand. */
-  pieces: readonly Piece[];
-}
-
-/** Which queries meet which keys. */
-export interface Meeting {
-  /** Of this rank's queries, those that see any of the keys. */
-  queries: Run;
-  /** Of the owner's keys, those that are seen. */
-  keys: Run;
-  /** Where these stand, for attention. */
-  places: { queryPositions: readonly Piece[]; keyPositions: readonly Piece[] };
-  /** Each of the queries sees all of the keys. */
-  isWhole: boolean;
-}
+import { sees } from "./visibility.ts";
 
 /** What a rank computes with the keys of the rank so far behind, all of its own at distance 0. */
 export interface RingStep extends Meeting {
@@ -70,11 +47,6 @@ export function ringPlan(
       ...meetingOf(queries, keys, options),
     };
   });
-}
-
-export function meetingOf(queries: Run, keys: Run, options: ShardedAttentionOptions): Meeting {
-  const places = placesOf(queries.pieces, keys.pieces, options);
-  return { queries, keys, places, isWhole: isWhole(queries, keys, options) };
 }
 
 /** From the first row of any to the last. */
@@ -185,61 +157,4 @@ export function isNeeded(queries: readonly Piece[], piece: Piece, options: Shard
   if (queries.length === 0) return false;
   if (!sees(queries, [piece], ruleOf(options))) return false;
   return mask === undefined || partOfMask(mask, queries, [piece]).visible > 0;
-}
-
-function ruleOf({ causal, window, cuSeqlens }: ShardedAttentionOptions): VisibilityOptions {
-  return {
-    ...(causal !== undefined && { causal }),
-    ...(window && { window }),
-    ...(cuSeqlens && { cuSeqlens }),
-  };
-}
-
-const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();
-
-/** A mask's rows and columns; made once, since all layers and both passes ask for the same. */
-export function partOfMask(
-  mask: AttentionMask,
-  queries: readonly Piece[],
-  keys: readonly Piece[],
-): AttentionMask {
-  const known = parts.get(mask) ?? new Map<string, AttentionMask>();
-  parts.set(mask, known);
-  const key = [queries, keys].map((side) => side.map(({ start, length }) => `${start}+${length}`)).join(";");
-  const part = known.get(key) ?? mask.select(queries, keys);
-  known.set(key, part);
-  return part;
-}
-
-function isWhole(queries: Run, keys: Run, options: ShardedAttentionOptions): boolean {
-  const [{ pieces: queryPieces }, { pieces: keyPieces }] = [queries, keys];
-  const pairs = queries.length * keys.length;
-  if (visiblePairs(queryPieces, keyPieces, ruleOf(options)) !== pairs) return false;
-  return options.mask === undefined || partOfMask(options.mask, queryPieces, keyPieces).visible === pairs;
-}
-
-/**
- * Neighbouring pieces as one, and counted from the first row where no boundaries of documents count: for one piece of
- * queries and one of keys from 0 on, a GPU needs no list of what each row sees.
- */
-function placesOf(
-  queries: readonly Piece[],
-  keys: readonly Piece[],
-  { cuSeqlens }: ShardedAttentionOptions,
-): Meeting["places"] {
-  const first = cuSeqlens ? 0 : Math.min(...[...queries, ...keys].map(({ start }) => start));
-  const from = (pieces: readonly Piece[]) =>
-    joined(pieces.map(({ start, length }) => ({ start: start - first, length })));
-  return { queryPositions: from(queries), keyPositions: from(keys) };
-}
-
-/** Attention's options for what a step sees of what. */
-export function optionsAt(
-  { queries, keys, places, isWhole }: Meeting,
-  options: ShardedAttentionOptions,
-): AttentionOptions {
-  const { causal, window, cuSeqlens, mask, ...others } = options;
-  // Slopes count distances.
-  if (isWhole && others.alibiSlopes === undefined) return others;
-  return { ...options, ...places, ...(mask && { mask: partOfMask(mask, queries.pieces, keys.pieces) }) };
 }

@@ -1,23 +1,27 @@
 // Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
 // another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
 // Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
+
+import { native, type TensorPlace } from "../native.ts";
 import {
   type AttentionResult,
   attentionBackward,
   attentionForward,
   gradientsLike,
 } from "../ops/attention.ts";
-import type { Piece } from "../ops/attention-options.ts";
+import { nativeScoring, type Piece } from "../ops/attention-options.ts";
 import { QueryGradient } from "../ops/query-gradient.ts";
-import { Tensor } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
+import { partOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
-import { attendInto, copyInto } from "./key-values.ts";
+import { attendInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
-import { type KeyValues, pair, rowsOf } from "./ring-exchange.ts";
+import { type KeyPlaces, type KeyValues, pair, rowsOf } from "./ring-exchange.ts";
 import { ringKeys } from "./ring-keys.ts";
+import { type Meeting, optionsAt, type Rows, ruleAt } from "./ring-meeting.ts";
 import { isAmong, type RingParts, ringParts } from "./ring-parts.ts";
-import { keptByRule, type Meeting, optionsAt, type RingStep, type Rows } from "./ring-plan.ts";
+import { keptByRule, type RingStep } from "./ring-plan.ts";
 import { SequenceShard } from "./shard.ts";
 import { checkCommunicator, replicated, type ShardedAttentionOptions, type Strategy } from "./strategy.ts";
 
@@ -105,16 +109,18 @@ function forward(
   const out = Tensor.empty(shape, { dtype, device });
   const logSumExp = Tensor.empty([batch, heads, rows], { device });
   const sums = merged.map((rows) => ({ ...summed(out, rows), roundedBy: rows.roundedBy }));
+  const scoring = nativeScoring(q, options);
   /** What the step gives of a part of the queries, and those before it, in their place. */
-  const attendAt = (i: number, part: Meeting, held: KeyValues): void => {
+  const attendAt = (i: number, part: Meeting, held: KeyPlaces): void => {
     const { queries } = part;
     const among = sums.find(({ rows }) => isAmong(queries, rows));
-    const sum = among && rowsOf(among.sum, behind(queries, among.rows));
+    const sum = among && partOf(among.sum, behind(queries, among.rows));
     const result = {
-      out: sum && among.roundedBy !== i ? sum : rowsOf(out, queries),
-      logSumExp: rowsOf(logSumExp, queries, 2),
+      out: sum && among.roundedBy !== i ? sum : partOf(out, queries),
+      logSumExp: partOf(logSumExp, queries, 2),
     };
-    attendInto(result, rowsOf(q, queries), held, optionsAt(part, options), i > 0 ? sum : undefined);
+    const given = [...scoring, ...ruleAt(part, options)] as const;
+    attendInto(result, partOf(q, queries), held, given, i > 0 ? sum : undefined);
   };
   const keys = ringKeys(communicator, steps, [k, v]);
   for (const [i, step] of steps.entries()) {
@@ -153,19 +159,19 @@ function backward(
   const [dq, dk, dv] = gradientsLike([q, k, v], [], wide);
   const shares = [summed(dk, shared), summed(dv, shared)] as const;
   const sums: KeyValues = [shares[0].sum, shares[1].sum];
-  using gradient = new QueryGradient({ q, out, logSumExp, dout }, options);
+  using gradient = new QueryGradient({ q, out, logSumExp, dout }, nativeScoring(q, options));
   const keys = ringKeys(communicator, steps, [k, v], sums);
   for (const [i, step] of steps.entries()) {
     keys.begin();
     for (const part of i === 0 ? byKeys : []) {
       const isShared = isAmong(part.keys, shared);
       const into = isShared ? keysOf(sums, behind(part.keys, shared)) : keysOf([dk, dv], part.keys);
-      gradient.add(part.queries, keysOf([k, v], part.keys), into, false, optionsAt(part, options));
+      gradient.add(part.queries, keysOf([k, v], part.keys), into, false, ruleAt(part, options));
     }
     if (i > 0 && isSeen(step)) {
       const part = aligned[i] as Meeting;
       const { places, adds } = keys.gradients();
-      gradient.add(part.queries, keys.keys(), places, adds, optionsAt(part, options));
+      gradient.add(part.queries, keys.keys(), places, adds, ruleAt(part, options));
     }
     keys.end();
   }
@@ -176,25 +182,27 @@ function backward(
   return [dq, dk, dv];
 }
 
-/** Some rows of a result, and where they are summed up: there, where that is of float32 and in one piece. */
+/** Some rows of a result, summed up in float32: in their place, where that is of float32 and in one piece. */
 interface Summed {
   rows: Rows;
-  place: Tensor;
   sum: Tensor;
+  /** Where the sum belongs, if it is not there. */
+  place?: TensorPlace;
 }
 
 function summed(x: Tensor, rows: Rows): Summed {
-  const place = rowsOf(x, rows);
-  const { dtype, shape, device, isContiguous } = place;
-  return { rows, place, sum: dtype === "float32" && isContiguous ? place : Tensor.empty(shape, { device }) };
+  const { dtype, shape, device } = x;
+  const own = dtype === "float32" ? rowsOf(x, rows) : undefined;
+  if (own?.isContiguous) return { rows, sum: own };
+  return { rows, sum: Tensor.empty(shape.with(1, rows.length), { device }), place: partOf(x, rows) };
 }
 
 function round({ place, sum }: Summed): void {
-  if (sum !== place) copyInto(place, sum);
+  if (place) native.copy(handleOf(sum, "a sum"), place);
 }
 
-function keysOf(keys: KeyValues, rows: Rows): KeyValues {
-  return pair(keys, (x) => rowsOf(x, rows));
+function keysOf(keys: KeyValues, rows: Rows): KeyPlaces {
+  return pair(keys, (x) => partOf(x, rows));
 }
 
 /** Rows, counted from the first of those that they are among. */

@@ -1,11 +1,11 @@
 // A ring whose ranks are apart: keys go from their owner to whoever sees them, their gradients back to it in float32,
 // both beside the step before or behind, and are summed there in the order of the steps.
-import { Tensor } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
 import type { Communicator } from "./communicator.ts";
 import { addInto } from "./key-values.ts";
 import { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
-import { type KeyValues, pair, RingExchange, rowMajor, rowsOf } from "./ring-exchange.ts";
+import { type KeyPlaces, type KeyValues, pair, RingExchange, rowMajor, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
 import type { RingStep } from "./ring-plan.ts";
 
@@ -53,14 +53,13 @@ export class SentKeys implements RingKeys {
     this.#made = this.#sums && this.#at > 0 ? this.#held : undefined;
   }
 
-  keys(): KeyValues {
-    return this.#held;
+  keys(): KeyPlaces {
+    return pair(this.#held, handleOfKeys);
   }
 
-  gradients(): { places: KeyValues; adds: boolean } {
-    const places = pair(this.#held, ({ shape, device }) => Tensor.empty(shape, { device }));
-    this.#made = places;
-    return { places, adds: false };
+  gradients(): { places: KeyPlaces; adds: boolean } {
+    this.#made = pair(this.#held, ({ shape, device }) => Tensor.empty(shape, { device }));
+    return { places: pair(this.#made, handleOfKeys), adds: false };
   }
 
   end(): void {
@@ -101,3 +100,5 @@ export class SentKeys implements RingKeys {
 function sentOften(own: KeyValues, steps: readonly RingStep[]): KeyValues {
   return steps.length <= 2 ? own : pair(own, rowMajor);
 }
+
+const handleOfKeys = (x: Tensor) => handleOf(x, "keys");

@@ -1,9 +1,10 @@
 // The backward pass of keys in parts: dq is that of all of them, dk and dv are those of a part alone.
 import t, { type Test } from "tap";
 import { attentionBackward, attentionForward, type Piece, Tensor } from "../../lib/index.ts";
-import type { AttentionOptions } from "../../lib/ops/attention-options.ts";
+import { type AttentionOptions, nativeRule, nativeScoring } from "../../lib/ops/attention-options.ts";
 import { QueryGradient, queryRows } from "../../lib/ops/query-gradient.ts";
 import { Scope } from "../../lib/scope.ts";
+import { handleOf } from "../../lib/tensor.ts";
 import { bounds, type FloatType, floatTypes, relativeError } from "../support/compare.ts";
 import { implementationsOf } from "../support/devices.ts";
 import { refuses } from "../support/refusals.ts";
@@ -18,6 +19,10 @@ function inputs(D: number, dtype: FloatType, options: AttentionOptions) {
   const [q, k, v, dout] = [input(Hq, 1), input(Hkv, 2), input(Hkv, 3), input(Hq, 4)] as const;
   return { q, k, v, dout, ...attentionForward(q, k, v, options) };
 }
+
+type Pair = readonly [k: Tensor, v: Tensor];
+const handlesOf = ([k, v]: Pair) => [handleOf(k, "k"), handleOf(v, "v")] as const;
+const everything = nativeRule({});
 
 const bytesOf = async (x: Tensor) => Buffer.from((await x.bits()).buffer);
 const isSame = async (a: Tensor, b: Tensor) => (await bytesOf(a)).equals(await bytesOf(b));
@@ -34,7 +39,7 @@ async function inParts(t: Test, D: number, dtype: FloatType, options: AttentionO
   const { k, v, ...tensors } = inputs(D, dtype, options);
   const expected = attentionBackward({ ...tensors, k, v }, { ...options, gradientDtype: "float32" });
   for (const wanted of new Set([dtype, "float32"] as const)) {
-    using gradient = new QueryGradient(tensors, options);
+    using gradient = new QueryGradient(tensors, nativeScoring(tensors.q, options));
     for (const { keys, queries } of parts) {
       const part = [k, v].map((x) => x.slice(1, keys[0], keys[1])) as [Tensor, Tensor];
       const { start, length } = queries;
@@ -56,11 +61,12 @@ async function inParts(t: Test, D: number, dtype: FloatType, options: AttentionO
       );
       const like = { dtype: wanted, device: k.device };
       const made = part.map(({ shape }) => Tensor.empty(shape, like)) as [Tensor, Tensor];
-      gradient.add(queries, part, made, false, given);
+      gradient.add(queries, handlesOf(part), handlesOf(made), false, nativeRule(given));
       for (const [i, own] of [alone.dk, alone.dv].entries())
         t.ok(await isSame(made[i] as Tensor, own.to(wanted)), "as of these keys alone");
       if (wanted !== "float32") continue;
-      gradient.add({ start: 0, length: 0 }, part, made, true, { ...given, queryPositions: [] });
+      const noRows = nativeRule({ ...given, queryPositions: [] });
+      gradient.add({ start: 0, length: 0 }, handlesOf(part), handlesOf(made), true, noRows);
       t.ok(await isSame(made[0], alone.dk), "nothing added");
     }
     const dq = Tensor.empty([B, S, Hq, D + 2], { dtype: wanted }).slice(3, 1, D + 1);
@@ -98,9 +104,10 @@ for (const dtype of floatTypes) {
 
 t.test("nothing at all", async (t) => {
   const none = Tensor.empty([1, 0, 2, 8]);
-  using gradient = new QueryGradient({ q: none, dout: none, ...attentionForward(none, none, none) }, {});
+  const results = attentionForward(none, none, none);
+  using gradient = new QueryGradient({ q: none, dout: none, ...results }, nativeScoring(none, {}));
   const dk = Tensor.empty(none.shape);
-  gradient.add({ start: 0, length: 0 }, [none, none], [dk, dk], false, {});
+  gradient.add({ start: 0, length: 0 }, handlesOf([none, none]), handlesOf([dk, dk]), false, everything);
   gradient.finish(dk);
   t.strictSame([...(await dk.data())], []);
 });
@@ -108,18 +115,24 @@ t.test("nothing at all", async (t) => {
 t.test("what is refused", async (t) => {
   const tensors = inputs(8, "bfloat16", {});
   const { q, k, v } = tensors;
-  using gradient = new QueryGradient(tensors, {});
-  const add = (start: number, length: number, options: AttentionOptions = {}, dk = Tensor.empty(k.shape)) =>
-    gradient.add({ start, length }, [k, v], [dk, Tensor.empty(v.shape)], true, options);
+  const scoring = nativeScoring(q, {});
+  using gradient = new QueryGradient(tensors, scoring);
+  const add = (start: number, length: number, dk = Tensor.empty(k.shape)) =>
+    gradient.add(
+      { start, length },
+      handlesOf([k, v]),
+      handlesOf([dk, Tensor.empty(v.shape)]),
+      true,
+      everything,
+    );
   const rows = (first: number, last: number) =>
     `queryGradient: got the queries ${first} to ${last} of 300, expected multiples of ${queryRows}, or the last`;
   refuses(t, [
     [() => add(100, 200), "ERR_SHAPE", rows(100, 300)],
     [() => add(128, 100), "ERR_SHAPE", rows(128, 228)],
     [() => add(128, 256), "ERR_SHAPE", rows(128, 384)],
-    [() => add(0, S, { scale: 2 }), "ERR_OPTION", /^queryGradient: its parts have scales 0.35355\d* and 2$/],
     [
-      () => add(0, S, {}, Tensor.empty(k.shape, { dtype: "bfloat16" })),
+      () => add(0, S, Tensor.empty(k.shape, { dtype: "bfloat16" })),
       "ERR_DTYPE",
       "attention: dk is bfloat16, expected float32 (it is added to)",
     ],
@@ -129,12 +142,12 @@ t.test("what is refused", async (t) => {
       `attention: dq has the shape [2, 300, 2, 8], expected [2, 300, 4, 8] (that of q)`,
     ],
     [
-      () => new QueryGradient({ ...tensors, dout: k }, {}),
+      () => new QueryGradient({ ...tensors, dout: k }, scoring),
       "ERR_SHAPE",
       "attention: dout has the shape [2, 300, 2, 8], expected [2, 300, 4, 8] (that of out)",
     ],
     [
-      () => new QueryGradient({ ...tensors, q: q.slice(1, 0, 5) }, {}),
+      () => new QueryGradient({ ...tensors, q: q.slice(1, 0, 5) }, scoring),
       "ERR_SHAPE",
       "attention: out has the shape [2, 300, 4, 8], expected [2, 5, 4, 8] (that of q)",
     ],

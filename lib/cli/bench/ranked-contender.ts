@@ -24,13 +24,14 @@ type Interval = readonly [begin: Mark, end: Mark];
 
 interface Timed {
   readonly whole: Interval;
-  readonly waits: readonly Interval[];
+  /** Where they were looked at. */
+  readonly waits?: readonly Interval[];
 }
 
 /** A rank's run: how long it took, and the share of that in which its queue waited for the link. */
 interface RankTime {
   readonly ms: number;
-  readonly share: number;
+  readonly share: number | undefined;
 }
 
 export class RankedContender implements Contender {
@@ -92,21 +93,23 @@ export class RankedContender implements Contender {
 
   async #run(count: number, isCold: boolean): Promise<number[]> {
     const processes = await this.#problem.group.attempt(async () => {
-      const runs = Array.from({ length: count }, () => this.#queue(isCold));
+      // A short run's marks are a part of its time: one run's waits say enough.
+      const runs = Array.from({ length: count }, (_, run) => this.#queue(isCold, run === count - 1));
       const times: RankTime[][] = [];
       for (const ranks of runs) times.push(await settled(ranks.map(timeOf)));
       return times;
     });
     return Array.from({ length: count }, (_, run) => {
       const ranks = processes.flatMap((times) => times[run] ?? []);
-      this.#shares.push(ranks.reduce((sum, { share }) => sum + share, 0) / ranks.length);
+      const shares = ranks.flatMap(({ share }) => share ?? []);
+      if (shares.length > 0) this.#shares.push(shares.reduce((sum, share) => sum + share) / shares.length);
       // The slowest rank's: the others would only wait for it.
       return Math.max(...ranks.map(({ ms }) => ms));
     });
   }
 
   /** One run of this process's ranks, one rank's program after the other. */
-  #queue(isCold: boolean): Timed[] {
+  #queue(isCold: boolean, watchesWaits: boolean): Timed[] {
     const devices = this.#devices;
     const timed = this.#programs.map((program) => program.begin());
     const isFirst = (device: Device, rank: number) =>
@@ -116,8 +119,9 @@ export class RankedContender implements Contender {
     this.#problem.group.align();
     const begins = devices.map((device) => device.mark());
     return devices.map((device, rank) => {
-      const waits = marked(device, () => Scope.run(() => timed[rank]?.()));
-      return { whole: [begins[rank] as Mark, device.mark()], waits };
+      const work = () => Scope.run(() => timed[rank]?.());
+      const waits = watchesWaits ? marked(device, work) : work();
+      return { whole: [begins[rank] as Mark, device.mark()], ...(waits && { waits }) };
     });
   }
 }
@@ -142,6 +146,7 @@ function marked(device: Device, work: () => void): Interval[] {
 
 async function timeOf({ whole, waits }: Timed): Promise<RankTime> {
   const ms = await lengthOf(whole);
+  if (waits === undefined) return { ms, share: undefined };
   let waiting = 0;
   for (const wait of waits) waiting += await lengthOf(wait);
   return { ms, share: ms > 0 ? waiting / ms : 0 };

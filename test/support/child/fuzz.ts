@@ -99,11 +99,13 @@ const handles = [
   call("maskBuilder", 4, 4),
 ];
 const [q, statistics] = tensors;
-const attentionOptions = [1, 0, null, false, -1, -1, null, null, null, null, null, null, false];
+const attentionOptions = [1, 0, null, null, false, false, -1, -1, null, null, null, null, null];
 const nativeArgument = fc.oneof(
   { weight: 4, arbitrary: fc.constantFrom<unknown>(...handles) },
   { weight: 2, arbitrary: fc.constantFrom<unknown>(q, q, statistics, [q], [statistics]) },
   fc.array(fc.constantFrom(-1, 0, 1, 2, 3, 4), { maxLength: 7 }),
+  // A part of a tensor, or none.
+  fc.tuple(fc.constantFrom(...handles), fc.integer({ min: -1, max: 4 }), fc.nat(4), fc.nat(5)),
   fc
     .tuple(fc.nat(attentionOptions.length - 1), garbage)
     .map(([index, value]) => attentionOptions.with(index, value as never)),
