@@ -188,7 +188,7 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
       launch_backward_sm80(cuda, dtype, part);
     }
   });
-  if (!op.sums) finish_query_gradient(cuda, kernel, op.dq);
+  if (!op.sums) finish_query_gradient(cuda, kernel, op.dq, op.kernels);
 }
 
 void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel,
@@ -390,7 +390,7 @@ void run(const Cuda& cuda, const FinishQuerySums& finish) {
   kernel.dq_sum = static_cast<float*>(op.sums->dq.data);
   kernel.dq = rows_of(op.dq);
   kernel.sum_scale = sum_scale(op);
-  finish_query_gradient(cuda, kernel, op.dq);
+  finish_query_gradient(cuda, kernel, op.dq, op.kernels);
 }
 
 }  // namespace longseq

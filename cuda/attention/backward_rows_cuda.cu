@@ -108,21 +108,26 @@ void launch_statistics(const Cuda& cuda, const StatisticsRows& op, bool is_align
 
 constexpr int kFinishRows = kThreads / 32 * kSumRows;  // of a block: a warp takes kSumRows
 
-/** What is left of dq, of 16 bits and on 16 bytes. */
+/** What is left of dq, of 16 bits and on 16 bytes. `is_of_sm90`: who made the sums. */
 template <class T>
-__global__ void __launch_bounds__(kThreads) finish_kernel(const __grid_constant__ BackwardSm80 op) {
+__global__ void __launch_bounds__(kThreads)
+    finish_kernel(const __grid_constant__ BackwardSm80 op, bool is_of_sm90) {
   const int pairs = op.forward.batch * op.forward.heads, group = op.forward.group;
   const int pair = static_cast<int>(blockIdx.x % pairs);
   const int row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
   if (row >= op.forward.queries) return;
   const int tile = pair % group * sum_tiles(op.forward) + row / kSumRows;
   if (op.progress != nullptr && tile < op.progress[pair / group].taken) return;
-  finish_rows<T, 4>(op, pair, row);
+  const float* const sums = sums_of(op, pair, row);
+  finish_rows<T, 4>(op, pair, row, [&](int column, float(&values)[4]) {
+    load_four(sums + sum_offset(0, column, 0), static_cast<int>(threadIdx.x) % 32, values, is_of_sm90);
+  });
 }
 
 /** Of dq whose rows lie anywhere, or that is float32, whose pairs may be aligned. */
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kThreads) finish_elements_kernel(const __grid_constant__ BackwardSm80 op) {
+__global__ void __launch_bounds__(kThreads)
+    finish_elements_kernel(const __grid_constant__ BackwardSm80 op, bool is_of_sm90) {
   const int pairs = op.forward.batch * op.forward.heads, lane = static_cast<int>(threadIdx.x) % 32;
   const int pair = static_cast<int>(blockIdx.x % pairs);
   const int first_row = static_cast<int>(blockIdx.x / pairs * kFinishRows + threadIdx.x / 32 * kSumRows);
@@ -133,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) finish_elements_kernel(const __grid_
 #pragma unroll 4
   for (int column = 0; column < op.forward.head_dim; column += 8) {
     float values[4];
-    load_four(sums + sum_offset(0, column, op.dq_columns), lane, values);
+    load_four(sums + sum_offset(0, column, op.dq_columns), lane, values, is_of_sm90);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int row = first_row + lane / 4 + 8 * half;
@@ -176,18 +181,19 @@ void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t 
   visit_float(out.dtype, [&]<class T>(T) { launch_statistics<T>(cuda, rows, is_aligned); });
 }
 
-void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq) {
+void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq, Kernels made_by) {
   const int64_t pairs = int64_t{op.forward.heads} * op.forward.batch;
   const dim3 blocks(static_cast<unsigned>(ceil_div(op.forward.queries, kFinishRows) * pairs));
-  const bool is_aligned = rows_aligned(dq);
+  const bool is_aligned = rows_aligned(dq), is_of_sm90 = made_by == Kernels::Sm90;
   visit_float(dq.dtype, [&]<class T>(T) {
     if constexpr (std::is_same_v<T, float>) {
-      if (is_aligned) return launch<finish_elements_kernel<T, true>>(cuda, blocks, kThreads, 0, op);
+      if (is_aligned)
+        return launch<finish_elements_kernel<T, true>>(cuda, blocks, kThreads, 0, op, is_of_sm90);
     } else if (is_aligned) {
       using Packed = std::conditional_t<std::is_same_v<T, BFloat16>, sm80::Bf16, sm80::Half>;
-      return launch<finish_kernel<Packed>>(cuda, blocks, kThreads, 0, op);
+      return launch<finish_kernel<Packed>>(cuda, blocks, kThreads, 0, op, is_of_sm90);
     }
-    launch<finish_elements_kernel<T, false>>(cuda, blocks, kThreads, 0, op);
+    launch<finish_elements_kernel<T, false>>(cuda, blocks, kThreads, 0, op, is_of_sm90);
   });
 }
 

@@ -13,8 +13,8 @@ void merge_splits(const Cuda& cuda, const ForwardSm80& kernel, const AttentionFo
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, int64_t pairs,
                          float2* to);
 
-/** What is left of dq = sum_scale times dq_sum, added to what is there where the operation says so; dq is the
- * operation's. */
-void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq);
+/** What is left of dq = sum_scale times dq_sum, which those kernels made, added to what is there where the
+ * operation says so; dq is the operation's. */
+void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq, Kernels made_by);
 
 }  // namespace longseq

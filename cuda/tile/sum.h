@@ -48,32 +48,40 @@ __device__ inline void put_four(float* to, const float (&values)[4], bool adds) 
       : "memory");
 }
 
+/**
+ * Whether a lane's four lie one behind the other: code for 9.0 and later adds all of them at once, other code
+ * one of each lane. Both may have to do with the same sums: a driver compiles code for 8.0, where there is no
+ * better, for a GPU that runs *_sm90.cu too.
+ */
 #if __CUDA_ARCH__ >= 900
-__device__ inline int sum_lane_offset(int lane) { return 4 * lane; }
+inline constexpr bool kFoursTogether = true;
+#else
+inline constexpr bool kFoursTogether = false;
+#endif
+__device__ inline int sum_lane_offset(int lane) { return kFoursTogether ? 4 * lane : lane; }
 __device__ inline void add_four(float* to, const float (&values)[4]) {
+#if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(values[0]), "f"(values[1]),
                "f"(values[2]), "f"(values[3])
                : "memory");
-}
-/** Of the tile at `from`, what the lane added to it. */
-__device__ inline void load_four(const float* from, int lane, float (&values)[4]) {
-  const float4 four = __ldcs(reinterpret_cast<const float4*>(from) + lane);
-  values[0] = four.x;
-  values[1] = four.y;
-  values[2] = four.z;
-  values[3] = four.w;
-}
 #else
-__device__ inline int sum_lane_offset(int lane) { return lane; }
-__device__ inline void add_four(float* to, const float (&values)[4]) {
 #pragma unroll
   for (int e = 0; e < 4; e++) add_one(to + 32 * e, values[e]);
-}
-__device__ inline void load_four(const float* from, int lane, float (&values)[4]) {
-#pragma unroll
-  for (int e = 0; e < 4; e++) values[e] = __ldcs(from + 32 * e + lane);
-}
 #endif
+}
+/** Of the tile at `from`, what the lane added to it: in this file's code, or in one's for 9.0. */
+__device__ inline void load_four(const float* from, int lane, float (&values)[4], bool is_of_sm90 = false) {
+  if (kFoursTogether || is_of_sm90) {
+    const float4 four = __ldcs(reinterpret_cast<const float4*>(from) + lane);
+    values[0] = four.x;
+    values[1] = four.y;
+    values[2] = four.z;
+    values[3] = four.w;
+  } else {
+#pragma unroll
+    for (int e = 0; e < 4; e++) values[e] = __ldcs(from + 32 * e + lane);
+  }
+}
 /** Of the tile whose first row and column these are. */
 __host__ __device__ inline int64_t sum_offset(int64_t row, int column, int columns) {
   return row * columns + 16 * column;

@@ -11,7 +11,8 @@ import { starts } from "../../lib/launch/starter.ts";
 import type { Place } from "../support/child/place.ts";
 import { compiled } from "../support/child.ts";
 import { entry, longseq } from "../support/command-line.ts";
-import { nodeFiles, slurmBatch } from "../support/jobs.ts";
+import { nodeFiles } from "../support/jobs.ts";
+import { slurmBatch } from "../support/recorded-jobs.ts";
 
 // Open MPI refuses root, as which containers run, without both.
 const asRoot = { OMPI_ALLOW_RUN_AS_ROOT: "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM: "1" };
@@ -103,6 +104,11 @@ t.test("what would be run in each kind of job", async (t) => {
     [["--env", "LONGSEQ_TEST_ABSENT", "--", "true"], /has no value here/],
     [["--cpu-bind", "core", "--", "true"], /--cpu-bind is mpiexec's and srun's/],
     [["--hostfile", "/absent", "--", "true"], /^--hostfile \/absent cannot be read: ENOENT/],
+    [
+      ["--", "true"],
+      /^4 ranks a host, expected at most 1 \(the job's CPUs there by SLURM_JOB_CPUS_PER_NODE\): ask Slurm/,
+      { ...slurmBatch, SLURM_JOB_CPUS_PER_NODE: "8,1" },
+    ],
     [["--launcher", "local", "--", "true"], /expected no other host \(nid001140, nid001141\)/, slurmBatch],
     [["--launcher", "ssh", "--", "true"], /--launcher is "ssh"/],
     [["--mpiexec", `${unknown}`, "--", "true"], /says "mpiexec of another kind", expected Open MPI/],

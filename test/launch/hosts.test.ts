@@ -6,7 +6,8 @@ import t from "tap";
 import { findHosts, isThisMachine } from "../../lib/launch/hosts.ts";
 import { expandNodeList, slurmCounts } from "../../lib/launch/slurm.ts";
 import { arrange, type Capacity, gpusPerHost, type Wanted } from "../../lib/launch/topology.ts";
-import { nodeFiles, slurmBatch } from "../support/jobs.ts";
+import { nodeFiles } from "../support/jobs.ts";
+import { slurmBatch, slurmShell } from "../support/recorded-jobs.ts";
 import { refuses } from "../support/refusals.ts";
 
 t.test("Slurm's lists of hosts", async (t) => {
@@ -71,7 +72,7 @@ t.test("where hosts are found", async (t) => {
     "x3006c0s13b1n0.hsn.cm.polaris.alcf.anl.gov",
   ]);
   t.strictSame(names(cobalt), ["thetagpu06", "thetagpu17"]);
-  t.strictSame(names(slurmBatch), ["nid001140", "nid001141"]);
+  for (const job of [slurmBatch, slurmShell]) t.strictSame(names(job), ["nid001140", "nid001141"]);
   t.strictSame(findHosts({}), { hosts: [{ name: hostname() }], source: "this machine" });
   t.ok(isThisMachine(hostname()) && isThisMachine("localhost") && !isThisMachine("elsewhere.example"));
 
@@ -124,6 +125,8 @@ t.test("how many GPUs a host has", async (t) => {
     count: 8,
     from: "SLURM_GPUS_ON_NODE",
   });
+  t.strictSame(gpusPerHost(slurmBatch, "Slurm"), { count: 4, from: "SLURM_GPUS_ON_NODE" });
+  t.strictSame(gpusPerHost(slurmShell, "Slurm"), { count: 4, from: "SLURM_GPUS_PER_NODE" });
   t.strictSame(gpusPerHost({ PATH, SLURM_GPUS_PER_NODE: "a100:2" }, "Slurm"), {
     count: 2,
     from: "SLURM_GPUS_PER_NODE",

@@ -1,6 +1,8 @@
-// What jobs of several nodes leave in the environment, written after what such machines are known to set.
+// What jobs of machines that are not at hand leave in the environment, after what those are known to set. Others are
+// recorded: recorded-jobs.ts.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { slurmRank6 } from "./recorded-jobs.ts";
 
 type Environment = Record<string, string>;
 
@@ -24,40 +26,6 @@ export const palsRank5: Environment = {
   PMI_CONTROL_PORT: "11931",
 };
 
-/** Perlmutter: a batch script of two nodes of four GPUs, before any srun. */
-export const slurmBatch: Environment = {
-  SLURM_JOB_ID: "28417733",
-  SLURM_JOB_NODELIST: "nid[001140-001141]",
-  SLURM_NODELIST: "nid[001140-001141]",
-  SLURM_NNODES: "2",
-  SLURM_JOB_NUM_NODES: "2",
-  SLURM_GPUS_ON_NODE: "4",
-  SLURM_GPUS_PER_NODE: "4",
-  SLURM_JOB_CPUS_PER_NODE: "128(x2)",
-  SLURM_NTASKS: "2",
-  SLURM_TASKS_PER_NODE: "1(x2)",
-  SLURM_PROCID: "0",
-  SLURM_LOCALID: "0",
-  SLURM_NODEID: "0",
-};
-
-/** The same job's `srun -N 2 -n 8`: rank 6 is the third of the second node. */
-export const slurmRank6: Environment = {
-  ...slurmBatch,
-  SLURM_STEP_ID: "0",
-  SLURM_STEPID: "0",
-  SLURM_STEP_NODELIST: "nid[001140-001141]",
-  SLURM_STEP_NUM_NODES: "2",
-  SLURM_STEP_NUM_TASKS: "8",
-  SLURM_STEP_TASKS_PER_NODE: "4(x2)",
-  SLURM_NTASKS: "8",
-  SLURM_NPROCS: "8",
-  SLURM_TASKS_PER_NODE: "4(x2)",
-  SLURM_PROCID: "6",
-  SLURM_LOCALID: "2",
-  SLURM_NODEID: "1",
-};
-
 /** ThetaGPU: Cobalt's job, Open MPI's rank 9, the second of the second node of eight GPUs. */
 export const openMpiRank9: Environment = {
   COBALT_JOBID: "10082734",
@@ -70,20 +38,6 @@ export const openMpiRank9: Environment = {
   OMPI_UNIVERSE_SIZE: "16",
   PMIX_RANK: "9",
   PMIX_NAMESPACE: "1876492289",
-};
-
-/** MPICH's Hydra, within a Slurm job: its proxies are tasks of a step, one a node. */
-export const hydraRank3: Environment = {
-  ...slurmRank6,
-  SLURM_STEP_NUM_TASKS: "2",
-  SLURM_STEP_TASKS_PER_NODE: "1(x2)",
-  SLURM_PROCID: "1",
-  SLURM_LOCALID: "0",
-  PMI_RANK: "3",
-  PMI_SIZE: "4",
-  PMI_FD: "9",
-  MPI_LOCALRANKID: "1",
-  MPI_LOCALNRANKS: "2",
 };
 
 /** torchrun, one a node under srun. */
@@ -102,14 +56,6 @@ export const torchrunRank7: Environment = {
   MASTER_PORT: "29500",
   TORCHELASTIC_RUN_ID: "28417733",
   TORCHELASTIC_USE_AGENT_STORE: "True",
-};
-
-/** srun --mpi=pmi2, which has PMI's variables beside Slurm's own. */
-export const pmi2Rank6: Environment = {
-  ...slurmRank6,
-  PMI_RANK: "6",
-  PMI_SIZE: "8",
-  PMI_JOBID: "28417733.0",
 };
 
 /** A folder with the files of nodes that PBS and Cobalt write, and the variable that names each. */

@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { createServer } from "node:net";
 import { findHosts, type Hosts, isThisMachine } from "../../launch/hosts.ts";
 import { parseAddress } from "../../launch/meeting.ts";
+import { slurmCounts } from "../../launch/slurm.ts";
 import { mpiKind, type Plan, type Start, type Starter } from "../../launch/starter.ts";
 import { arrange, type Capacity, gpusPerHost, type Topology } from "../../launch/topology.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
@@ -49,6 +50,7 @@ async function planOf(given: Arguments, env: Environment): Promise<LaunchPlan> {
   const cpuBind = given.text("cpu-bind");
   if (starter === "local" && cpuBind !== undefined)
     throw new UsageError("--cpu-bind is mpiexec's and srun's, expected none where ranks are started here");
+  if (starter === "srun") checkCpus(topology, env);
   const { ranks, ranksPerNode } = topology;
   const token = randomBytes(32).toString("hex");
   return {
@@ -94,6 +96,18 @@ function starterOf(given: Arguments, env: Environment, hosts: Hosts, topology: T
   }
   if (hosts.source === "Slurm") return "srun";
   return isHere ? "local" : mpi();
+}
+
+/** srun gives each rank a CPU, and of a job that asked for GPUs alone there is one a host. */
+function checkCpus(
+  { ranksPerNode = 1 }: Topology,
+  { SLURM_JOB_CPUS_PER_NODE: said = "" }: Environment,
+): void {
+  const least = Math.min(...(slurmCounts(said) ?? []));
+  if (ranksPerNode <= least) return;
+  throw new UsageError(
+    `${ranksPerNode} ranks a host, expected at most ${least} (the job's CPUs there by SLURM_JOB_CPUS_PER_NODE): ask Slurm for more by --exclusive, --ntasks-per-node or --cpus-per-task`,
+  );
 }
 
 function passedOn(given: readonly string[], env: Environment): Record<string, string> {
