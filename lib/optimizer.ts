@@ -1,7 +1,7 @@
 import { checkOptions, failure, type OptionNames, shown, wrongKind } from "./errors.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
-import { handleOf, Tensor } from "./tensor.ts";
+import { handleOf, noteWrite, Tensor } from "./tensor.ts";
 
 /** The numbers of AdamW, the same for all of its parameters. */
 export interface AdamWOptions {
@@ -146,6 +146,7 @@ export class AdamW implements Disposable {
       learningRate,
       gradientScale === undefined ? null : gradientScale,
     );
+    for (const parameter of this.parameters) noteWrite(parameter);
     this.#steps++;
   }
 

@@ -1,23 +1,19 @@
 import { failure } from "./errors.ts";
 import { native } from "./native.ts";
-import { type Remade, recipeOf, remake } from "./recipe.ts";
+import { Saved } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
 import { handleOf, Tensor } from "./tensor.ts";
-import { alias } from "./view.ts";
 
 /** From the gradients of an operation's outputs to those of its inputs; null where an input has none. */
 export type VectorJacobianProduct = (gradients: Tensor[]) => (Tensor | null)[];
 
 /** @internal */
 interface Step {
-  operation: string;
   inputs: readonly Tensor[];
   outputs: readonly Tensor[];
-  saved: readonly Tensor[];
-  /** What is made again before the product. */
-  remade: readonly Remade[];
+  saved: Saved;
   product: VectorJacobianProduct;
 }
 
@@ -27,7 +23,7 @@ const tapes = new WeakMap<Tensor, Tape>();
 /**
  * Notes the operations on the tensors it watches, and what follows from those, so that gradients can be asked for
  * (reverse-mode differentiation). What an operation saves is freed as soon as its product has run; it is no copy, so
- * inputs and outputs must not be changed (`Tensor.write`, `AdamW.step`) between the operation and `backward`.
+ * where that was changed since (`Tensor.write`, `AdamW.step`) `backward` is refused.
  *
  * @example
  * using tape = new Tape();
@@ -71,8 +67,8 @@ export class Tape implements Disposable {
    * @param gradient of the output's shape and dtype.
    * @param wrt what this tape watches, or what was made of that.
    * @returns new tensors in the order of `wrt`, each of that tensor's shape and dtype.
-   * @throws `ERR_OPTION` where the output or one of `wrt` is not on this tape, or the output's steps are used up;
-   * `ERR_SHAPE`, `ERR_DTYPE` for another gradient; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
+   * @throws `ERR_OPTION` where the output or one of `wrt` is not on this tape, the output's steps are used up, or what an
+   * operation saved was changed; `ERR_SHAPE`, `ERR_DTYPE` for another gradient; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    * @example
    * using tape = new Tape();
    * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
@@ -128,7 +124,7 @@ export class Tape implements Disposable {
     const gradients = new TapeGradients(output, gradient);
     for (const step of steps.toReversed()) {
       if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
-        for (const remade of step.remade) remake(remade);
+        step.saved.restore();
         const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
         for (const [i, part] of step.product(given).entries()) {
           const input = step.inputs[i];
@@ -138,7 +134,7 @@ export class Tape implements Disposable {
         // Nobody asks for these any more: those of a whole layer would take more memory than what it saved.
         for (const made of step.outputs) if (!wanted.has(made)) gradients.release(made);
       }
-      for (const tensor of step.saved) tensor.dispose();
+      step.saved.dispose();
     }
     // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
     const seen = new Set<Tensor>([gradient]);
@@ -173,7 +169,7 @@ export class Tape implements Disposable {
   /** Frees what steps saved. Their outputs are not on the tape from here on, so asking for gradients again is refused. */
   #forget(steps: readonly Step[]): void {
     for (const step of steps) {
-      for (const tensor of step.saved) tensor.dispose();
+      step.saved.dispose();
       for (const made of step.outputs) {
         if (tapes.get(made) !== this) continue; // another has come to watch it
         tapes.delete(made);
@@ -227,20 +223,9 @@ export function record(
 ): Tensor {
   const tape = tapeOf(operation, inputs, outputs);
   if (tape !== undefined) {
-    const saved: Tensor[] = [];
-    const remade: Remade[] = [];
-    const keep = (tensor: Tensor): Tensor => {
-      const kept = alias(tensor);
-      saved.push(kept);
-      const recipe = recipeOf(tensor);
-      if (recipe) {
-        kept.dispose();
-        remade.push({ kept, sources: recipe.sources.map(keep), make: recipe.make });
-      }
-      return kept;
-    };
-    const product = differentiate(keep);
-    tape.note({ operation, inputs, outputs, saved, remade, product: product as VectorJacobianProduct });
+    const saved = new Saved(operation);
+    const product = differentiate(saved.keep) as VectorJacobianProduct;
+    tape.note({ inputs, outputs, saved, product });
   }
   return outputs[0];
 }

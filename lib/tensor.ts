@@ -12,7 +12,14 @@ interface Description extends layout.Layout {
   readonly device: Device;
 }
 
-let wrap: (handle: TensorHandle, description: Description) => Tensor;
+/** How often memory was given other values, for all views of it. */
+type Writes = { count: number };
+
+/** A tensor of `of`'s memory, or of memory of its own. */
+let wrap: (handle: TensorHandle, description: Description, of?: Tensor) => Tensor;
+/** Says that a public function gives it other values, which what has saved it must hear of. */
+let noteWrite: (tensor: Tensor) => void;
+let writesOf: (tensor: Tensor) => number;
 /** Gives a disposed tensor the memory of another, which is disposed then. */
 let refill: (disposed: Tensor, other: Tensor) => void;
 let handleOf: (tensor: Tensor, what: string) => TensorHandle;
@@ -37,9 +44,14 @@ export class Tensor implements Disposable {
   readonly dtype: DType;
   readonly device: Device;
   #handle: TensorHandle | undefined;
+  readonly #writes: Writes;
 
   static {
-    wrap = (handle, description) => new Tensor(handle, description);
+    wrap = (handle, description, of) => new Tensor(handle, description, of ? of.#writes : { count: 0 });
+    noteWrite = (tensor) => {
+      tensor.#writes.count++;
+    };
+    writesOf = (tensor) => tensor.#writes.count;
     refill = (disposed, other) => {
       disposed.#handle = handleOf(other, "the tensor");
       other.#handle = undefined;
@@ -51,8 +63,9 @@ export class Tensor implements Disposable {
     };
   }
 
-  private constructor(handle: TensorHandle, { shape, strides, dtype, device }: Description) {
+  private constructor(handle: TensorHandle, { shape, strides, dtype, device }: Description, writes: Writes) {
     this.#handle = handle;
+    this.#writes = writes;
     this.shape = shape;
     this.strides = strides;
     this.dtype = dtype;
@@ -245,13 +258,14 @@ export class Tensor implements Disposable {
 
   /**
    * Replaces the values, given as to `from`, in the queue's order. The array may be changed as soon as this returns.
-   * A tensor that a tape follows must not be written between an operation on it and `backward`, which reads it again.
+   * What an operation on a tape has saved must stay as it is until `backward`, which is refused otherwise.
    * @throws `ERR_SHAPE` where the number of values is not the tensor's; `ERR_DTYPE`.
    * @example
    * Tensor.zeros([2]).write([1, 2]);
    */
   write(values: TensorValues): void {
     native.tensorWrite(handleOf(this, "write: the tensor"), typedValues("write", values, this.dtype));
+    noteWrite(this);
   }
 
   /**
@@ -292,7 +306,7 @@ export class Tensor implements Disposable {
 
   #view({ offset, shape, strides }: layout.View): Tensor {
     const handle = native.tensorView(handleOf(this, "the tensor"), offset, shape, strides);
-    return wrap(handle, { shape, strides, dtype: this.dtype, device: this.device });
+    return wrap(handle, { shape, strides, dtype: this.dtype, device: this.device }, this);
   }
 
   /** The gradient of taking a part: zeros, but for that part. */
@@ -308,4 +322,4 @@ export class Tensor implements Disposable {
   }
 }
 
-export { handleOf, refill, wrap };
+export { handleOf, noteWrite, refill, wrap, writesOf };

@@ -9,7 +9,7 @@ import { type DType, dtypes } from "./values.ts";
 export function viewAs(tensor: Tensor, shape: readonly number[]): Tensor {
   const { strides, dtype, device } = tensor;
   const handle = native.tensorView(handleOf(tensor, "the tensor"), 0, shape, strides);
-  return wrap(handle, { shape, strides, dtype, device });
+  return wrap(handle, { shape, strides, dtype, device }, tensor);
 }
 
 /** A second tensor of the same memory, which lives on when the first one is disposed. No scope owns it. */

@@ -66,6 +66,12 @@ export class GPT {
    * @param options its shape, such as one of `presets`; each rank gives the same.
    * @param strategy how the sequence, heads and columns are split over ranks.
    * @throws the errors of `TransformerLayer`.
+   * @example
+   * const options = { hidden: 64, heads: 4, layers: 1, vocabulary: 100 };
+   * const model = new GPT(options, serial(128));
+   * // The same model for another length: it shares the parameters, and takes no memory of its own.
+   * const { parameters } = model;
+   * new GPT(options, serial(3), { parameters }).logits(Tensor.from(Int32Array.of(5, 6, 7), [1, 3])).shape; // [1, 3, 100]
    */
   constructor(options: GptOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);

@@ -1,0 +1,47 @@
+import { failure } from "./errors.ts";
+import { type Remade, recipeOf, remake } from "./recipe.ts";
+import { type Tensor, writesOf } from "./tensor.ts";
+import { alias } from "./view.ts";
+
+/** What an operation on a tape has saved for its product. */
+export class Saved {
+  readonly #operation: string;
+  readonly #kept: Tensor[] = [];
+  /** How often their memory had been written then. */
+  readonly #writes = new Map<Tensor, number>();
+  readonly #remade: Remade[] = [];
+
+  constructor(operation: string) {
+    this.#operation = operation;
+  }
+
+  /** A reference of its own, so the caller may dispose the tensor. */
+  readonly keep = (tensor: Tensor): Tensor => {
+    const kept = alias(tensor);
+    this.#kept.push(kept);
+    const recipe = recipeOf(tensor);
+    if (recipe) {
+      kept.dispose();
+      this.#remade.push({ kept, sources: recipe.sources.map(this.keep), make: recipe.make });
+    } else {
+      this.#writes.set(kept, writesOf(kept));
+    }
+    return kept;
+  };
+
+  /** Makes again what was saved as its recipe. Refused where values are not those of then. */
+  restore(): void {
+    for (const [tensor, writes] of this.#writes) {
+      if (writesOf(tensor) === writes) continue;
+      throw failure(
+        "ERR_OPTION",
+        `backward: a tensor that ${this.#operation} has saved was written since, expected its values of then`,
+      );
+    }
+    for (const remade of this.#remade) remake(remade);
+  }
+
+  dispose(): void {
+    for (const tensor of this.#kept) tensor.dispose();
+  }
+}
