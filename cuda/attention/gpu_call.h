@@ -60,10 +60,16 @@ class GpuCall {
   void see(const Cuda& cuda, const VisibilityRule& rule);
   void place(const Cuda& cuda, const AttentionForward& op);
   RuleView rule_on_gpu(const Cuda& cuda, const VisibilityRule& rule);
+  /** Of each query, begin and end of the keys that it sees, all begins first: kept with the device. */
+  std::shared_ptr<void> intervals_of_rule(const Cuda& cuda, const VisibilityRule& rule);
+  /** The same within those of a mask of kind Intervals. */
+  std::shared_ptr<void> intervals(const Cuda& cuda, const VisibilityRule& rule);
+  void find_intervals(const Cuda& cuda, const VisibilityRule& rule, const int32_t* of_mask, int32_t* to);
 
   Tensor q_, k_, v_, slopes_;
   DeviceRule device_{};
-  Memory intervals_, positions_;
+  std::shared_ptr<void> intervals_;
+  Memory positions_;
 };
 
 }  // namespace longseq

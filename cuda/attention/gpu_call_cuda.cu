@@ -1,11 +1,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
+#include <string>
 #include <vector>
 
 #include "attention/gpu_call.h"
 #include "attention/visibility.h"
 #include "core/division.h"
+#include "core/reuse.h"
 #include "elementwise/elementwise.h"
 
 namespace longseq {
@@ -78,17 +81,17 @@ DeviceRule device_rule(const Cuda& cuda, const VisibilityRule& rule) {
   return out;
 }
 
-__global__ void intervals_kernel(RuleView rule, const int32_t* mask_begin, const int32_t* mask_end,
-                                 int queries, int keys, int32_t* begin, int32_t* end) {
+/** All begins, and behind them all ends; so are those of a mask, if there is one. */
+__global__ void intervals_kernel(RuleView rule, const int32_t* of_mask, int queries, int keys, int32_t* to) {
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row >= queries) return;
   KeyRange range = visible_keys(rule, row);
-  if (mask_begin != nullptr) {
-    range.begin = max(range.begin, int64_t{mask_begin[row]});
-    range.end = max(range.begin, min(range.end, int64_t{mask_end[row]}));
+  if (of_mask != nullptr) {
+    range.begin = max(range.begin, int64_t{of_mask[row]});
+    range.end = max(range.begin, min(range.end, int64_t{of_mask[queries + row]}));
   }
-  begin[row] = static_cast<int32_t>(min(range.begin, int64_t{keys}));
-  end[row] = static_cast<int32_t>(min(range.end, int64_t{keys}));
+  to[row] = static_cast<int32_t>(min(range.begin, int64_t{keys}));
+  to[queries + row] = static_cast<int32_t>(min(range.end, int64_t{keys}));
 }
 
 __global__ void positions_kernel(RuleView rule, int queries, int keys, int32_t* of_queries,
@@ -96,6 +99,30 @@ __global__ void positions_kernel(RuleView rule, int queries, int keys, int32_t* 
   const int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (row < queries) of_queries[row] = static_cast<int32_t>(query_position(rule, row));
   if (row < keys) of_keys[row] = static_cast<int32_t>(key_position(rule, row));
+}
+
+/** What intervals are of, where there is no mask. */
+std::string key_of(const VisibilityRule& rule, int64_t queries, int64_t keys) {
+  std::string key;
+  const auto add = [&](const auto* values, size_t count) {
+    key.append(reinterpret_cast<const char*>(&count), sizeof(count));
+    key.append(reinterpret_cast<const char*>(values), count * sizeof(*values));
+  };
+  const int64_t numbers[] = {queries, keys, rule.causal, rule.window_left, rule.window_right};
+  add(numbers, std::size(numbers));
+  add(rule.documents.data(), rule.documents.size());
+  add(rule.key_documents.data(), rule.key_documents.size());
+  add(rule.query_positions.data(), rule.query_positions.size());
+  add(rule.key_positions.data(), rule.key_positions.size());
+  return key;
+}
+
+/** No tensor's memory and no call's scratch: the device's own, and not counted. */
+std::shared_ptr<void> uncounted(const Cuda& cuda, size_t bytes) {
+  const Memory memory = allocate(cuda, bytes);
+  const auto counted = static_cast<int64_t>(memory.bytes);
+  cuda.use->live -= counted;
+  return {memory.data, [memory, counted, use = cuda.use](void*) { use->live += counted; }};
 }
 
 /** The most keys that a query sees, as far as the rule tells without a look at each. */
@@ -194,23 +221,36 @@ void GpuCall::see(const Cuda& cuda, const VisibilityRule& rule) {
     visible.right = rule.causal && rule.window_right != 0 ? 0 : side(rule.window_right);
     return;
   }
+  intervals_ = rule.mask == nullptr || has_blocks ? intervals_of_rule(cuda, rule) : intervals(cuda, rule);
+  visible.begin = static_cast<const int32_t*>(intervals_.get());
+  visible.end = visible.begin + kernel.queries;
+}
+
+std::shared_ptr<void> GpuCall::intervals_of_rule(const Cuda& cuda, const VisibilityRule& rule) {
+  std::string key = key_of(rule, kernel.queries, kernel.keys);
+  if (std::shared_ptr<void> kept = cuda.kept->find(key)) return kept;
+  const size_t bytes = static_cast<size_t>(kernel.queries) * 8;
+  std::shared_ptr<void> made = uncounted(cuda, bytes);
+  find_intervals(cuda, rule, nullptr, static_cast<int32_t*>(made.get()));
+  cuda.kept->add(std::move(key), made, bytes);
+  return made;
+}
+
+std::shared_ptr<void> GpuCall::intervals(const Cuda& cuda, const VisibilityRule& rule) {
   const size_t size = static_cast<size_t>(kernel.queries) * 4;
-  intervals_ = allocate(cuda, 4 * size);
-  auto* const begin = static_cast<int32_t*>(intervals_.data);
-  auto* const end = begin + kernel.queries;
-  const int32_t *mask_begin = nullptr, *mask_end = nullptr;
-  if (rule.mask != nullptr && !has_blocks) {
-    const Memory staging = allocate_staging(cuda, 2 * size);
-    std::memcpy(staging.data, rule.mask->intervals().begin, size);
-    std::memcpy(static_cast<char*>(staging.data) + size, rule.mask->intervals().end, size);
-    upload(cuda, end + kernel.queries, staging, 2 * size);
-    mask_begin = end + kernel.queries;
-    mask_end = mask_begin + kernel.queries;
-  }
-  launch<intervals_kernel>(cuda, blocks_of(kernel.queries), kThreads, 0, rule_on_gpu(cuda, rule), mask_begin,
-                           mask_end, kernel.queries, kernel.keys, begin, end);
-  visible.begin = begin;
-  visible.end = end;
+  const Memory memory = allocate(cuda, 4 * size), staging = allocate_staging(cuda, 2 * size);
+  auto *const made = static_cast<int32_t*>(memory.data), *const of_mask = made + 2 * int64_t{kernel.queries};
+  std::memcpy(staging.data, rule.mask->intervals().begin, size);
+  std::memcpy(static_cast<char*>(staging.data) + size, rule.mask->intervals().end, size);
+  upload(cuda, of_mask, staging, 2 * size);
+  find_intervals(cuda, rule, of_mask, made);
+  return memory.owner;
+}
+
+void GpuCall::find_intervals(const Cuda& cuda, const VisibilityRule& rule, const int32_t* of_mask,
+                             int32_t* to) {
+  launch<intervals_kernel>(cuda, blocks_of(kernel.queries), kThreads, 0, rule_on_gpu(cuda, rule), of_mask,
+                           kernel.queries, kernel.keys, to);
 }
 
 void GpuCall::place(const Cuda& cuda, const AttentionForward& op) {

@@ -11,6 +11,7 @@
 namespace longseq {
 
 class SmallBlocks;
+class FreeEvents;
 class ExitGate;
 
 /** Bytes of shared memory that a block can have on compute capability 8.6, 8.9 and 12; others' have more. */
@@ -27,6 +28,7 @@ struct Gpu {
   cudaMemPool_t pool;
   std::shared_ptr<MemoryUse> use;  // of all its queues
   std::shared_ptr<SmallBlocks> small_blocks;
+  std::shared_ptr<FreeEvents> free_events;
 };
 
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */

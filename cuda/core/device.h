@@ -18,6 +18,7 @@ namespace longseq {
 
 class TaskQueue;
 class Mark;
+class KeptCopies;
 struct Gpu;
 
 /** The CPU engine: a native thread runs the queue in order, over the process's thread pool. */
@@ -34,6 +35,7 @@ struct Cuda {
   std::shared_ptr<TaskQueue> queue, waiter;
   std::shared_ptr<CUstream_st> stream;
   std::shared_ptr<MemoryUse> use;
+  std::shared_ptr<KeptCopies> kept;  // the launching thread's
   const Gpu* gpu;
 };
 

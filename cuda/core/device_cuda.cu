@@ -16,77 +16,10 @@
 #include "core/cuda.h"
 #include "core/environment.h"
 #include "core/gpu_info.h"
+#include "core/reuse.h"
 #include "core/task_queue.h"
 
 namespace longseq {
-
-/**
- * Small blocks that each stream has let go, of powers of two: its next request takes one without the driver,
- * whose lock the launching threads hold most of the time (10 us to allocate and free beside one that
- * launches, 1.4 us alone). Whatever used a block was launched before it came here, and whatever gets it is
- * launched on the same stream, later.
- */
-class SmallBlocks {
- public:
-  static constexpr int64_t kLargest = int64_t{2} << 20, kMostOfStream = int64_t{64} << 20;
-
-  static int64_t size_for(int64_t bytes) {
-    return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bytes)));
-  }
-  /** Null where there is none. `size` is one of `size_for`'s. */
-  void* take(cudaStream_t stream, int64_t size) {
-    const std::lock_guard lock(mutex_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return nullptr;
-    std::vector<void*>& free = found->second.free[class_of(size)];
-    if (free.empty()) return nullptr;
-    void* const data = free.back();
-    free.pop_back();
-    found->second.bytes -= size;
-    return data;
-  }
-  /** False where the stream has enough of them: the driver's to free. */
-  bool give(cudaStream_t stream, void* data, int64_t size) {
-    const std::lock_guard lock(mutex_);
-    OfStream& of_stream = streams_[stream];
-    if (of_stream.bytes + size > kMostOfStream) return false;
-    of_stream.free[class_of(size)].push_back(data);
-    of_stream.bytes += size;
-    return true;
-  }
-  /** Gives a stream's back to the driver, for good. */
-  void drop(cudaStream_t stream) {
-    const std::lock_guard lock(mutex_);
-    const auto found = streams_.find(stream);
-    if (found == streams_.end()) return;
-    found->second.release(stream);
-    streams_.erase(found);
-  }
-  void drop_all() {
-    const std::lock_guard lock(mutex_);
-    for (auto& [stream, of_stream] : streams_) of_stream.release(stream);
-    streams_.clear();
-  }
-
- private:
-  struct OfStream {
-    std::array<std::vector<void*>, 22> free;  // by the logarithm of their size
-    int64_t bytes = 0;
-
-    void release(cudaStream_t stream) {
-      for (const std::vector<void*>& blocks : free) {
-        for (void* const data : blocks) cudaFreeAsync(data, stream);
-      }
-    }
-  };
-  static_assert(kLargest == int64_t{1} << 21);
-  static size_t class_of(int64_t size) {
-    return static_cast<size_t>(std::countr_zero(static_cast<uint64_t>(size)));
-  }
-
-  std::mutex mutex_;
-  std::map<cudaStream_t, OfStream> streams_;
-};
 
 namespace {
 
@@ -103,7 +36,20 @@ bool waits_for_each_call() {
   return waits;
 }
 
-void use_gpu(const Gpu& gpu) { cuda_check(cudaSetDevice(gpu.ordinal), "choosing the GPU"); }
+void use_gpu(const Gpu& gpu) {
+  // Choosing takes the driver's lock, looking does not.
+  int ordinal = -1;
+  if (cudaGetDevice(&ordinal) == cudaSuccess && ordinal == gpu.ordinal) return;
+  cuda_check(cudaSetDevice(gpu.ordinal), "choosing the GPU");
+}
+
+/** Before the first call that the driver gets. */
+void prepare_driver() {
+  // Streams share so many queues of the GPU's, 8 where nothing is said, and wait there for each other. A rank
+  // has two.
+  static const int set = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
+  static_cast<void>(set);
+}
 
 Gpu open_gpu(int ordinal) {
   cuda_check(cudaSetDevice(ordinal), "choosing the GPU");
@@ -124,7 +70,8 @@ Gpu open_gpu(int ordinal) {
           .cache_bytes = properties.l2CacheSize,
           .pool = nullptr,
           .use = std::make_shared<MemoryUse>(),
-          .small_blocks = std::make_shared<SmallBlocks>()};
+          .small_blocks = std::make_shared<SmallBlocks>(),
+          .free_events = std::make_shared<FreeEvents>()};
   check(gpu.compute_capability >= kOldestGpu, Code::NoCuda, "device: cuda:", ordinal, " (", gpu.name,
         ") has compute capability ", properties.major, ".", properties.minor, ", expected 8.0 or later");
   cudaMemPoolProps pool{};
@@ -150,6 +97,7 @@ const Gpu& gpu_of(int ordinal) {
   const std::lock_guard lock(mutex);
   const auto found = gpus->find(ordinal);
   if (found != gpus->end()) return found->second;
+  prepare_driver();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   check(status == cudaSuccess, Code::NoCuda, "device: no GPU can be used: ", cudaGetErrorString(status),
@@ -311,6 +259,7 @@ void cuda_check(cudaError_t status, const char* what) {
 }
 
 std::vector<GpuInfo> gpu_infos() {
+  prepare_driver();
   int count = 0;
   std::vector<GpuInfo> out;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {
@@ -327,9 +276,10 @@ std::vector<GpuInfo> gpu_infos() {
 }
 
 Event record(const Cuda& cuda, unsigned flags) {
-  cudaEvent_t event;
-  cuda_check(cudaEventCreateWithFlags(&event, flags), "an event");
-  Event owned(event, [](cudaEvent_t freed) { cudaEventDestroy(freed); });
+  FreeEvents& free = *cuda.gpu->free_events;
+  cudaEvent_t event = free.take(flags);
+  if (event == nullptr) cuda_check(cudaEventCreateWithFlags(&event, flags), "an event");
+  Event owned(event, [flags, &free](cudaEvent_t freed) { free.give(flags, freed); });
   cuda_check(cudaEventRecord(event, cuda.stream.get()), "an event");
   return owned;
 }
@@ -348,7 +298,12 @@ void wait_for(const Event& event) {
 }
 
 void keep(const Cuda& cuda, std::shared_ptr<void> owner) {
-  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] { wait_for(event); });
+  // Asleep: nobody is in a hurry, and who looks again and again holds up those that launch.
+  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] {
+    if (cudaEventQuery(event.get()) != cudaSuccess) {
+      cuda_check(cudaEventSynchronize(event.get()), "work on the GPU");
+    }
+  });
 }
 
 Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
@@ -364,6 +319,7 @@ Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
                          cudaStreamDestroy(freed);
                        }},
             .use = use,
+            .kept = std::make_shared<KeptCopies>(),
             .gpu = &gpu};
   for (const auto& queue : {cuda.queue, cuda.waiter}) queue->push([&gpu] { use_gpu(gpu); });
   return cuda;
@@ -372,6 +328,7 @@ Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
 void close(const Cuda& cuda) {
   // What is queued may still hand work to the waiter.
   cuda.queue->push([cuda] {
+    cuda.kept->clear();
     cuda.waiter->push([event = record(cuda), stream = cuda.stream, &gpu = *cuda.gpu] {
       // Other processes may need what nothing here holds any more.
       wait_for(event);
