@@ -25,8 +25,7 @@ void copy_from(const Cuda& cuda, const Tensor& from, const Tensor& to) {
 }  // namespace
 
 void hold(const Cuda& queue, std::shared_ptr<const void> what) {
-  // Also on a thread that has called for another GPU last.
-  cuda_check(cudaSetDevice(queue.gpu->ordinal), "choosing the GPU");
+  use_gpu(*queue.gpu);  // also on a thread that has called for another one last
   keep(queue, std::const_pointer_cast<void>(std::move(what)));
 }
 

@@ -34,6 +34,9 @@ struct Gpu {
 /** Throws what went wrong, as Error(Device); "what" is what was tried. */
 void cuda_check(cudaError_t status, const char* what);
 
+/** What the thread calls next is for this GPU. */
+void use_gpu(const Gpu& gpu);
+
 /** For every thread that calls the driver. */
 ExitGate& exit_gate();
 

@@ -36,13 +36,6 @@ bool waits_for_each_call() {
   return waits;
 }
 
-void use_gpu(const Gpu& gpu) {
-  // Choosing takes the driver's lock, looking does not.
-  int ordinal = -1;
-  if (cudaGetDevice(&ordinal) == cudaSuccess && ordinal == gpu.ordinal) return;
-  cuda_check(cudaSetDevice(gpu.ordinal), "choosing the GPU");
-}
-
 /** Before the first call that the driver gets. */
 void prepare_driver() {
   // Streams share so many queues of the GPU's, 8 where nothing is said, and wait there for each other. A rank
@@ -245,6 +238,13 @@ void stop_threads_at_exit() {
 ExitGate& exit_gate() {
   static auto* const gate = new ExitGate;  // never destroyed: threads stand in it
   return *gate;
+}
+
+void use_gpu(const Gpu& gpu) {
+  // Choosing takes the driver's lock, looking does not.
+  int ordinal = -1;
+  if (cudaGetDevice(&ordinal) == cudaSuccess && ordinal == gpu.ordinal) return;
+  cuda_check(cudaSetDevice(gpu.ordinal), "choosing the GPU");
 }
 
 void cuda_check(cudaError_t status, const char* what) {

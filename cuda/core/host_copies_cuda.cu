@@ -133,7 +133,7 @@ Memory pinned_memory(size_t bytes) { return PinnedMemory::instance().take(bytes)
 Memory allocate_staging(const Cuda& cuda, size_t bytes) {
   // Pinned, what fits in a few parts is copied by the GPU while the queue's thread goes on.
   if (bytes <= 2 * kChunk) {
-    cuda_check(cudaSetDevice(cuda.gpu->ordinal), "choosing the GPU");
+    use_gpu(*cuda.gpu);
     return pinned_memory(bytes);
   }
   auto block = std::make_shared<HostBlock>(bytes, nullptr);
