@@ -12,10 +12,11 @@ import {
   wholeGradients,
   wholeParameters,
 } from "longseq";
-import t from "tap";
+import t, { type Test } from "tap";
 import { differing } from "../support/bits.ts";
+import { lacksGpus, localRanks, ncclRanks } from "../support/ranks.ts";
 import { refuses } from "../support/refusals.ts";
-import { strategyOf, ways } from "../support/strategies.ts";
+import { strategyOf, type Way, ways } from "../support/strategies.ts";
 
 const length = 16;
 const shapes = {
@@ -25,52 +26,60 @@ const shapes = {
   "two key heads": { hidden: 8, heads: 4, keyValueHeads: 2, bias: false },
 };
 
+async function sharesAreRight(t: Test, way: Way, communicators: readonly Communicator[]): Promise<void> {
+  for (const [kind, shape] of Object.entries(shapes)) {
+    const table = layerParameters(shape);
+    const ranks = communicators.map((communicator) => {
+      const placement = strategyOf(way, communicator, length);
+      const { device, rank } = communicator;
+      // What a rank has of a gradient is that of its own rows, another one on each.
+      const gradients = initialParameters(table, placement, { device, seed: rank + 1 });
+      return { communicator, placement, tensors: gradients };
+    });
+    const shared = await Promise.all(
+      ranks.map(({ placement, communicator }) => SharedParameters.of(table, placement, communicator)),
+    );
+    const sums = wholeGradients(table, ranks);
+    const complete = ranks.map(({ tensors }, i) => shared[i]?.completeGradients(tensors) ?? {});
+    for (const [i, { placement, communicator }] of ranks.entries()) {
+      const { device } = communicator;
+      const expected = shareParameters(table, sums, placement, { device });
+      const wrong = await differing(complete[i] ?? {}, expected);
+      t.strictSame(wrong, [], `${kind}: gradients of rank ${i}`);
+    }
+
+    const [norm = 0] = await globalNorm(Object.values(sums)).data();
+    const clipped = await Promise.all(
+      shared.map((group, i) => group.clipByGlobalNorm(complete[i] ?? {}, norm / 4)),
+    );
+    for (const { norm: own, factor } of clipped) {
+      const [[found = 0], [scale = 0]] = [await own.data(), await factor.data()];
+      t.ok(Math.abs(found / norm - 1) < 1e-6, `${kind}: norm ${found}, expected ${norm}`);
+      t.ok(Math.abs(4 * scale - 1) < 1e-6, `${kind}: factor ${scale}`);
+    }
+
+    const whole = shareParameters(table, wholeParameters(table, ranks), serial(length));
+    const shares = ranks.map(({ placement, communicator: { device } }) => {
+      const file = wholeParameters(table, [{ placement: serial(length), tensors: whole }]);
+      return shareParameters(table, file, placement, { device });
+    });
+    const joined = shared.map((group, i) => group.whole(shares[i] ?? {}));
+    const file = wholeParameters(table, [{ placement: serial(length), tensors: whole }]);
+    for (const tensors of joined) t.strictSame(await differing(tensors, file), [], `${kind}: wholes`);
+  }
+}
+
 for (const way of ways) {
   for (const size of [1, 2, 3, 4]) {
-    t.test(`${way}, ${size} ranks`, async (t) => {
-      for (const [kind, shape] of Object.entries(shapes)) {
-        const table = layerParameters(shape);
-        const devices = Array.from({ length: size }, () => new Device());
-        const ranks = Communicator.local(devices).map((communicator) => {
-          const placement = strategyOf(way, communicator, length);
-          const { device, rank } = communicator;
-          // What a rank has of a gradient is that of its own rows, another one on each.
-          const gradients = initialParameters(table, placement, { device, seed: rank + 1 });
-          return { communicator, placement, tensors: gradients };
-        });
-        const shared = await Promise.all(
-          ranks.map(({ placement, communicator }) => SharedParameters.of(table, placement, communicator)),
-        );
-        const sums = wholeGradients(table, ranks);
-        const complete = ranks.map(({ tensors }, i) => shared[i]?.completeGradients(tensors) ?? {});
-        for (const [i, { placement, communicator }] of ranks.entries()) {
-          const { device } = communicator;
-          const expected = shareParameters(table, sums, placement, { device });
-          const wrong = await differing(complete[i] ?? {}, expected);
-          t.strictSame(wrong, [], `${kind}: gradients of rank ${i}`);
-        }
-
-        const [norm = 0] = await globalNorm(Object.values(sums)).data();
-        const clipped = await Promise.all(
-          shared.map((group, i) => group.clipByGlobalNorm(complete[i] ?? {}, norm / 4)),
-        );
-        for (const { norm: own, factor } of clipped) {
-          const [[found = 0], [scale = 0]] = [await own.data(), await factor.data()];
-          t.ok(Math.abs(found / norm - 1) < 1e-6, `${kind}: norm ${found}, expected ${norm}`);
-          t.ok(Math.abs(4 * scale - 1) < 1e-6, `${kind}: factor ${scale}`);
-        }
-
-        const whole = shareParameters(table, wholeParameters(table, ranks), serial(length));
-        const shares = ranks.map(({ placement, communicator: { device } }) => {
-          const file = wholeParameters(table, [{ placement: serial(length), tensors: whole }]);
-          return shareParameters(table, file, placement, { device });
-        });
-        const joined = shared.map((group, i) => group.whole(shares[i] ?? {}));
-        const file = wholeParameters(table, [{ placement: serial(length), tensors: whole }]);
-        for (const tensors of joined) t.strictSame(await differing(tensors, file), [], `${kind}: wholes`);
-      }
-    });
+    t.test(`${way}, ${size} ranks`, (t) => sharesAreRight(t, way, localRanks(size)));
   }
+}
+
+for (const size of [2, 4]) {
+  t.test(`${size} ranks over NCCL`, { skip: lacksGpus(size) }, async (t) => {
+    const communicators = await ncclRanks(size);
+    for (const way of ways) await sharesAreRight(t, way, communicators);
+  });
 }
 
 t.test("a gradient that is not finite", async (t) => {

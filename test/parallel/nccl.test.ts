@@ -5,15 +5,7 @@ import { Communicator, Device, info, Tensor } from "longseq";
 import t from "tap";
 import type { Opened } from "../support/child/nccl-version.ts";
 import { answer } from "../support/child.ts";
-
-const { compiled, gpus } = info().cuda;
-const onCpu = process.env.LONGSEQ_DEVICE === "cpu";
-const needs = (count: number) =>
-  onCpu
-    ? "LONGSEQ_DEVICE=cpu"
-    : !compiled
-      ? "this build has no CUDA"
-      : gpus.length < count && `there are ${gpus.length} GPUs, expected ${count}`;
+import { lacksGpus } from "../support/ranks.ts";
 
 /** NCCL by name: a version, which tells of NCCL_NVLS_ENABLE in its last digit, and no more functions than asked for. */
 const source = `
@@ -76,7 +68,7 @@ t.test("what cannot be", async (t) => {
   const device = new Device("cpu");
   await refused(
     { device, rank: 0, size: 1 },
-    compiled ? "ERR_DEVICE" : "ERR_NO_CUDA",
+    info().cuda.compiled ? "ERR_DEVICE" : "ERR_NO_CUDA",
     /^Communicator\.nccl: device is cpu, expected a GPU/,
   );
   await refused({ device: "cpu" }, "ERR_OPTION", /^Communicator\.nccl: device is string, expected a Device$/);
@@ -103,7 +95,7 @@ t.test("what cannot be", async (t) => {
 
 const read = async (x: Tensor) => [...(await x.data())];
 
-t.test("a group of one rank does all that larger ones do", { skip: needs(1) }, async (t) => {
+t.test("a group of one rank does all that larger ones do", { skip: lacksGpus(1) }, async (t) => {
   using device = new Device("cuda");
   using all = await Communicator.nccl({ device, rank: 0, size: 1, timeoutMs: 30_000 });
   t.strictSame([all.rank, all.size, all.device], [0, 1, device]);
@@ -126,7 +118,7 @@ t.test("a group of one rank does all that larger ones do", { skip: needs(1) }, a
   await t.rejects(all.barrier().wait() ?? device.synchronize(), { code: "ERR_COMM" }, "from then on");
 });
 
-t.test("a rank that nobody joins says who did not come", { skip: needs(1) }, async (t) => {
+t.test("a rank that nobody joins says who did not come", { skip: lacksGpus(1) }, async (t) => {
   const meeting = { address: "127.0.0.1:0", token: "a token of these tests", onListening: () => {} };
   await t.rejects(
     Communicator.nccl({ device: new Device("cuda"), rank: 0, size: 2, timeoutMs: 300, ...meeting }),
@@ -134,7 +126,7 @@ t.test("a rank that nobody joins says who did not come", { skip: needs(1) }, asy
   );
 });
 
-t.test("two ranks: one leaves, one does not come", { skip: needs(2) }, async (t) => {
+t.test("two ranks: one leaves, one does not come", { skip: lacksGpus(2) }, async (t) => {
   const pair = async (timeoutMs: number) => {
     const token = "a token of these tests";
     let second: Promise<Communicator> | undefined;
