@@ -36,14 +36,6 @@ bool waits_for_each_call() {
   return waits;
 }
 
-/** Before the first call that the driver gets. */
-void prepare_driver() {
-  // Streams share so many queues of the GPU's, 8 where nothing is said, and wait there for each other. A rank
-  // has two.
-  static const int set = setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
-  static_cast<void>(set);
-}
-
 Gpu open_gpu(int ordinal) {
   cuda_check(cudaSetDevice(ordinal), "choosing the GPU");
   cudaDeviceProp properties;
@@ -90,7 +82,6 @@ const Gpu& gpu_of(int ordinal) {
   const std::lock_guard lock(mutex);
   const auto found = gpus->find(ordinal);
   if (found != gpus->end()) return found->second;
-  prepare_driver();
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   check(status == cudaSuccess, Code::NoCuda, "device: no GPU can be used: ", cudaGetErrorString(status),
@@ -259,7 +250,6 @@ void cuda_check(cudaError_t status, const char* what) {
 }
 
 std::vector<GpuInfo> gpu_infos() {
-  prepare_driver();
   int count = 0;
   std::vector<GpuInfo> out;
   if (cudaGetDeviceCount(&count) != cudaSuccess) {

@@ -92,9 +92,8 @@ export class RankGroup implements Disposable {
     throw failure.error;
   }
 
-  /** Holds each device until those of all other processes have come here too. */
+  /** Holds each device until those of all other ranks have come here too. */
   align(): void {
-    if (this.world.size === 1) return;
     for (const communicator of this.#communicators ?? []) communicator.barrier().wait();
   }
 

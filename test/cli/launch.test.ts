@@ -116,7 +116,7 @@ t.test("what would be run in each kind of job", async (t) => {
     [["--grace", "soon", "--", "true"], /--grace is "soon"/],
     [["--grace", "3000000", "--", "true"], /--grace is 3000000, expected at most 2147483/],
     [
-      ["--ranks", "9007199254740991", "--", "true"],
+      ["--ranks", "9007199254740991", "--ranks-per-node", "9007199254740991", "--", "true"],
       /^9007199254740991 ranks on a host, expected at most 32768$/,
     ],
     [["--gpus-per-node", "40000", "--", "true"], /^40000 ranks on a host/],

@@ -115,7 +115,7 @@ export class RankedContender implements Contender {
     const isFirst = (device: Device, rank: number) =>
       devices.findIndex(({ name }) => name === device.name) === rank;
     if (isCold) for (const device of devices.filter(isFirst)) emptyCache(device);
-    // A process that is ahead of the others would count its waiting for them as its own time.
+    // A rank that is ahead of the others would count its waiting for them as its own time.
     this.#problem.group.align();
     const begins = devices.map((device) => device.mark());
     return devices.map((device, rank) => {
