@@ -41,7 +41,7 @@ void queue_wait(const Cpu& queue, const std::shared_ptr<Fence>& fence, Owner own
 Communicator::Communicator(std::shared_ptr<Device> device, std::shared_ptr<Transport> transport, int rank,
                            int size)
     : device_(std::move(device)),
-      link_(Device::open(device_->name())),
+      link_(Device::open(device_->name(), true)),  // messages travel while kernels fill the GPU
       transport_(std::move(transport)),
       rank_(rank),
       size_(size) {

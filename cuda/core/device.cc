@@ -23,10 +23,10 @@ int ordinal_of(const std::string& name) {
 
 /** A template, so that a build without CUDA does not ask the linker for open_cuda. */
 template <class AnyEngine>
-AnyEngine open_gpu(const std::string& name, const std::shared_ptr<MemoryUse>& use) {
+AnyEngine open_gpu(const std::string& name, const std::shared_ptr<MemoryUse>& use, bool goes_first) {
   const int ordinal = ordinal_of(name);
   if constexpr (std::is_constructible_v<AnyEngine, Cuda>) {
-    return open_cuda(ordinal, use);
+    return open_cuda(ordinal, use, goes_first);
   } else {
     throw Error(Code::NoCuda, "device: this build of longseq has no CUDA engine; use \"cpu\"");
   }
@@ -88,14 +88,14 @@ const std::string& Device::default_name() {
   return name;
 }
 
-std::shared_ptr<Device> Device::open(const std::string& name) {
+std::shared_ptr<Device> Device::open(const std::string& name, bool goes_first) {
   check_environment();
-  return std::shared_ptr<Device>(new Device(name));
+  return std::shared_ptr<Device>(new Device(name, goes_first));
 }
 
-Device::Device(std::string name)
+Device::Device(std::string name, bool goes_first)
     : name_(std::move(name)),
-      engine_(name_ == "cpu" ? Engine(open_cpu(memory_)) : open_gpu<Engine>(name_, memory_)) {}
+      engine_(name_ == "cpu" ? Engine(open_cpu(memory_)) : open_gpu<Engine>(name_, memory_, goes_first)) {}
 
 Device::~Device() {
   std::visit([](const auto& engine) { longseq::close(engine); }, engine_);

@@ -51,7 +51,7 @@ using Completion = std::function<void(std::exception_ptr)>;
 
 /** What an engine does besides its operations; each is defined beside the engine. */
 Cpu open_cpu(const std::shared_ptr<MemoryUse>& use);
-Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use);
+Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use, bool goes_first);
 void close(const Cpu& cpu);
 void close(const Cuda& cuda);
 void check_room(const Cpu& cpu, size_t bytes);
@@ -69,8 +69,10 @@ std::shared_ptr<Mark> mark(const Cuda& cuda);
 
 class Device : public std::enable_shared_from_this<Device> {
  public:
-  /** "cpu", "cuda" or "cuda:N". Throws Error(NoCuda) where this build or this machine has no such GPU. */
-  static std::shared_ptr<Device> open(const std::string& name);
+  /** "cpu", "cuda" or "cuda:N". Throws Error(NoCuda) where this build or this machine has no such GPU. What
+   * goes first gets a GPU's multiprocessors as they become free, before the blocks of other queues' kernels
+   * that are waiting. */
+  static std::shared_ptr<Device> open(const std::string& name, bool goes_first = false);
   /** LONGSEQ_DEVICE, else "cuda" where there is a GPU that can be used, else "cpu". */
   static const std::string& default_name();
   ~Device();
@@ -108,7 +110,7 @@ class Device : public std::enable_shared_from_this<Device> {
   bool closed() const { return closed_; }
 
  private:
-  explicit Device(std::string name);
+  Device(std::string name, bool goes_first);
   void check_open() const;
 
   std::string name_;

@@ -296,11 +296,14 @@ void keep(const Cuda& cuda, std::shared_ptr<void> owner) {
   });
 }
 
-Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use) {
+Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use, bool goes_first) {
   const Gpu& gpu = gpu_of(ordinal);
   use_gpu(gpu);
   cudaStream_t stream;
-  cuda_check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream");
+  int last = 0, first = 0;
+  cuda_check(cudaDeviceGetStreamPriorityRange(&last, &first), "priorities");
+  cuda_check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, goes_first ? first : last),
+             "a stream");
   Cuda cuda{.queue = TaskQueue::start("longseq-launch", &exit_gate()),
             .waiter = TaskQueue::start("longseq-wait", &exit_gate()),
             .stream = {stream,
