@@ -140,11 +140,6 @@ export class Communicator implements Disposable {
     return this.#link.start(() => this.#link.exchange(send, receive), undefined);
   }
 
-  /** @internal An exchange that begins before what the device does next, beside which it is to travel. */
-  exchangeFirst(send: readonly Parcel[], receive: readonly Parcel[]): Pending<void> {
-    return this.#link.start(() => this.#link.exchange(send, receive), undefined, true);
-  }
-
   /**
    * All ranks' rows, one behind the other.
    *

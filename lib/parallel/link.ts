@@ -24,15 +24,10 @@ export class Link {
     this.device = device;
   }
 
-  /**
-   * Runs `work`, which queues what is to be done behind what the device has to do so far. With `comesFirst` what the device
-   * does next waits until that begins: a kernel that takes a whole GPU at once would not let it.
-   */
-  start<T>(work: () => void, result: T, comesFirst = false): Pending<T> {
+  /** Runs `work`, which queues what is to be done behind what the device has to do so far. */
+  start<T>(work: () => void, result: T): Pending<T> {
     native.communicatorFollow(this.handle);
-    const begin = comesFirst ? native.communicatorFence(this.handle) : undefined;
     work();
-    if (begin) native.communicatorJoin(this.handle, begin);
     const fence = native.communicatorFence(this.handle);
     return new Pending(() => {
       native.communicatorJoin(this.handle, fence);

@@ -52,7 +52,7 @@ export class RingExchange {
   }
 
   start(): Pending<void> {
-    const moved = this.#communicator.exchangeFirst(filled(this.#sent), filled(this.#received));
+    const moved = this.#communicator.exchange(filled(this.#sent), filled(this.#received));
     release(this.#made);
     return moved;
   }
