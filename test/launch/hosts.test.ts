@@ -7,7 +7,7 @@ import { findHosts, isThisMachine } from "../../lib/launch/hosts.ts";
 import { expandNodeList, slurmCounts } from "../../lib/launch/slurm.ts";
 import { arrange, type Capacity, gpusPerHost, type Wanted } from "../../lib/launch/topology.ts";
 import { nodeFiles } from "../support/jobs.ts";
-import { slurmBatch, slurmShell } from "../support/recorded-jobs.ts";
+import { pbsBatch, pbsNodes, slurmBatch, slurmShell } from "../support/recorded-jobs.ts";
 import { refuses } from "../support/refusals.ts";
 
 t.test("Slurm's lists of hosts", async (t) => {
@@ -64,6 +64,7 @@ t.test("where hosts are found", async (t) => {
     broken: "alpha\nbeta:2 slots=2\n",
     zero: "alpha:0\n",
     shell: "alpha;ls\n",
+    recorded: pbsNodes, // a line a rank
   });
   const { pbs, cobalt } = nodeFiles(join(folder, "nodes"));
   const names = (env: Record<string, string>) => findHosts(env).hosts.map(({ name }) => name);
@@ -72,6 +73,8 @@ t.test("where hosts are found", async (t) => {
     "x3006c0s13b1n0.hsn.cm.polaris.alcf.anl.gov",
   ]);
   t.strictSame(names(cobalt), ["thetagpu06", "thetagpu17"]);
+  const { hosts: ofPbs, source } = findHosts({ ...pbsBatch, PBS_NODEFILE: join(folder, "recorded") });
+  t.strictSame([ofPbs, source], [[{ name: "x3006c0s13b0n0" }, { name: "x3006c0s13b1n0" }], "PBS"]);
   for (const job of [slurmBatch, slurmShell]) t.strictSame(names(job), ["nid001140", "nid001141"]);
   t.strictSame(findHosts({}), { hosts: [{ name: hostname() }], source: "this machine" });
   t.ok(isThisMachine(hostname()) && isThisMachine("localhost") && !isThisMachine("elsewhere.example"));

@@ -49,6 +49,8 @@ t.test("jobs that have run", async (t) => {
     [recorded.pmi2Rank3, place("Slurm", 3, 4, 1, 2)],
     [recorded.pmixRank3, place("Slurm", 3, 4, 3, 4)],
     [recorded.hydraRank3, place("MPICH", 3, 4, 1, 2)],
+    [recorded.pbsBatch, place("none", 0, 1, 0, 1)],
+    [recorded.pbsHydraRank3, place("MPICH", 3, 4, 1, 2)],
     [recorded.openMpiRank3, place("Open MPI", 3, 4, 1, 2)],
     [recorded.torchrunRank3, place("torchrun", 3, 4, 3, 4)],
   ];

@@ -1,5 +1,6 @@
-// What jobs left in the environment of a rank, without what is nobody's business here. Slurm 22.05.8, whose hosts were
-// daemons of one machine with four devices each, allotted whole; MPICH 4.0.2, Open MPI 4.1.4, PyTorch 2.11.
+// What jobs left in the environment of a rank, without what is nobody's business here. Slurm 22.05.8 and OpenPBS 23.06.06,
+// whose hosts were daemons of one machine, with four devices each in Slurm, allotted whole; MPICH 4.0.2, Open MPI 4.1.4,
+// PyTorch 2.11.
 type Environment = Record<string, string>;
 
 /** A batch script, before any srun: `sbatch -N 2 --exclusive --gpus-per-node=4`. */
@@ -255,4 +256,29 @@ export const torchrunRank3: Environment = {
   TORCHELASTIC_RUN_ID: "48d4417c-abb4-473b-b040-b52440df7e62",
   TORCHELASTIC_USE_AGENT_STORE: "True",
   WORLD_SIZE: "4",
+};
+
+/** The script of a PBS job, `-l select=2:ncpus=8:mpiprocs=4 -l place=scatter`, and what the file that it names holds. */
+export const pbsBatch: Environment = {
+  NCPUS: "8",
+  OMP_NUM_THREADS: "8",
+  PBS_ENVIRONMENT: "PBS_BATCH",
+  PBS_JOBID: "2.vm",
+  PBS_MOMPORT: "16003",
+  PBS_NODEFILE: "/var/spool/pbs_mom0/aux/2.vm",
+  PBS_NODENUM: "0",
+  PBS_O_HOST: "vm",
+  PBS_O_QUEUE: "workq",
+  PBS_QUEUE: "workq",
+  PBS_TASKNUM: "1",
+};
+export const pbsNodes = [0, 1].map((host) => `x3006c0s13b${host}n0\n`.repeat(4)).join("");
+
+/** Rank 3 of `mpiexec.hydra -n 4 -ppn 2` in such a job. */
+export const pbsHydraRank3: Environment = {
+  ...pbsBatch,
+  MPI_LOCALNRANKS: "2",
+  MPI_LOCALRANKID: "1",
+  PMI_RANK: "3",
+  PMI_SIZE: "4",
 };
