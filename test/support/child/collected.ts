@@ -28,7 +28,7 @@ const after = device.memory().tensors;
 
 device.resetPeak();
 // V8 is told a thirty-second of a GPU's bytes.
-const each = device.kind === "cuda" ? 32 << 20 : 8 << 20;
+const each = device.kind === "cuda" ? 64 << 20 : 8 << 20;
 const times = 400;
 for (let i = 0; i < times; i++) {
   Tensor.zeros([each], { dtype: "uint8", device });
