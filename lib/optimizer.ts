@@ -34,7 +34,7 @@ const adamWOptionNames: OptionNames<AdamWOptions> = {
  *     parameter -= learningRate (weightDecay parameter + m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon))
  *
  * Parameters that do not decay have an AdamW of their own. It owns its tensors, whatever `Scope` it is made in: dispose
- * of it. A step between an operation and its `Tape.backward` makes gradients of the new values: step after it.
+ * of it. Step behind the `Tape.backward` of what was made of the parameters, which is refused after it.
  *
  * What it is made of is saved as the `data()` of `firstMoments`, `secondMoments` and, for parameters in 16 bits,
  * `masters`, with `steps`. To go on, write the parameters, make an AdamW of them with `steps`, and write the rest into

@@ -4,7 +4,7 @@ import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record } from "./tape.ts";
 import { handleOf, Tensor } from "./tensor.ts";
-import { referenceTo } from "./view.ts";
+import { asContiguous, referenceTo } from "./view.ts";
 
 /**
  * Runs `work` on tiles of x's rows, one after the other, each as a `checkpoint`, and joins the results: an MLP's
@@ -106,7 +106,7 @@ function checkedCount(name: string, count: number): number {
 
 function rowsOf(tensor: Tensor, axis: number, { begin, end }: Part): Tensor {
   const rows = tensor.slice(axis, begin, end);
-  return rows.isContiguous ? rows : rows.contiguous();
+  return asContiguous(rows);
 }
 
 /** Each part's result in its place of one tensor. */

@@ -25,7 +25,7 @@ export function referenceTo(tensor: Tensor): Tensor {
 }
 
 /** Rows of an axis as an argument of the addon, for whose one call no view is made. */
-export function partOf(
+export function placeOf(
   tensor: Tensor,
   { start, length }: { start: number; length: number },
   axis = 1,

@@ -3,7 +3,7 @@ import t from "tap";
 import { Tensor } from "../lib/index.ts";
 import { native, type TensorPlace } from "../lib/native.ts";
 import { handleOf } from "../lib/tensor.ts";
-import { partOf } from "../lib/view.ts";
+import { placeOf } from "../lib/view.ts";
 import { refuses } from "./support/refusals.ts";
 
 t.test("a part is what a view would be", async (t) => {
@@ -17,10 +17,10 @@ t.test("a part is what a view would be", async (t) => {
   ] as const) {
     const view = x.slice(axis, start, start + length);
     const read = Tensor.zeros(view.shape);
-    native.copy(partOf(x, { start, length }, axis), handleOf(read, "read"));
+    native.copy(placeOf(x, { start, length }, axis), handleOf(read, "read"));
     t.strictSame(await read.data(), await view.data());
     const written = Tensor.zeros(x.shape);
-    native.copy(handleOf(view, "view"), partOf(written, { start, length }, axis));
+    native.copy(handleOf(view, "view"), placeOf(written, { start, length }, axis));
     t.strictSame(await written.slice(axis, start, start + length).data(), await view.data());
     t.equal((await written.data()).filter((value) => value !== 0).length, view.size);
   }

@@ -1,12 +1,12 @@
 // A ring whose ranks share memory: all see each other's keys in their place, and the sums of their gradients go from
 // rank to rank, who add to them. Nothing is copied; an exchange says who has what now.
 import type { Tensor } from "../tensor.ts";
-import { borrowed, partOf } from "../view.ts";
+import { asContiguous, borrowed, placeOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
 import { filled, peerAt } from "./parcels.ts";
 import type { Pending } from "./pending.ts";
-import { type KeyPlaces, type KeyValues, pair, rowMajor, rowsOf } from "./ring-exchange.ts";
+import { type KeyPlaces, type KeyValues, pair, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
 import type { Rows } from "./ring-meeting.ts";
 import type { RingStep } from "./ring-plan.ts";
@@ -34,7 +34,7 @@ export class LentKeys implements RingKeys {
     this.#sums = sums;
     this.#held = sums;
     const [{ shared }, ...others] = steps as [RingStep, ...RingStep[]];
-    const rows = pair(own, (x) => rowMajor(rowsOf(x, shared)));
+    const rows = pair(own, (x) => asContiguous(rowsOf(x, shared)));
     this.#lent = others
       .filter(({ sent }) => sent.length > 0)
       .flatMap(({ distance }) => this.#parcels(distance, rows));
@@ -86,7 +86,7 @@ export class LentKeys implements RingKeys {
   /** Of the rows that the owner shares. */
   #seenOf(values: KeyValues): KeyPlaces {
     const { keys, shared } = this.#step;
-    return pair(values, (x) => partOf(x, { start: keys.start - shared.start, length: keys.length }));
+    return pair(values, (x) => placeOf(x, { start: keys.start - shared.start, length: keys.length }));
   }
 
   /** To, or from, the rank so far ahead. */

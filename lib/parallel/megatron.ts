@@ -18,7 +18,7 @@ import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
@@ -117,7 +117,7 @@ function leave(
   const { activation, ...options } = given;
   const { rank } = communicator;
   checkProduct("leave", x, weight, sum(counts), activation);
-  const own = x.isContiguous ? x : x.contiguous();
+  const own = asContiguous(x);
   const y = Scope.run(() => {
     const places = splitRows(referenceTo(own), counts, 1);
     const operand = activation ? activatedRows(activation, own, weight, counts) : (rows: Tensor) => rows;

@@ -10,7 +10,7 @@ import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { newArray } from "../values.ts";
-import { referenceTo } from "../view.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { sum } from "./portions.ts";
 import { positionPlan } from "./position-plan.ts";
@@ -56,9 +56,7 @@ export function partitionedRows(
       return ([dy]) =>
         Scope.run(() => {
           const shape = [sum(plan.takenCounts), hidden];
-          const rows = kept.places
-            ? summed(dy, kept.places, shape)
-            : (dy.isContiguous ? dy : dy.contiguous()).reshape(shape);
+          const rows = kept.places ? summed(dy, kept.places, shape) : asContiguous(dy).reshape(shape);
           // Where no sum is on its way, nothing is lost in the parameter's dtype.
           const own = inDtype(rows, isOne && plan.isInOrderEverywhere ? dtype : "float32");
           const terms = communicator.allToAll(own, plan.takenCounts, plan.givenCounts).wait();

@@ -2,6 +2,7 @@
 import type { TensorPlace } from "../native.ts";
 import { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
+import { asContiguous } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import type { Parcel } from "./link.ts";
 import { filled, peerAt } from "./parcels.ts";
@@ -18,9 +19,6 @@ export type KeyPlaces = readonly [k: TensorPlace, v: TensorPlace];
 export function pair<T>([k, v]: KeyValues, make: (x: Tensor) => T): readonly [k: T, v: T] {
   return [make(k), make(v)];
 }
-
-/** x itself where it is in row-major order, else a copy. */
-export const rowMajor = (x: Tensor): Tensor => (x.isContiguous ? x : x.contiguous());
 
 /** The rows of a run: the tensor itself where they are all of its rows. */
 export function rowsOf(x: Tensor, { start, length }: Rows, axis = 1): Tensor {
@@ -62,7 +60,7 @@ export class RingExchange {
     const { device } = this.#communicator;
     const [to, from] = [peerAt(this.#communicator, ahead), peerAt(this.#communicator, -ahead)];
     return tensors.map((x) => {
-      const tensor = x.isContiguous ? x : x.contiguous();
+      const tensor = asContiguous(x);
       if (tensor !== x) this.#made.push(tensor);
       this.#sent.push({ peer: to, tensor });
       const coming = Tensor.empty(x.shape.with(1, rows), { dtype, device });

@@ -1,7 +1,6 @@
 // Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
 // another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
 // Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
-
 import { native, type TensorPlace } from "../native.ts";
 import {
   type AttentionResult,
@@ -12,7 +11,7 @@ import {
 import { nativeScoring, type Piece } from "../ops/attention-options.ts";
 import { QueryGradient } from "../ops/query-gradient.ts";
 import { handleOf, Tensor } from "../tensor.ts";
-import { partOf } from "../view.ts";
+import { placeOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
 import { attendInto } from "./key-values.ts";
@@ -114,13 +113,13 @@ function forward(
   const attendAt = (i: number, part: Meeting, held: KeyPlaces): void => {
     const { queries } = part;
     const among = sums.find(({ rows }) => isAmong(queries, rows));
-    const sum = among && partOf(among.sum, behind(queries, among.rows));
+    const sum = among && placeOf(among.sum, behind(queries, among.rows));
     const result = {
-      out: sum && among.roundedBy !== i ? sum : partOf(out, queries),
-      logSumExp: partOf(logSumExp, queries, 2),
+      out: sum && among.roundedBy !== i ? sum : placeOf(out, queries),
+      logSumExp: placeOf(logSumExp, queries, 2),
     };
     const given = [...scoring, ...ruleAt(part, options)] as const;
-    attendInto(result, partOf(q, queries), held, given, i > 0 ? sum : undefined);
+    attendInto(result, placeOf(q, queries), held, given, i > 0 ? sum : undefined);
   };
   const keys = ringKeys(communicator, steps, [k, v]);
   for (const [i, step] of steps.entries()) {
@@ -194,7 +193,7 @@ function summed(x: Tensor, rows: Rows): Summed {
   const { dtype, shape, device } = x;
   const own = dtype === "float32" ? rowsOf(x, rows) : undefined;
   if (own?.isContiguous) return { rows, sum: own };
-  return { rows, sum: Tensor.empty(shape.with(1, rows.length), { device }), place: partOf(x, rows) };
+  return { rows, sum: Tensor.empty(shape.with(1, rows.length), { device }), place: placeOf(x, rows) };
 }
 
 function round({ place, sum }: Summed): void {
@@ -202,7 +201,7 @@ function round({ place, sum }: Summed): void {
 }
 
 function keysOf(keys: KeyValues, rows: Rows): KeyPlaces {
-  return pair(keys, (x) => partOf(x, rows));
+  return pair(keys, (x) => placeOf(x, rows));
 }
 
 /** Rows, counted from the first of those that they are among. */

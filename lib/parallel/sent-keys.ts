@@ -1,11 +1,12 @@
 // A ring whose ranks are apart: keys go from their owner to whoever sees them, their gradients back to it in float32,
 // both beside the step before or behind, and are summed there in the order of the steps.
 import { handleOf, Tensor } from "../tensor.ts";
+import { asContiguous } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { addInto } from "./key-values.ts";
 import { Pending } from "./pending.ts";
 import { release } from "./portions.ts";
-import { type KeyPlaces, type KeyValues, pair, RingExchange, rowMajor, rowsOf } from "./ring-exchange.ts";
+import { type KeyPlaces, type KeyValues, pair, RingExchange, rowsOf } from "./ring-exchange.ts";
 import type { RingKeys } from "./ring-keys.ts";
 import type { RingStep } from "./ring-plan.ts";
 
@@ -98,7 +99,7 @@ export class SentKeys implements RingKeys {
 
 /** In row-major order, as they are sent: one copy where there are several steps to send them at. */
 function sentOften(own: KeyValues, steps: readonly RingStep[]): KeyValues {
-  return steps.length <= 2 ? own : pair(own, rowMajor);
+  return steps.length <= 2 ? own : pair(own, asContiguous);
 }
 
 const handleOfKeys = (x: Tensor) => handleOf(x, "keys");

@@ -5,7 +5,7 @@ import { Communicator, Device, info, Tensor } from "longseq";
 import t from "tap";
 import type { Opened } from "../support/child/nccl-version.ts";
 import { answer } from "../support/child.ts";
-import { lacksGpus } from "../support/ranks.ts";
+import { lacksGpus, ncclRanks } from "../support/ranks.ts";
 
 /** NCCL by name: a version, which tells of NCCL_NVLS_ENABLE in its last digit, and no more functions than asked for. */
 const source = `
@@ -127,21 +127,7 @@ t.test("a rank that nobody joins says who did not come", { skip: lacksGpus(1) },
 });
 
 t.test("two ranks: one leaves, one does not come", { skip: lacksGpus(2) }, async (t) => {
-  const pair = async (timeoutMs: number) => {
-    const token = "a token of these tests";
-    let second: Promise<Communicator> | undefined;
-    const place = { size: 2, token, timeoutMs };
-    const first = await Communicator.nccl({
-      ...place,
-      device: new Device("cuda:0"),
-      rank: 0,
-      address: "127.0.0.1:0",
-      onListening: (address) => {
-        second = Communicator.nccl({ ...place, device: new Device("cuda:1"), rank: 1, address });
-      },
-    });
-    return [first, (await second) as Communicator] as const;
-  };
+  const pair = async (timeoutMs: number) => (await ncclRanks(2, timeoutMs)) as [Communicator, Communicator];
   const one = ({ device, rank }: Communicator) => Tensor.from([rank + 1], [1], { device });
   {
     const ranks = await pair(60_000);

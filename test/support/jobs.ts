@@ -2,9 +2,7 @@
 // recorded: recorded-jobs.ts.
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { slurmRank6 } from "./recorded-jobs.ts";
-
-type Environment = Record<string, string>;
+import { type Environment, slurmRank6 } from "./recorded-jobs.ts";
 
 /** Polaris: PBS, PALS, two nodes of four GPUs. Rank 5 is the second of the second node. */
 export const palsRank5: Environment = {

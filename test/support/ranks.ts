@@ -20,8 +20,8 @@ export function apartRanks(size: number, options: { timeoutMs?: number } = {}): 
 }
 
 /** Over NCCL, a GPU each. */
-export async function ncclRanks(size: number): Promise<Communicator[]> {
-  const place = { size, token: "a token of these tests", timeoutMs: 60_000 };
+export async function ncclRanks(size: number, timeoutMs = 60_000): Promise<Communicator[]> {
+  const place = { size, token: "a token of these tests", timeoutMs };
   const rankAt = (rank: number, address: string) =>
     Communicator.nccl({ ...place, rank, address, device: new Device(`cuda:${rank}`) });
   let others: Promise<Communicator>[] = [];

@@ -1,7 +1,7 @@
 // What jobs left in the environment of a rank, without what is nobody's business here. Slurm 22.05.8 and OpenPBS 23.06.06,
 // whose hosts were daemons of one machine, with four devices each in Slurm, allotted whole; MPICH 4.0.2, Open MPI 4.1.4,
 // PyTorch 2.11.
-type Environment = Record<string, string>;
+export type Environment = Record<string, string>;
 
 /** A batch script, before any srun: `sbatch -N 2 --exclusive --gpus-per-node=4`. */
 export const slurmBatch: Environment = {
