@@ -37,6 +37,14 @@ export function checkedShape(what: string, shape: readonly number[]): readonly n
   return [...shape] as number[];
 }
 
+export function checkSameShape(what: string, shape: readonly number[], expected: readonly number[]): void {
+  if (shape.join() === expected.join()) return;
+  throw failure(
+    "ERR_SHAPE",
+    `${what} has the shape [${shape.join(", ")}], expected [${expected.join(", ")}]`,
+  );
+}
+
 export function sliced({ shape, strides }: Layout, axis: number, start: number, end: number): View {
   const size = sizeOf("slice", shape, axis);
   if (!Number.isInteger(start) || !Number.isInteger(end) || start < 0 || end < start || end > size) {

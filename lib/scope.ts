@@ -1,6 +1,6 @@
 import { AsyncLocalStorage } from "node:async_hooks";
 import { wrongKind } from "./errors.ts";
-import { handleOf, type Tensor } from "./tensor.ts";
+import { handleOf, Tensor } from "./tensor.ts";
 
 /** Follows each chain of awaits, so that functions that run in turns do not adopt each other's tensors. */
 const storage = new AsyncLocalStorage<Scope>();
@@ -36,8 +36,8 @@ export class Scope implements Disposable {
   }
 
   /**
-   * Runs `work` in a scope of its own. The tensors that it returns, also in arrays and plain objects, are kept: they
-   * belong to the scope around.
+   * Runs `work` in a scope of its own. The tensors that it returns, also within arrays, maps, sets and objects such as a
+   * `GPT`, are kept: they belong to the scope around. What an object has in private fields is not seen.
    *
    * @param work may be async: the scope then ends when its promise settles.
    * @returns what `work` returns.
@@ -155,19 +155,25 @@ export class Scope implements Disposable {
   }
 }
 
-/** Those of `tensors` that are the value, or in it: in arrays and plain objects, at any depth. */
+/** Those of `tensors` that are the value, or in it, at any depth. */
 function tensorsIn(value: unknown, tensors: ReadonlySet<Tensor>): Set<Tensor> {
   const found = new Set<Tensor>();
   const seen = new Set<unknown>();
   const open = tensors.size === 0 ? [] : [value];
   while (open.length > 0) {
     const next = open.pop();
-    if (typeof next !== "object" || next === null || seen.has(next)) continue;
+    if (typeof next !== "object" || next === null || seen.has(next) || ArrayBuffer.isView(next)) continue;
     seen.add(next);
-    if (tensors.has(next as Tensor)) found.add(next as Tensor);
-    const prototype = Object.getPrototypeOf(next) as unknown;
-    if (!Array.isArray(next) && prototype !== Object.prototype && prototype !== null) continue;
-    for (const inner of Object.values(next) as unknown[]) if (typeof inner === "object") open.push(inner);
+    if (next instanceof Tensor) {
+      if (tensors.has(next)) found.add(next);
+    } else {
+      for (const inner of valuesIn(next)) if (typeof inner === "object") open.push(inner);
+    }
   }
   return found;
+}
+
+function valuesIn(value: object): Iterable<unknown> {
+  if (value instanceof Map || value instanceof Set) return value.values();
+  return Object.values(value) as unknown[];
 }

@@ -5,7 +5,15 @@ import { native, type TensorHandle } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { record } from "./tape.ts";
 import { checkedNormal, type TensorOptions, tensorOptionNames } from "./tensor-options.ts";
-import { type DType, dtypes, itemBytes, newArray, type TensorValues, typedValues } from "./values.ts";
+import {
+  arrayForBits,
+  arrayForValues,
+  type DType,
+  dtypes,
+  itemBytes,
+  type TensorValues,
+  typedValues,
+} from "./values.ts";
 
 interface Description extends layout.Layout {
   readonly dtype: DType;
@@ -168,9 +176,7 @@ export class Tensor implements Disposable {
    * await Tensor.from([1, 2, 3, 4], [2, 2]).slice(1, 0, 1).data(); // [1, 3]
    */
   slice(axis: number, start: number, end: number): Tensor {
-    const view = this.#view(layout.sliced(this, axis, start, end));
-    const putBack = this.#putBack((dx) => dx.slice(axis, start, end));
-    return record("slice", [view], [this], putBack);
+    return this.#part("slice", layout.sliced(this, axis, start, end), (dx) => dx.slice(axis, start, end));
   }
 
   /**
@@ -180,9 +186,7 @@ export class Tensor implements Disposable {
    * await Tensor.from([1, 2, 3, 4], [2, 2]).select(0, 1).data(); // [3, 4]
    */
   select(axis: number, index: number): Tensor {
-    const view = this.#view(layout.selected(this, axis, index));
-    const putBack = this.#putBack((dx) => dx.select(axis, index));
-    return record("select", [view], [this], putBack);
+    return this.#part("select", layout.selected(this, axis, index), (dx) => dx.select(axis, index));
   }
 
   /**
@@ -218,11 +222,8 @@ export class Tensor implements Disposable {
    * await Tensor.from([1.7, -3], [2]).to("uint8").data(); // [1, 0]
    */
   to(dtype: DType): Tensor {
-    const { shape, dtype: from, device } = this;
-    const source = handleOf(this, "the tensor");
-    const copy = Tensor.empty(shape, { dtype, device });
-    native.copy(source, handleOf(copy, "copy"));
-    return record("to", [copy], [this], () => ([gradient]) => [gradient.to(from)]);
+    const { dtype: from } = this;
+    return record("to", [this.#copy(dtype)], [this], () => ([gradient]) => [gradient.to(from)]);
   }
 
   /**
@@ -234,16 +235,8 @@ export class Tensor implements Disposable {
    * await Tensor.from([1, 2], [2]).toDevice(other).data(); // [1, 2]
    */
   toDevice(device: Device): Tensor {
-    const { shape, dtype, device: from } = this;
-    const there = deviceOrDefault("toDevice", device);
-    const source = handleOf(this, "toDevice: the tensor");
-    using whole = Tensor.empty(this.isContiguous ? [0] : shape, { dtype, device: from });
-    if (!this.isContiguous) native.copy(source, handleOf(whole, "copy"));
-    const handle = native.tensorTransfer(
-      this.isContiguous ? source : handleOf(whole, "copy"),
-      handleOfDevice(there),
-    );
-    const copy = wrap(handle, { shape, strides: layout.rowMajor(shape), dtype, device: there });
+    const { device: from } = this;
+    const copy = this.#copyOn(deviceOrDefault("toDevice", device));
     return record("toDevice", [copy], [this], () => ([gradient]) => [gradient.toDevice(from)]);
   }
 
@@ -257,14 +250,19 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Replaces the values, given as to `from`, in the queue's order. The array may be changed as soon as this returns.
-   * What an operation on a tape has saved must stay as it is until `backward`, which is refused otherwise.
-   * @throws `ERR_SHAPE` where the number of values is not the tensor's; `ERR_DTYPE`.
+   * Replaces the values, in the queue's order, by others: given as to `from`, or those of a tensor of this shape, rounded
+   * as by `to`, from whatever device. The array or tensor may be changed as soon as this returns. What an operation on a
+   * tape has saved must stay as it is until `backward`, which is refused otherwise; a write itself is on no tape.
+   * @throws `ERR_SHAPE` where the number of values, or the shape, is not the tensor's; `ERR_DTYPE`.
    * @example
-   * Tensor.zeros([2]).write([1, 2]);
+   * const weight = Tensor.zeros([2]);
+   * weight.write([1, 2]);
+   * weight.write(Tensor.from([3, 4], [2])); // as loading a checkpoint does
    */
-  write(values: TensorValues): void {
-    native.tensorWrite(handleOf(this, "write: the tensor"), typedValues("write", values, this.dtype));
+  write(values: TensorValues | Tensor): void {
+    const handle = handleOf(this, "write: the tensor");
+    if (#handle in Object(values)) this.#copyFrom(values as Tensor, handle);
+    else native.tensorWrite(handle, typedValues("write", values as TensorValues, this.dtype));
     noteWrite(this);
   }
 
@@ -275,10 +273,7 @@ export class Tensor implements Disposable {
    * await Tensor.from([1, 2], [2], { dtype: "float16" }).data(); // [1, 2]
    */
   async data(): Promise<Float32Array | Int32Array | Uint8Array> {
-    const handle = handleOf(this, "data: the tensor");
-    if (this.dtype === "int32") return native.tensorRead(handle, newArray(Int32Array, this.size));
-    if (this.dtype === "uint8") return native.tensorRead(handle, newArray(Uint8Array, this.size));
-    return native.tensorRead(handle, newArray(Float32Array, this.size));
+    return native.tensorRead(handleOf(this, "data: the tensor"), arrayForValues(this.dtype, this.size));
   }
 
   /**
@@ -287,11 +282,7 @@ export class Tensor implements Disposable {
    * await Tensor.from([1], [1], { dtype: "bfloat16" }).bits(); // [16256]
    */
   async bits(): Promise<Uint32Array | Uint16Array | Uint8Array> {
-    const handle = handleOf(this, "bits: the tensor");
-    const bytes = itemBytes[this.dtype];
-    if (bytes === 4) return native.tensorRead(handle, newArray(Uint32Array, this.size));
-    if (bytes === 2) return native.tensorRead(handle, newArray(Uint16Array, this.size));
-    return native.tensorRead(handle, newArray(Uint8Array, this.size));
+    return native.tensorRead(handleOf(this, "bits: the tensor"), arrayForBits(this.dtype, this.size));
   }
 
   /** Lets the memory go, once what is queued has run and no view of it is left. Twice is harmless. */
@@ -304,21 +295,46 @@ export class Tensor implements Disposable {
     this.dispose();
   }
 
+  #copyFrom(source: Tensor, handle: TensorHandle): void {
+    const from = handleOf(source, "write: values");
+    layout.checkSameShape("write: values", source.shape, this.shape);
+    const { device } = this;
+    const isNear = source.device === device;
+    // A copy has no order within itself: what shares this memory is taken out of it first.
+    const isApart = isNear && source.#writes !== this.#writes;
+    using apart = isApart ? undefined : isNear ? source.#copy(this.dtype) : source.#copyOn(device);
+    native.copy(apart ? handleOf(apart, "write: values") : from, handle);
+  }
+
+  #copy(dtype: DType): Tensor {
+    const source = handleOf(this, "the tensor");
+    const copy = Tensor.empty(this.shape, { dtype, device: this.device });
+    native.copy(source, handleOf(copy, "copy"));
+    return copy;
+  }
+
+  #copyOn(device: Device): Tensor {
+    const { shape, dtype } = this;
+    const there = handleOfDevice(device);
+    using whole = this.isContiguous ? undefined : this.#copy(dtype);
+    const handle = native.tensorTransfer(handleOf(whole ?? this, "toDevice: the tensor"), there);
+    return wrap(handle, { shape, strides: layout.rowMajor(shape), dtype, device });
+  }
+
   #view({ offset, shape, strides }: layout.View): Tensor {
     const handle = native.tensorView(handleOf(this, "the tensor"), offset, shape, strides);
     return wrap(handle, { shape, strides, dtype: this.dtype, device: this.device }, this);
   }
 
-  /** The gradient of taking a part: zeros, but for that part. */
-  #putBack(partOf: (dx: Tensor) => Tensor): () => (gradients: [Tensor, ...Tensor[]]) => Tensor[] {
+  /** Its gradient is zeros, but for that part. */
+  #part(operation: string, place: layout.View, partOf: (dx: Tensor) => Tensor): Tensor {
     const { shape, dtype, device } = this;
-    return () =>
-      ([gradient]) => {
-        const dx = Tensor.zeros(shape, { dtype, device });
-        using part = partOf(dx);
-        native.copy(handleOf(gradient, "gradient"), handleOf(part, "gradient"));
-        return [dx];
-      };
+    return record(operation, [this.#view(place)], [this], () => ([gradient]) => {
+      const dx = Tensor.zeros(shape, { dtype, device });
+      using part = partOf(dx);
+      native.copy(handleOf(gradient, "gradient"), handleOf(part, "gradient"));
+      return [dx];
+    });
   }
 }
 

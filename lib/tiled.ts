@@ -1,5 +1,6 @@
 import { type Recomputed, run, runAgain } from "./checkpoint.ts";
 import { failure, shown, wrongKind } from "./errors.ts";
+import { checkSameShape } from "./layout.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record } from "./tape.ts";
@@ -127,12 +128,7 @@ function joined(parts: readonly Part[], axis: number, resultOf: (part: Part) => 
 
 function checkResult(result: Tensor, expected: readonly number[], whole: Tensor | undefined): void {
   const what = "tiled: the result of work";
-  if (result.shape.join() !== expected.join()) {
-    throw failure(
-      "ERR_SHAPE",
-      `${what} has the shape [${result.shape.join(", ")}], expected [${expected.join(", ")}]`,
-    );
-  }
+  checkSameShape(what, result.shape, expected);
   if (whole === undefined) return;
   if (result.dtype !== whole.dtype)
     throw failure(

@@ -65,6 +65,19 @@ function saturated(values: Float64Array | readonly number[]): Int32Array {
   return Int32Array.from(values, (value) => Math.min(Math.max(value, -(2 ** 31)), 2 ** 31 - 1));
 }
 
+/** What a tensor's values are read into: 16-bit floats widened. */
+export function arrayForValues(dtype: DType, length: number): Float32Array | Int32Array | Uint8Array {
+  if (dtype === "int32") return newArray(Int32Array, length);
+  return dtype === "uint8" ? newArray(Uint8Array, length) : newArray(Float32Array, length);
+}
+
+/** What its stored bits are read into. */
+export function arrayForBits(dtype: DType, length: number): Uint32Array | Uint16Array | Uint8Array {
+  const bytes = itemBytes[dtype];
+  if (bytes === 1) return newArray(Uint8Array, length);
+  return bytes === 2 ? newArray(Uint16Array, length) : newArray(Uint32Array, length);
+}
+
 /** An array to read into, which JavaScript may refuse to make. */
 export function newArray<T>(type: new (length: number) => T, length: number): T {
   try {

@@ -13,6 +13,7 @@ t.test("what was written since is refused", async (t) => {
   const zeros = new Float32Array(128);
   const writes: [name: string, write: (tensors: { k: Tensor; out: Tensor }) => void][] = [
     ["an input", ({ k }) => k.write(zeros)],
+    ["an input, by a tensor", ({ k }) => k.write(Tensor.zeros(k.shape))],
     ["the output", ({ out }) => out.write(zeros)],
     ["a part of an input, by a view", ({ k }) => k.slice(1, 0, 1).write(zeros.subarray(0, 16))],
     ["an input, by an optimizer", ({ k }) => new AdamW([k]).step([Tensor.zeros(k.shape)])],

@@ -32,6 +32,18 @@ t.test("what a function makes is disposed, what it returns is kept", async (t) =
     [false, false, false, true],
   );
   t.equal(nested.also, made[2]);
+
+  made.length = 0;
+  class Owner {
+    readonly own = note();
+    readonly #hidden = note();
+    readonly around: unknown[] = [this, new Float32Array(2), this.#hidden.shape];
+  }
+  Scope.run(() => [new Map([["a", note()]]), new Set([note()]), new Owner()]);
+  t.strictSame(
+    made.map((tensor) => tensor.disposed),
+    [false, false, false, true],
+  );
   t.equal(
     Scope.run(() => 7),
     7,

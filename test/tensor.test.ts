@@ -139,6 +139,42 @@ t.test("writing into a view leaves what is beside it", async (t) => {
   t.strictSame(await whole.data(), Float32Array.of(0, 0, 0, 0, 0, 1, 2, 0, 0, 3, 4, 0));
 });
 
+t.test("a tensor's values are written into another, of any strides, dtype and device", async (t) => {
+  const numbers = Array.from({ length: 24 }, (_, i) => i * 1.25 - 7);
+  const source = Tensor.from(numbers, [2, 3, 4]);
+  const sources = [source, source.toDevice(new Device()), source.toDevice(new Device("cpu"))];
+  for (const from of sources) {
+    for (const dtype of ["float32", "bfloat16", "float16", "int32", "uint8"] as const) {
+      const whole = Tensor.zeros([5, 2, 4], { dtype });
+      const part = whole.slice(0, 1, 4).permute(1, 0, 2);
+      part.write(from);
+      t.strictSame(await part.bits(), await source.to(dtype).bits(), dtype);
+      t.strictSame([...(await whole.select(0, 0).data())], Array(8).fill(0), "what is beside it");
+    }
+  }
+  const turned = Tensor.zeros([4, 3, 2]);
+  turned.write(source.permute(2, 1, 0));
+  t.strictSame(await turned.data(), await source.permute(2, 1, 0).data());
+  source.write(turned.permute(2, 1, 0));
+  t.strictSame([...(await source.data())], numbers);
+});
+
+t.test("a tensor may be written from a part of itself, and its source be let go", async (t) => {
+  const x = Tensor.from([1, 2, 3, 4, 5], [5]);
+  x.slice(0, 1, 5).write(x.slice(0, 0, 4));
+  t.strictSame(await x.data(), Float32Array.of(1, 1, 2, 3, 4));
+  const square = Tensor.from([1, 2, 3, 4], [2, 2]);
+  square.write(square.permute(1, 0));
+  t.strictSame(await square.data(), Float32Array.of(1, 3, 2, 4));
+  for (const device of [x.device, new Device()]) {
+    const source = Tensor.from([9, 8, 7, 6, 5], [5], { device });
+    x.write(source);
+    source.write([0, 0, 0, 0, 0]);
+    source.dispose();
+    t.strictSame(await x.data(), Float32Array.of(9, 8, 7, 6, 5));
+  }
+});
+
 t.test("a written array may be changed at once", async (t) => {
   const values = Float32Array.of(1, 2, 3);
   const tensor = Tensor.from(values, [3]);

@@ -139,6 +139,15 @@ export function layerConfiguration(what: string, options: LayerOptions): LayerCo
   };
 }
 
+/** Parameters may have any, attention may not. */
+export function checkHeadDim(what: string, { headDim }: LayerConfiguration): void {
+  if (headDim % 8 === 0 && headDim <= 256) return;
+  throw failure(
+    "ERR_OPTION",
+    `${what}: headDim is ${headDim}, expected a multiple of 8 up to 256 (default: hidden over heads)`,
+  );
+}
+
 export function gptConfiguration(what: string, options: GptOptions): GptConfiguration {
   const layer = layerConfiguration(what, options);
   const tiedEmbeddings = options.tiedEmbeddings ?? kindOf(what, options).tiedEmbeddings;

@@ -55,11 +55,12 @@ const lossOptionNames: OptionNames<GptLossOptions> = { ...layerForwardOptionName
  * const gradients = tape.backward(loss, Tensor.from([1], []), parameters);
  * new AdamW(parameters, { learningRate: 1e-3 }).step(gradients);
  */
-export class GPT {
+export class GPT implements Disposable {
   readonly configuration: Readonly<GptConfiguration>;
   readonly strategy: Strategy;
   /** This rank's share of each, by the names of `gptParameters`. */
   readonly parameters: Tensors;
+  readonly #owned: readonly Tensor[];
   readonly #layers: readonly TransformerLayer[];
 
   /**
@@ -83,10 +84,20 @@ export class GPT {
     this.parameters = parameters
       ? checkedTensors("gpt", table, strategy, parameters)
       : initialParameters(table, strategy, initial);
+    this.#owned = parameters ? [] : Object.values(this.parameters);
     this.#layers = Array.from({ length: this.configuration.layers }, (_, at) => {
       const own = within(`layers.${at}.`, this.parameters);
       return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
     });
+  }
+
+  /** Frees the parameters, if they are of its making; those that it was given are the caller's. Twice is harmless. */
+  dispose(): void {
+    for (const tensor of this.#owned) tensor.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 
   /**

@@ -1,6 +1,7 @@
 // The transformer layer, once for every way of splitting it over ranks.
 import { checkpoint } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
+import { checkSameShape } from "../layout.ts";
 import { activated } from "../ops/activation.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
 import { add } from "../ops/elementwise.ts";
@@ -13,7 +14,13 @@ import { handleOf, type Tensor } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
 import { asContiguous } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
-import { type LayerConfiguration, type LayerOptions, layerConfiguration, oneOf } from "./configuration.ts";
+import {
+  checkHeadDim,
+  type LayerConfiguration,
+  type LayerOptions,
+  layerConfiguration,
+  oneOf,
+} from "./configuration.ts";
 import {
   type LayerForwardOptions,
   layerForwardOptionNames,
@@ -44,22 +51,24 @@ import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
  * const [dx, dweight] = tape.backward(y, Tensor.normal(y.shape, { seed: 1 }), [x, weight]);
  * dweight?.shape; // [128, 64]
  */
-export class TransformerLayer {
+export class TransformerLayer implements Disposable {
   readonly configuration: Readonly<LayerConfiguration>;
   readonly strategy: Strategy;
-  /** This rank's share of each, by the names of `layerParameters`. Where it made them itself, they are the caller's too. */
+  /** This rank's share of each, by the names of `layerParameters`. */
   readonly parameters: Tensors;
+  readonly #owned: readonly Tensor[];
   readonly #recompute: Recompute;
   readonly #mlpTiles: number;
 
   /**
    * @param options its shape; each rank gives the same.
    * @param strategy how the sequence, heads and columns are split over ranks.
-   * @throws `ERR_OPTION` for options that cannot be or a parameter that is missing; `ERR_SHAPE` for one of another shape;
-   * `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OUT_OF_MEMORY`.
+   * @throws `ERR_OPTION` for options that cannot be, heads of a size that attention refuses, or a parameter that is
+   * missing; `ERR_SHAPE` for one of another shape; `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OUT_OF_MEMORY`.
    */
   constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = layerConfiguration("transformerLayer", options);
+    checkHeadDim("transformerLayer", this.configuration);
     checkOptions("transformerLayer: module", module, moduleOptionNames);
     const { recompute = "pointwise", mlpTiles = 1, parameters, ...initial } = module;
     this.#recompute = oneOf("transformerLayer", "recompute", recompute, recomputes);
@@ -70,6 +79,16 @@ export class TransformerLayer {
     this.parameters = parameters
       ? checkedTensors("transformerLayer", table, strategy, parameters)
       : initialParameters(table, strategy, initial);
+    this.#owned = parameters ? [] : Object.values(this.parameters);
+  }
+
+  /** Frees the parameters, if they are of its making; those that it was given are the caller's. Twice is harmless. */
+  dispose(): void {
+    for (const tensor of this.#owned) tensor.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 
   /**
@@ -205,12 +224,7 @@ export class TransformerLayer {
     checkGradients("transformerLayer", this.parameters, gradients);
     if (alibiSlopes === undefined) return;
     handleOf(alibiSlopes, "transformerLayer: alibiSlopes");
-    if (alibiSlopes.shape.join() !== String(heads)) {
-      throw failure(
-        "ERR_SHAPE",
-        `transformerLayer: alibiSlopes has the shape [${alibiSlopes.shape.join(", ")}], expected [${heads}] (heads)`,
-      );
-    }
+    checkSameShape("transformerLayer: alibiSlopes", alibiSlopes.shape, [heads]);
   }
 }
 

@@ -1,5 +1,6 @@
 // Parameters on their ranks: new, or shares of what is given whole.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkSameShape } from "../layout.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
@@ -159,12 +160,7 @@ export function checked(what: string, name: string, tensors: Tensors, shape: rea
   const tensor = Object.hasOwn(tensors, name) ? tensors[name] : undefined;
   if (tensor === undefined) throw failure("ERR_OPTION", `${what}: there is no tensor ${name}`);
   handleOf(tensor, `${what}: ${name}`);
-  if (tensor.shape.join() !== shape.join()) {
-    throw failure(
-      "ERR_SHAPE",
-      `${what}: ${name} has the shape [${tensor.shape.join(", ")}], expected [${shape.join(", ")}]`,
-    );
-  }
+  checkSameShape(`${what}: ${name}`, tensor.shape, shape);
   return tensor;
 }
 

@@ -1,5 +1,6 @@
 // Learned positions whose rows are divided over the ranks that share a sequence.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
+import { checkSameShape } from "../layout.ts";
 import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -145,11 +146,7 @@ export class PartitionedPositionEmbedding implements Disposable {
    */
   load(whole: Tensor): void {
     handleOf(whole, `${name}.load: whole`);
-    if (whole.shape.join() !== this.shape.join())
-      throw failure(
-        "ERR_SHAPE",
-        `${name}.load: whole has the shape [${whole.shape.join(", ")}], expected [${this.shape.join(", ")}]`,
-      );
+    checkSameShape(`${name}.load: whole`, whole.shape, this.shape);
     Scope.run(() => {
       const { device } = this.communicator;
       const rows = referenceTo(whole).slice(0, this.held.begin, this.held.end);

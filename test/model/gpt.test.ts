@@ -12,12 +12,14 @@ import {
   loadSafetensors,
   type PositionEmbedding,
   presets,
+  Scope,
   type Strategy,
   saveSafetensors,
   serial,
   shareParameters,
   Tape,
   Tensor,
+  TransformerLayer,
   wholeParameters,
 } from "longseq";
 import t from "tap";
@@ -258,4 +260,19 @@ t.test("what is refused", async (t) => {
       /the sum of layers.1.proj.bias has the shape \[\], expected \[16\]/,
     ],
   ]);
+});
+
+t.test("a model frees the parameters that it made, and leaves a scope as a whole", (t) => {
+  const made = Scope.run(() => ({ model: new GPT(gpt, serial(6)), lost: Tensor.zeros([1]) }));
+  const parameters = Object.values(made.model.parameters);
+  t.ok(parameters.every(({ disposed }) => !disposed));
+  new GPT(gpt, serial(3), { parameters: made.model.parameters }).dispose();
+  t.ok(parameters.every(({ disposed }) => !disposed));
+  made.model.dispose();
+  made.model.dispose();
+  t.ok(parameters.every(({ disposed }) => disposed));
+  const layer = new TransformerLayer({ hidden: 16, heads: 2 }, serial(6));
+  layer.dispose();
+  t.ok(Object.values(layer.parameters).every(({ disposed }) => disposed));
+  t.end();
 });

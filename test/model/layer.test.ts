@@ -348,6 +348,12 @@ t.test("what is refused", async (t) => {
   refuses(t, [
     [() => new TransformerLayer({ ...gpt, heads: 3 }, serial(4)), "ERR_OPTION", /heads is 3/],
     [
+      () => new TransformerLayer({ hidden: 60, heads: 3 }, serial(4)),
+      "ERR_OPTION",
+      "transformerLayer: headDim is 20, expected a multiple of 8 up to 256 (default: hidden over heads)",
+    ],
+    [() => new TransformerLayer({ ...gpt, headDim: 264 }, serial(4)), "ERR_OPTION", /headDim is 264/],
+    [
       () => new TransformerLayer(gpt, serial(4), { recompute: "all" as never }),
       "ERR_OPTION",
       'transformerLayer: recompute is all, expected "none" or "pointwise" or "attention" or "full"',
