@@ -118,10 +118,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= op.forward.queries) return;
   const int tile = pair % group * sum_tiles(op.forward) + row / kSumRows;
   if (op.progress != nullptr && tile < op.progress[pair / group].taken) return;
-  const float* const sums = sums_of(op, pair, row);
-  finish_rows<T, 4>(op, pair, row, [&](int column, float(&values)[4]) {
-    load_four(sums + sum_offset(0, column, 0), static_cast<int>(threadIdx.x) % 32, values, is_of_sm90);
-  });
+  finish_rows<T, 4>(op, pair, row, is_of_sm90);
 }
 
 /** Of dq whose rows lie anywhere, or that is float32, whose pairs may be aligned. */

@@ -230,9 +230,10 @@ std::shared_ptr<void> GpuCall::intervals_of_rule(const Cuda& cuda, const Visibil
   std::string key = key_of(rule, kernel.queries, kernel.keys);
   if (std::shared_ptr<void> kept = cuda.kept->find(key)) return kept;
   const size_t bytes = static_cast<size_t>(kernel.queries) * 8;
-  std::shared_ptr<void> made = uncounted(cuda, bytes);
+  const bool is_kept = KeptCopies::takes(bytes);
+  std::shared_ptr<void> made = is_kept ? uncounted(cuda, bytes) : allocate(cuda, bytes).owner;
   find_intervals(cuda, rule, nullptr, static_cast<int32_t*>(made.get()));
-  cuda.kept->add(std::move(key), made, bytes);
+  if (is_kept) cuda.kept->add(std::move(key), made, bytes);
   return made;
 }
 

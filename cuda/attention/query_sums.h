@@ -69,12 +69,12 @@ __device__ void finish_rows(const BackwardSm80& op, int pair, int first_row, con
   }
 }
 
-/** The same from where the sums are. */
+/** The same from where the sums are; `is_of_sm90` as of `load_four`. */
 template <class T, int kTiles>
-__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row) {
+__device__ void finish_rows(const BackwardSm80& op, int pair, int first_row, bool is_of_sm90 = false) {
   const float* const sums = sums_of(op, pair, first_row);
   finish_rows<T, kTiles>(op, pair, first_row, [&](int column, float(&values)[4]) {
-    load_four(sums + sum_offset(0, column, 0), static_cast<int>(threadIdx.x) % 32, values);
+    load_four(sums + sum_offset(0, column, 0), static_cast<int>(threadIdx.x) % 32, values, is_of_sm90);
   });
 }
 

@@ -210,7 +210,7 @@ void NcclTransport::settle(const std::string& what) {
 
 void NcclTransport::begin(const Engine& link) {
   const Cuda& cuda = std::get<Cuda>(link);
-  watcher_->push([gpu = cuda.gpu] { cuda_check(cudaSetDevice(gpu->ordinal), "choosing the GPU"); });
+  watcher_->push([gpu = cuda.gpu] { use_gpu(*gpu); });
   const std::string what = text("the meeting of ", names_.size(), names_.size() == 1 ? " rank" : " ranks");
   const nccl::Id id = id_.get();
   fellowship_->check_well();

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -43,8 +44,9 @@ ExitGate& exit_gate();
 using Event = std::shared_ptr<CUevent_st>;
 /** Of everything launched so far. */
 Event record(const Cuda& cuda, unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync);
-/** Waits on the caller's thread, which must not be one that JavaScript runs on. Throws the work's error. */
-void wait_for(const Event& event);
+/** Waits on the caller's thread, which must not be one that JavaScript runs on; so long awake, for a thread
+ * that sleeps is woken 20 us late, and more. Throws the work's error. */
+void wait_for(const Event& event, std::chrono::microseconds awake = std::chrono::microseconds(100));
 /** Keeps `owner` until everything launched so far has run. */
 void keep(const Cuda& cuda, std::shared_ptr<void> owner);
 

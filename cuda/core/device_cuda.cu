@@ -24,8 +24,6 @@ namespace longseq {
 namespace {
 
 constexpr int64_t kMebibyte = int64_t{1} << 20;
-/** Work that takes no longer is waited for awake: a thread that sleeps is woken 20 us late, and more. */
-constexpr auto kAwake = std::chrono::microseconds(100);
 
 /** LONGSEQ_CUDA_DEBUG: every call waits for its work, and throws that work's error. */
 bool waits_for_each_call() {
@@ -274,11 +272,11 @@ Event record(const Cuda& cuda, unsigned flags) {
   return owned;
 }
 
-void wait_for(const Event& event) {
+void wait_for(const Event& event, std::chrono::microseconds awake) {
   cudaError_t status;
-  const auto until = std::chrono::steady_clock::now() + kAwake;
+  const auto until = std::chrono::steady_clock::now() + awake;
   while ((status = cudaEventQuery(event.get())) == cudaErrorNotReady) {
-    if (std::chrono::steady_clock::now() > until) {
+    if (std::chrono::steady_clock::now() >= until) {
       status = cudaEventSynchronize(event.get());
       break;
     }
@@ -289,11 +287,7 @@ void wait_for(const Event& event) {
 
 void keep(const Cuda& cuda, std::shared_ptr<void> owner) {
   // Asleep: nobody is in a hurry, and who looks again and again holds up those that launch.
-  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] {
-    if (cudaEventQuery(event.get()) != cudaSuccess) {
-      cuda_check(cudaEventSynchronize(event.get()), "work on the GPU");
-    }
-  });
+  cuda.waiter->push([event = record(cuda), owner = std::move(owner)] { wait_for(event, {}); });
 }
 
 Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use, bool goes_first) {

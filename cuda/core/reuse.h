@@ -125,8 +125,8 @@ class KeptCopies {
     std::rotate(copies_.begin(), found, found + 1);
     return copies_.front().owner;
   }
+  static bool takes(size_t bytes) { return bytes <= kMostBytes / 4; }
   void add(std::string of, std::shared_ptr<void> owner, size_t bytes) {
-    if (bytes > kMostBytes / 4) return;
     copies_.insert(copies_.begin(), {std::move(of), std::move(owner), bytes});
     bytes_ += bytes;
     while (copies_.size() > kMost || bytes_ > kMostBytes) {

@@ -17,6 +17,9 @@ export interface FastaRecord {
 const newline = 0x0a;
 const carriageReturn = 0x0d;
 const title = 0x3e; // ">"
+const comment = 0x3b; // ";"
+/** What some editors put before a UTF-8 text (its byte order mark). */
+const mark = [0xef, 0xbb, 0xbf];
 /** Of a title, in bytes: what has more is no FASTA, and no string could hold what a file may have. */
 const longestTitle = 1 << 20;
 
@@ -28,7 +31,8 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
 
 /**
  * Reads the records of a FASTA file (Pearson and Lipman, 1988). Gzip is recognised by its first bytes, line ends may be
- * of any kind, and lower case (which marks repeats) becomes upper case. Sequences hold letters, `-` and `*`.
+ * of any kind, lower case (which marks repeats) becomes upper case, and lines that begin with `;` are comments. Sequences hold
+ * letters, `-` and `*`.
  *
  * @throws (as a rejection) `ERR_FILE` where the file cannot be read, or is no FASTA: with the line.
  * @example
@@ -73,10 +77,18 @@ class FastaParser {
   #bases = new Uint8Array(1 << 16);
   #count = 0;
   #line = 1;
-  #state: "line start" | "title" | "bases" = "line start";
+  #state: "line start" | "title" | "comment" | "bases" = "line start";
+  /** Bytes of the mark that are still to come, if there is one. */
+  #mark = [...mark];
 
   feed(chunk: Uint8Array): void {
-    for (const byte of chunk) {
+    let first = 0;
+    while (first < chunk.length && chunk[first] === this.#mark[0]) {
+      this.#mark.shift();
+      first++;
+    }
+    if (first < chunk.length) this.#mark = [];
+    for (const byte of chunk.subarray(first)) {
       if (byte === newline || byte === carriageReturn) {
         this.#state = "line start";
         if (byte === newline) this.#line++;
@@ -84,6 +96,8 @@ class FastaParser {
         if (this.#title?.push(byte) === longestTitle) {
           throw new Error(`line ${this.#line}: a title of ${longestTitle} bytes or more`);
         }
+      } else if (this.#state === "comment" || (byte === comment && this.#state === "line start")) {
+        this.#state = "comment";
       } else if (byte === title && this.#state === "line start") {
         this.#finish();
         this.#title = [];

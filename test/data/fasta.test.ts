@@ -42,6 +42,21 @@ t.test("records, line ends, case and compression", async (t) => {
   t.same(await read(Buffer.concat([gzipSync(text), gzipSync("GT\n")])), [["a", "", "ACGT"]]);
 });
 
+t.test("comments, and the mark that some editors put first, are no part of it", async (t) => {
+  const text = "; made by hand\n>a one; two\nAC\n;between\r\nGT\n;\n>b\nN\n; end";
+  const expected = [
+    ["a", "one; two", "ACGT"],
+    ["b", "", "N"],
+  ];
+  t.same(await read(text), expected);
+  t.same(await read(`\uFEFF${text}`), expected);
+  t.same(await read(gzipSync(`\uFEFF${text}`)), expected);
+  const later = await fileOf(">a\nA;\n");
+  await t.rejects(readFasta(later), { code: "ERR_FILE", message: /line 2: ";" is no part of a sequence/ });
+  const twice = await fileOf("\uFEFF\uFEFF>a\nA\n");
+  await t.rejects(readFasta(twice), { code: "ERR_FILE", message: /line 1: expected a title/ });
+});
+
 t.test("what is no FASTA is an error with the line", async (t) => {
   const wrong: [string | Uint8Array, RegExp][] = [
     ["", /holds no record/],
