@@ -15,6 +15,9 @@ export const itemBytes: Readonly<Record<FileType, number>> = {
   BOOL: 1,
 };
 
+/** What is in hand of a tensor on its way to or from a file. */
+export const stagingBytes = 16 * 2 ** 20;
+
 /** One tensor of a file: where its bytes are, counted from the end of the header. */
 export interface Entry {
   readonly name: string;
