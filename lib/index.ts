@@ -22,6 +22,7 @@ export type {
 export { GPT, type GptLossOptions } from "./model/gpt.ts";
 export { TransformerLayer } from "./model/layer.ts";
 export type { LayerForwardOptions, ModuleOptions } from "./model/layer-options.ts";
+export { loadParameters } from "./model/load-parameters.ts";
 export {
   gptParameters,
   layerParameters,

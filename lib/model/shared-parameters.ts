@@ -1,22 +1,19 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
-import { failure } from "../errors.ts";
+import { checkPath } from "../data/file-errors.ts";
+import type { Metadata } from "../data/safetensors-writer.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";
-import { checkCommunicator, type Range } from "../parallel/strategy.ts";
+import { checkCommunicator } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { Tensor } from "../tensor.ts";
 import type { TensorOptions } from "../tensor-options.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
+import { saveShared } from "./save-parameters.ts";
 import { checkedTensors, type Tensors } from "./shares.ts";
-import { asStored, cuts, partOf } from "./wholes.ts";
-
-/** Of a parameter's axis: each rank holds all of it or nothing. */
-interface Stretch extends Range {
-  /** Ascending. */
-  readonly holders: readonly number[];
-}
+import { type Stretch, stretchesOf } from "./stretches.ts";
+import { asStored, partOf } from "./wholes.ts";
 
 /**
  * The parameters that ranks share, each rank holding some or all of each: what data of all of them is made of. On every
@@ -70,33 +67,7 @@ export class SharedParameters {
     checkTable("SharedParameters", table);
     checkPlacement("SharedParameters: placement", placement);
     checkCommunicator("SharedParameters", communicator);
-    const own = table.map((parameter) => parameter.held(placement));
-    const ends = own.flat().flatMap(({ begin, end }) => [begin, end]);
-    const all = Scope.run(() => {
-      const { device } = communicator;
-      return communicator.allGather(Tensor.from(ends, [1, ends.length], { dtype: "int32", device })).wait();
-    });
-    const values = (await all.data()) as Int32Array;
-    all.dispose();
-    let at = 0;
-    const stretches = table.map(({ name, shape, axis }, i) => {
-      const count = own[i]?.length ?? 0;
-      const ofRanks = Array.from({ length: communicator.size }, (_, rank) =>
-        Array.from({ length: count }, (_, range): Range => {
-          const [begin = 0, end = 0] = values.subarray(rank * ends.length + at + 2 * range);
-          return { begin, end };
-        }),
-      );
-      at += 2 * count;
-      return cuts(ofRanks.flat(), shape[axis] ?? 0).map((part): Stretch => {
-        const isHeld = (ranges: readonly Range[]) =>
-          ranges.some(({ begin, end }) => begin <= part.begin && part.end <= end);
-        const holders = ofRanks.flatMap((ranges, rank) => (isHeld(ranges) ? [rank] : []));
-        if (holders.length > 0) return { ...part, holders };
-        const where = `[${part.begin}, ${part.end}) of axis ${axis} of ${name}`;
-        throw failure("ERR_OPTION", `SharedParameters: no rank of the communicator holds ${where}`);
-      });
-    });
+    const stretches = await stretchesOf(table, placement, communicator);
     return new SharedParameters(table, placement, communicator, stretches);
   }
 
@@ -203,6 +174,39 @@ export class SharedParameters {
       });
       return asStored(parameter, concatenate(parts, parameter.axis));
     });
+  }
+
+  /**
+   * Writes the whole parameters to one safetensors file, as `saveSafetensors` would those of `whole`: rank 0 does, with one
+   * parameter after the other in memory. `loadParameters` reads it, at any number of ranks. The file appears whole or not
+   * at all; the promise settles on all ranks when it is there.
+   *
+   * @param tensors as of `whole`. Of path and metadata (strings for the file's header) rank 0's count.
+   * @throws (as a rejection) `ERR_FILE` on all ranks where rank 0 cannot write; `ERR_OPTION` for metadata that are no
+   * strings; the errors of `completeGradients`.
+   * @example
+   * const [alone] = Communicator.local([new Device("cpu")]) as [Communicator];
+   * const [table, strategy] = [layerParameters({ hidden: 8, heads: 2 }), zigzag(alone, 16)];
+   * const shared = await SharedParameters.of(table, strategy, alone);
+   * const tensors = initialParameters(table, strategy, { device: alone.device });
+   * await shared.save("step-7.safetensors", tensors, { step: "7" });
+   * const { metadata } = await loadParameters("step-7.safetensors", table, serial(16));
+   * metadata; // {"step":"7"}
+   */
+  async save(path: string, tensors: Tensors, metadata: Metadata = {}): Promise<void> {
+    checkPath("save", path);
+    const shares = this.#sharesOf("save", tensors);
+    const shared = this.#table.map((parameter, i) => ({
+      parameter,
+      ranges: parameter.held(this.#placement),
+      share: shares[i] as Tensor,
+      stretches: this.#stretches[i] ?? [],
+    }));
+    try {
+      await saveShared(path, metadata, this.#communicator, shared);
+    } finally {
+      for (const share of shares) share.dispose();
+    }
   }
 
   /** One parameter after the other; what is made in between is let go. */

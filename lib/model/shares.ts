@@ -91,15 +91,24 @@ export function shareParameters(
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
   return eachParameter(table, (parameter) => {
-    const parts = parameter.stored.map(({ name, rows }) => {
-      const shape = parameter.shape.with(0, rows);
-      return checked("shareParameters", name, tensors, shape);
-    });
-    const whole = parts.length === 1 ? (parts[0] as Tensor) : concatenate(parts, 0);
-    const held = share(parameter, whole, placement);
+    const held = shareOfStored("shareParameters", parameter, tensors, placement);
     const there = options.device && options.device !== held.device ? held.toDevice(options.device) : held;
     return there.to(options.dtype ?? there.dtype);
   });
+}
+
+/** Of one parameter, whose tensors are given under the names that they have in files: one of them itself, maybe. */
+export function shareOfStored(
+  what: string,
+  parameter: ParameterSpecification,
+  tensors: Tensors,
+  placement: Placement,
+): Tensor {
+  const parts = parameter.stored.map(({ name, rows }) =>
+    checked(what, name, tensors, parameter.shape.with(0, rows)),
+  );
+  const whole = parts.length === 1 ? (parts[0] as Tensor) : concatenate(parts, 0);
+  return share(parameter, whole, placement);
 }
 
 /** The whole itself, where that is what the rank holds. */

@@ -1,10 +1,13 @@
 // What ranks make of each other's shares by messages is what is made of all of them at hand.
+import { join } from "node:path";
 import {
   Communicator,
   Device,
   globalNorm,
   initialParameters,
   layerParameters,
+  loadParameters,
+  loadSafetensors,
   SharedParameters,
   serial,
   shareParameters,
@@ -18,6 +21,7 @@ import { lacksGpus, localRanks, ncclRanks } from "../support/ranks.ts";
 import { refuses } from "../support/refusals.ts";
 import { strategyOf, type Way, ways } from "../support/strategies.ts";
 
+const folder = t.testdir({});
 const length = 16;
 const shapes = {
   "gpt's kind": { hidden: 8, heads: 4, feedForward: 20 },
@@ -66,7 +70,30 @@ async function sharesAreRight(t: Test, way: Way, communicators: readonly Communi
     const joined = shared.map((group, i) => group.whole(shares[i] ?? {}));
     const file = wholeParameters(table, [{ placement: serial(length), tensors: whole }]);
     for (const tensors of joined) t.strictSame(await differing(tensors, file), [], `${kind}: wholes`);
+
+    const path = join(
+      folder,
+      `${way}-${communicators.length}-${Object.keys(shapes).indexOf(kind)}.safetensors`,
+    );
+    // Of two dtypes: wider ones come first in the file.
+    const mixed = shares.map((tensors) => ({ ...tensors, ...inBfloat16(tensors) }));
+    await Promise.all(shared.map((group, i) => group.save(path, mixed[i] ?? {}, { step: "7" })));
+    const { tensors: saved, metadata } = await loadSafetensors(path);
+    t.strictSame(metadata, { step: "7" });
+    const expected = { ...file, ...inBfloat16(file) };
+    t.strictSame(await differing(saved, expected), [], `${kind}: the file`);
+    for (const [i, { placement, communicator }] of ranks.entries()) {
+      const { device } = communicator;
+      const { tensors: loaded } = await loadParameters(path, table, placement, { device });
+      t.strictSame(await differing(loaded, mixed[i] ?? {}), [], `${kind}: what rank ${i} loads`);
+    }
   }
+}
+
+/** Some of them. */
+function inBfloat16(tensors: Readonly<Record<string, Tensor>>): Record<string, Tensor> {
+  const chosen = Object.entries(tensors).filter(([name]) => /proj|mlp_norm/.test(name));
+  return Object.fromEntries(chosen.map(([name, tensor]) => [name, tensor.to("bfloat16")]));
 }
 
 for (const way of ways) {
@@ -92,6 +119,36 @@ t.test("a gradient that is not finite", async (t) => {
   t.strictSame([(await norm.data())[0], (await factor.data())[0]], [Number.NaN, Number.NaN]);
 });
 
+t.test("a file that cannot be written fails on all ranks, which can go on", async (t) => {
+  const communicators = localRanks(3);
+  const table = layerParameters(shapes["gpt's kind"]);
+  const ranks = await Promise.all(
+    communicators.map(async (communicator) => {
+      const placement = strategyOf("megatron", communicator, length);
+      const tensors = initialParameters(table, placement, { device: communicator.device });
+      return { tensors, shared: await SharedParameters.of(table, placement, communicator) };
+    }),
+  );
+  const absent = join(folder, "absent", "file.safetensors");
+  const failed = await Promise.allSettled(ranks.map(({ shared, tensors }) => shared.save(absent, tensors)));
+  const messages = failed.map((outcome) => outcome.status === "rejected" && outcome.reason.message);
+  t.match(messages[0], /^save: .*absent\/file.safetensors: ENOENT/);
+  t.strictSame(messages.slice(1), Array(2).fill(`save: ${absent}: rank 0 could not write it`));
+  t.ok(failed.every((outcome) => outcome.status === "rejected" && outcome.reason.code === "ERR_FILE"));
+  const path = join(folder, "there.safetensors");
+  await Promise.all(ranks.map(({ shared, tensors }) => shared.save(path, tensors)));
+  await t.resolves(loadParameters(path, table, serial(length)));
+  const llama = layerParameters({ ...shapes["gpt's kind"], kind: "llama" });
+  await t.rejects(loadParameters(path, llama, serial(length)), {
+    code: "ERR_FILE",
+    message: `loadParameters: ${path}: there is no tensor "mlp_gate.weight"`,
+  });
+  await t.rejects(loadParameters(path, layerParameters({ hidden: 16, heads: 4 }), serial(length)), {
+    code: "ERR_SHAPE",
+    message: "loadParameters: input_norm.weight has the shape [8], expected [16]",
+  });
+});
+
 t.test("what cannot be", async (t) => {
   const [communicator] = Communicator.local([new Device()]) as [Communicator];
   const [table, placement] = [layerParameters({ hidden: 4, heads: 2 }), serial(4)];
@@ -115,6 +172,20 @@ t.test("what cannot be", async (t) => {
       "whole: proj.bias has the shape [3], expected [4]",
     ],
   ]);
+  await t.rejects(shared.save(1 as never, tensors), { code: "ERR_OPTION", message: /save: path is number/ });
+  await t.rejects(shared.save(join(folder, "none"), {}), {
+    code: "ERR_OPTION",
+    message: /save: there is no/,
+  });
+  const numbers = { step: 7 } as never;
+  await t.rejects(shared.save(join(folder, "none"), tensors, numbers), {
+    code: "ERR_OPTION",
+    message: 'save: metadata "step" is a number, expected a string',
+  });
+  await t.rejects(loadParameters(1 as never, table, placement), {
+    code: "ERR_OPTION",
+    message: /path is num/,
+  });
   await t.rejects(shared.clipByGlobalNorm(tensors, 0), { code: "ERR_OPTION", message: /maxNorm is 0/ });
   await t.rejects(SharedParameters.of(table, placement, null as never), {
     code: "ERR_OPTION",

@@ -163,7 +163,7 @@ export const publicCalls: Record<string, Call> = {
   "Tensor.contiguous": [() => x.contiguous()],
   "Tensor.data": [() => x.data()],
   "Tensor.bits": [() => x.bits()],
-  "Tensor.write": [(values) => ofClosed.write(values), near(new Float32Array(64))],
+  "Tensor.write": [(values) => ofClosed.write(values), near(new Float32Array(64), x)],
   attention: [longseq.attention, near(x), near(x), near(x), options(ofAttention)],
   attentionForward: [longseq.attentionForward, near(x), near(x), near(x), options(ofAttention)],
   attentionBackward: [
@@ -403,6 +403,14 @@ export const publicCalls: Record<string, Call> = {
     near(1),
   ],
   "SharedParameters.whole": [(given) => shared.whole(given), near(here)],
+  "SharedParameters.save": [(path, given) => shared.save(path, given), near("/absent/file"), near(here)],
+  loadParameters: [
+    longseq.loadParameters,
+    near("/absent/file"),
+    near(parameterTable),
+    near(serial),
+    options(ofTensor),
+  ],
   "new PartitionedPositionEmbedding": [
     (communicator, shape, given) => new longseq.PartitionedPositionEmbedding(communicator, shape, given),
     near(alone),

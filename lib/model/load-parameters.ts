@@ -1,0 +1,60 @@
+// A rank's share of parameters, from a file that holds them whole.
+import { checkPath } from "../data/file-errors.ts";
+import type { SafetensorsFile } from "../data/safetensors.ts";
+import { SafetensorsReader } from "../data/safetensors-reader.ts";
+import { deviceOrDefault } from "../device.ts";
+import { checkOptions } from "../errors.ts";
+import { Scope } from "../scope.ts";
+import type { Tensor } from "../tensor.ts";
+import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
+import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
+import { shareOfStored } from "./shares.ts";
+
+/**
+ * What a rank holds of the parameters that a safetensors file has whole, as `SharedParameters.save` writes it, or
+ * `saveSafetensors` of `wholeParameters`; at any number of ranks. One parameter after the other is read, so that no more
+ * than one is in memory whole. Other tensors of the file do not matter.
+ *
+ * @param table of `layerParameters` or `gptParameters`.
+ * @param placement of the rank: its `Strategy`.
+ * @param options dtype, default: each tensor's own; device.
+ * @returns tensors: new ones, by the names of the table, which belong to the caller; metadata: the file's.
+ * @throws (as a rejection) `ERR_FILE` where the file cannot be read, is damaged, or lacks a tensor; `ERR_SHAPE` for one of
+ * another shape; `ERR_OPTION`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OUT_OF_MEMORY`.
+ * @example
+ * const [table, strategy] = [layerParameters({ hidden: 64, heads: 4 }), serial(128)];
+ * const ranks = [{ placement: strategy, tensors: initialParameters(table, strategy) }];
+ * await saveSafetensors("layer.safetensors", wholeParameters(table, ranks), { step: "7" });
+ * const { tensors, metadata } = await loadParameters("layer.safetensors", table, strategy, { dtype: "bfloat16" });
+ * tensors["mlp_up.weight"]?.shape; // [256, 64]
+ * metadata.step; // "7"
+ */
+export async function loadParameters(
+  path: string,
+  table: readonly ParameterSpecification[],
+  placement: Placement,
+  options: TensorOptions = {},
+): Promise<SafetensorsFile> {
+  checkPath("loadParameters", path);
+  checkTable("loadParameters", table);
+  checkPlacement("loadParameters: placement", placement);
+  checkOptions("loadParameters", options, tensorOptionNames);
+  const device = deviceOrDefault("loadParameters", options.device);
+  return SafetensorsReader.reading("loadParameters", path, async (reader) => {
+    const tensors: Record<string, Tensor> = {};
+    try {
+      for (const parameter of table) {
+        tensors[parameter.name] = await Scope.run(async () => {
+          const stored: Record<string, Tensor> = {};
+          for (const { name } of parameter.stored) stored[name] = await reader.tensor(name, device);
+          const held = shareOfStored("loadParameters", parameter, stored, placement);
+          return options.dtype === undefined || options.dtype === held.dtype ? held : held.to(options.dtype);
+        });
+      }
+    } catch (error) {
+      for (const tensor of Object.values(tensors)) tensor.dispose();
+      throw error;
+    }
+    return { tensors, metadata: reader.metadata };
+  });
+}
