@@ -15,10 +15,16 @@ export class Saved {
     this.#operation = operation;
   }
 
+  /** A place that the product writes to: as `keep`, but whatever values it may have till then. */
+  readonly hold = (tensor: Tensor): Tensor => {
+    const held = alias(tensor);
+    this.#kept.push(held);
+    return held;
+  };
+
   /** A reference of its own, so the caller may dispose the tensor. */
   readonly keep = (tensor: Tensor): Tensor => {
-    const kept = alias(tensor);
-    this.#kept.push(kept);
+    const kept = this.hold(tensor);
     const recipe = recipeOf(tensor);
     if (recipe) {
       kept.dispose();

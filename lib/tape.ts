@@ -6,8 +6,8 @@ import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
 import { handleOf, Tensor } from "./tensor.ts";
 
-/** From the gradients of an operation's outputs to those of its inputs; null where an input has none. */
-export type VectorJacobianProduct = (gradients: Tensor[]) => (Tensor | null)[];
+/** From the gradients of an operation's outputs to those of its inputs; null where an input has none, or none is wanted. */
+export type VectorJacobianProduct = (gradients: Tensor[], wanted: readonly boolean[]) => (Tensor | null)[];
 
 /** @internal */
 interface Step {
@@ -126,9 +126,10 @@ export class Tape implements Disposable {
       if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
         step.saved.restore();
         const given = step.outputs.map((made) => gradients.get(made) ?? zerosLike(made));
-        for (const [i, part] of step.product(given).entries()) {
+        const isFollowed = step.inputs.map((input) => tapes.get(input) === this);
+        for (const [i, part] of step.product(given, isFollowed).entries()) {
           const input = step.inputs[i];
-          if (part === null || input === undefined || tapes.get(input) !== this) continue;
+          if (part === null || input === undefined || !isFollowed[i]) continue;
           gradients.add(input, part);
         }
         // Nobody asks for these any more: those of a whole layer would take more memory than what it saved.
@@ -211,7 +212,9 @@ function tapeOf(operation: string, inputs: readonly Tensor[], outputs: readonly 
 
 /**
  * Notes an operation on its inputs' tape, if any has one, and returns its first output. `differentiate` gets a
- * function that saves a tensor for the product: a reference of the tape's own, so the caller may dispose its.
+ * function that saves a tensor for the product, a reference of the tape's own, so that the caller may dispose its; and
+ * one that does so of a place that the product writes to, whose values are nothing to it. What the product is told of
+ * the inputs is whether their gradients are wanted.
  */
 export function record(
   operation: string,
@@ -219,12 +222,13 @@ export function record(
   inputs: readonly Tensor[],
   differentiate: (
     save: (tensor: Tensor) => Tensor,
-  ) => (gradients: [Tensor, ...Tensor[]]) => (Tensor | null)[],
+    hold: (tensor: Tensor) => Tensor,
+  ) => (gradients: [Tensor, ...Tensor[]], wanted: readonly boolean[]) => (Tensor | null)[],
 ): Tensor {
   const tape = tapeOf(operation, inputs, outputs);
   if (tape !== undefined) {
     const saved = new Saved(operation);
-    const product = differentiate(saved.keep) as VectorJacobianProduct;
+    const product = differentiate(saved.keep, saved.hold) as VectorJacobianProduct;
     tape.note({ inputs, outputs, saved, product });
   }
   return outputs[0];

@@ -8,7 +8,7 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import { activateInto, checkActivated, differentiateInPlace, partsOf, roomFor, widest } from "./activated.ts";
 import type { Activation } from "./activation.ts";
-import { type LinearOptions, linear, linearOptionNames } from "./linear.ts";
+import { checkLinear, heldSums, type LinearOptions, linear, linearOptionNames } from "./linear.ts";
 import { asMatrix, inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
 
@@ -37,7 +37,8 @@ export function activatedLinear(
   const { activation, ...options } = given;
   if (activation === undefined) return linear(x, weight, bias, options);
   checkActivated("linear", activation, x, weight);
-  const { outDtype, dweight, dbias } = options;
+  checkLinear("linear", weight, bias, options);
+  const { outDtype } = options;
   const own = asContiguous(x);
   const { dtype, device } = x;
   const shape = [...x.shape.slice(0, -1), weight.shape[0] ?? 0];
@@ -45,9 +46,9 @@ export function activatedLinear(
   queued([y], () =>
     Scope.run(() => multiplyRows(activation, asMatrix(referenceTo(own)), weight, bias, asMatrix(y))),
   );
-  return record("linear", [y], bias === undefined ? [own, weight] : [own, weight, bias], (save) => {
+  return record("linear", [y], bias === undefined ? [own, weight] : [own, weight, bias], (save, hold) => {
     const saved = { x: save(own), weight: save(weight) };
-    const sums = { ...(dweight && { dweight: save(dweight) }), ...(dbias && { dbias: save(dbias) }) };
+    const sums = heldSums(options, hold);
     return ([dy]) =>
       Scope.run(() => {
         const given = asMatrix(inDtype(dy, saved.weight.dtype));

@@ -1,7 +1,7 @@
 import { checkNames, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import {
   type AttentionOptions,
   attentionOptionNames,
@@ -170,6 +170,7 @@ export function attentionBackward(
       addTo.dv !== undefined,
       given,
     );
+    for (const sum of sums) if (sum) noteWrite(sum);
     return { dq, dk, dv };
   });
 }

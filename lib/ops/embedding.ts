@@ -1,7 +1,7 @@
 import { checkOptions, type OptionNames } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import { checkGradientSum } from "./gradient-sum.ts";
 import { inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
@@ -49,9 +49,9 @@ export function embedding(table: Tensor, indices: Tensor, options: EmbeddingOpti
   const { shape, dtype, device } = table;
   const y = Tensor.empty([...indices.shape, shape[1] ?? 0], { dtype, device });
   queued([y], () => native.embedding(...operands, handleOf(y, "y")));
-  return record("embedding", [y], [table], (save) => {
+  return record("embedding", [y], [table], (save, hold) => {
     const saved = save(indices);
-    const sum = dtable && save(dtable);
+    const sum = dtable && hold(dtable);
     return ([dy]) => {
       const made = rowsSummed(saved, dy, sum, { shape, dtype, device });
       return [sum ? null : made];
@@ -87,7 +87,9 @@ export function embeddingBackward(tensors: {
   const { table, indices, dy, dtable } = tensors;
   for (const [name, tensor] of Object.entries({ table, indices, dy })) handleOf(tensor, `embedding: ${name}`);
   if (dtable !== undefined) checkGradientSum("embedding", "dtable", dtable, table);
-  return rowsSummed(indices, dy, dtable, table);
+  const sum = rowsSummed(indices, dy, dtable, table);
+  if (dtable) noteWrite(dtable);
+  return sum;
 }
 
 function rowsSummed(

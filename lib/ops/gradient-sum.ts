@@ -37,8 +37,8 @@ export function summedInto(
   checkGradientSum(operation, `the sum of ${name}`, sum, parameter);
   const view = referenceTo(parameter);
   // On x's tape, also where the parameter is on none.
-  return record(operation, [view], [parameter, x], (save) => {
-    const into = handleOf(save(sum), "sum");
+  return record(operation, [view], [parameter, x], (_save, hold) => {
+    const into = handleOf(hold(sum), "sum");
     return ([gradient]) => {
       native.scale(handleOf(gradient, "gradient"), null, null, into, true);
       return [null, null];

@@ -56,13 +56,13 @@ export function linearCrossEntropy(
     const divisor = checked.reduction === "mean" ? (given ?? made.count) : null;
     const loss = Tensor.empty([], { device: x.device });
     scale(made.loss, null, divisor, loss);
-    return record("linearCrossEntropy", [loss], [x, weight], (save) => {
+    return record("linearCrossEntropy", [loss], [x, weight], (save, hold) => {
       const saved = {
         dx: made.dx && save(made.dx),
         dweight: made.dweight && save(made.dweight),
         divisor: divisor && save(divisor),
       };
-      const sum = dweight && save(dweight);
+      const sum = dweight && hold(dweight);
       const { shape } = x;
       const { dtype } = weight;
       return ([dloss]) => {

@@ -1,7 +1,7 @@
 import { checkOptions, failure, type OptionNames } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import { checkGradientSum } from "./gradient-sum.ts";
 import { checkOutDtype, inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
@@ -45,35 +45,45 @@ export const linearOptionNames: OptionNames<LinearOptions> = { outDtype: true, d
  */
 export function linear(x: Tensor, weight: Tensor, bias?: Tensor, options: LinearOptions = {}): Tensor {
   checkOptions("linear", options, linearOptionNames);
-  const { outDtype, dweight, dbias } = options;
-  checkOutDtype("linear", outDtype);
   const operands = [
     handleOf(x, "linear: x"),
     handleOf(weight, "linear: weight"),
     bias === undefined ? null : handleOf(bias, "linear: bias"),
   ] as const;
-  for (const [name, sum, parameter] of [
-    ["dweight", dweight, weight],
-    ["dbias", dbias, bias],
-  ] as const) {
-    if (sum === undefined) continue;
-    handleOf(sum, `linear: ${name}`);
-    if (parameter === undefined) throw failure("ERR_OPTION", `linear: ${name} is given without bias`);
-    checkGradientSum("linear", name, sum, parameter);
-  }
+  checkLinear("linear", weight, bias, options);
+  const { outDtype, dweight, dbias } = options;
   const y = Tensor.empty([...x.shape.slice(0, -1), weight.shape[0] ?? 0], {
     dtype: outDtype ?? x.dtype,
     device: x.device,
   });
   queued([y], () => native.linear(...operands, handleOf(y, "y")));
-  return record("linear", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
+  return record("linear", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save, hold) => {
     const saved = { x: save(x), weight: save(weight) };
-    const sums = { ...(dweight && { dweight: save(dweight) }), ...(dbias && { dbias: save(dbias) }) };
-    return ([dy]) => {
-      const made = gradientsOf({ ...saved, ...sums, dy }, bias !== undefined, () => saved.x.dispose());
+    const sums = heldSums(options, hold);
+    return ([dy], [ofX = false, ofWeight = false, ofBias = false]) => {
+      const made = gradientsOf({ ...saved, ...sums, dy }, { ofX, ofWeight, ofBias }, () => saved.x.dispose());
       return [made.dx, dweight ? null : made.dweight, ...(bias ? [dbias ? null : made.dbias] : [])];
     };
   });
+}
+
+/** Checked in the forward call, and not only on the backward pass: the mistake is there. */
+export function checkLinear(
+  operation: string,
+  weight: Tensor,
+  bias: Tensor | undefined,
+  { outDtype, dweight, dbias }: LinearOptions,
+): void {
+  checkOutDtype(operation, outDtype);
+  if (dweight !== undefined) checkGradientSum(operation, "dweight", dweight, weight);
+  if (dbias === undefined) return;
+  if (bias === undefined) throw failure("ERR_OPTION", `${operation}: dbias is given without bias`);
+  checkGradientSum(operation, "dbias", dbias, bias);
+}
+
+/** The places that gradients are added to, for the tape. */
+export function heldSums({ dweight, dbias }: LinearOptions, hold: (tensor: Tensor) => Tensor): LinearOptions {
+  return { ...(dweight && { dweight: hold(dweight) }), ...(dbias && { dbias: hold(dbias) }) };
 }
 
 /** What `linearBackward` gives. */
@@ -109,15 +119,19 @@ export function linearBackward(
 ): LinearGradients {
   checkOptions("linearBackward: tensors", tensors);
   checkOptions("linearBackward", options, { hasBias: true });
-  return gradientsOf(tensors, options.hasBias === true || tensors.dbias !== undefined);
+  const ofBias = options.hasBias === true;
+  const made = gradientsOf(tensors, { ofX: true, ofWeight: true, ofBias }) as LinearGradients;
+  for (const sum of [tensors.dweight, tensors.dbias]) if (sum) noteWrite(sum);
+  return made;
 }
 
-/** `onRead` is called once nothing needs x any more: before there is dx, which may take as much memory. */
+/** Those that are wanted, or have a place. `onRead` is called once nothing needs x any more: before there is dx, which
+ * may take as much memory. */
 function gradientsOf(
   tensors: Parameters<typeof linearBackward>[0],
-  hasBias: boolean,
+  wanted: { ofX: boolean; ofWeight: boolean; ofBias: boolean },
   onRead = () => {},
-): LinearGradients {
+): { [name in keyof LinearGradients]: Tensor | null } {
   const { x, weight, dy: given } = tensors;
   const operands = [handleOf(x, "linear: x"), handleOf(weight, "linear: weight")] as const;
   handleOf(given, "linear: dy");
@@ -126,16 +140,24 @@ function gradientsOf(
   }
   const dy = inDtype(given, weight.dtype);
   const like = { dtype: weight.dtype, device: weight.device };
-  const dweight = tensors.dweight ?? Tensor.empty(weight.shape, like);
-  const dbias = tensors.dbias ?? (hasBias ? Tensor.empty([weight.shape[0] ?? 0], like) : null);
-  const made = [...(tensors.dweight ? [] : [dweight]), ...(dbias && !tensors.dbias ? [dbias] : [])];
+  const made: Tensor[] = [];
+  const room = (shape: readonly number[]) => {
+    const tensor = Tensor.empty(shape, like);
+    made.push(tensor);
+    return tensor;
+  };
+  const dweight = tensors.dweight ?? (wanted.ofWeight ? room(weight.shape) : null);
+  const dbias = tensors.dbias ?? (wanted.ofBias ? room(weight.shape.slice(0, 1)) : null);
   const [isSummed, isBiasSummed] = [tensors.dweight !== undefined, tensors.dbias !== undefined];
   return queued(made, () => {
     const dyHandle = handleOf(dy, "dy");
-    const results = [handleOf(dweight, "dweight"), dbias && handleOf(dbias, "dbias")] as const;
+    const results = [dweight && handleOf(dweight, "dweight"), dbias && handleOf(dbias, "dbias")] as const;
     const { shape, dtype, device } = x;
-    native.linearBackward(dyHandle, ...operands, null, ...results, isSummed, isBiasSummed);
+    if (dweight || dbias) {
+      native.linearBackward(dyHandle, ...operands, null, ...results, isSummed, isBiasSummed);
+    }
     onRead();
+    if (!wanted.ofX) return { dx: null, dweight, dbias };
     const dx = Tensor.empty(shape, { dtype, device });
     queued([dx], () =>
       native.linearBackward(dyHandle, null, operands[1], handleOf(dx, "dx"), null, null, false, false),

@@ -1,7 +1,7 @@
 import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import { queued } from "./queued.ts";
 import { emptyLike, emptyStatistic } from "./rows.ts";
@@ -152,6 +152,7 @@ export function crossEntropyBackward(
   const dlogits = overwriteLogits ? referenceTo(logits) : emptyLike(logits);
   return queued([dlogits], () => {
     native.crossEntropyBackward(...inputs, ignoreIndex, reduction, handleOf(dlogits, "dlogits"));
+    if (overwriteLogits) noteWrite(logits);
     return dlogits;
   });
 }

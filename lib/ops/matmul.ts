@@ -1,7 +1,7 @@
 import { checkOptions, failure, type OptionNames, shown } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
 import { asContiguous } from "../view.ts";
 import { queued } from "./queued.ts";
@@ -68,6 +68,7 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   ] as const;
   if (out !== undefined) {
     native.matmul(...operands, handleOf(out, "matmul: out"), transposeA, transposeB, accumulate);
+    noteWrite(out);
     return out;
   }
   const rows = a.shape.at(transposeA ? -1 : -2) ?? 0;
@@ -79,26 +80,29 @@ export function matmul(a: Tensor, b: Tensor, options: MatmulOptions = {}): Tenso
   queued([result], () => native.matmul(...operands, handleOf(result, "out"), transposeA, transposeB, false));
   return record("matmul", [result], bias === undefined ? [a, b] : [a, b, bias], (save) => {
     const [left, right] = [save(a), save(b)];
-    return ([gradient]) => {
+    return ([gradient], [ofA, ofB, ofBias]) => {
       const dy = inDtype(gradient, left.dtype);
-      const da = transposeA
-        ? matmul(right, dy, { transposeA: transposeB, transposeB: true })
-        : matmul(dy, right, { transposeB: !transposeB });
       return [
-        da,
-        gradientOfB(left, right, dy, { transposeA, transposeB }),
-        ...(bias ? [rowsSummed(dy)] : []),
+        ofA ? gradientOfA(right, dy, { transposeA, transposeB }) : null,
+        ofB ? gradientOfB(left, right, dy, { transposeA, transposeB }) : null,
+        ...(bias ? [ofBias ? rowsSummed(dy) : null] : []),
       ];
     };
   });
 }
 
-function gradientOfB(
-  a: Tensor,
-  b: Tensor,
-  dy: Tensor,
-  { transposeA, transposeB }: { transposeA: boolean; transposeB: boolean },
-): Tensor {
+interface Transposed {
+  transposeA: boolean;
+  transposeB: boolean;
+}
+
+function gradientOfA(b: Tensor, dy: Tensor, { transposeA, transposeB }: Transposed): Tensor {
+  return transposeA
+    ? matmul(b, dy, { transposeA: transposeB, transposeB: true })
+    : matmul(dy, b, { transposeB: !transposeB });
+}
+
+function gradientOfB(a: Tensor, b: Tensor, dy: Tensor, { transposeA, transposeB }: Transposed): Tensor {
   // One b for all of a: its gradient is that of all rows.
   const [left, right] = b.shape.length === 2 ? [asMatrix(a), asMatrix(dy)] : [a, dy];
   return transposeB

@@ -1,7 +1,7 @@
 // A rank's queue of exchanges.
 import type { Device } from "../device.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, Tensor } from "../tensor.ts";
 import { Pending } from "./pending.ts";
 
 /** A tensor on its way: contiguous, of the communicator's device. */
@@ -40,6 +40,7 @@ export class Link {
       parcels.map((parcel) => handleOf(parcel?.tensor, "exchange: a parcel's tensor"));
     const peers = (parcels: readonly Parcel[]) => parcels.map(({ peer }) => peer);
     native.communicatorExchange(this.handle, handles(send), peers(send), handles(receive), peers(receive));
+    for (const { tensor } of receive) noteWrite(tensor);
   }
 
   sum(terms: readonly Tensor[], y: Tensor): void {

@@ -13,7 +13,7 @@ import {
 } from "../ops/activated.ts";
 import { type ActivatedLinearOptions, activatedLinearOptionNames } from "../ops/activated-linear.ts";
 import type { Activation } from "../ops/activation.ts";
-import { type LinearOptions, linearOptionNames } from "../ops/linear.ts";
+import { checkLinear, heldSums, type LinearOptions, linearOptionNames } from "../ops/linear.ts";
 import { inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
@@ -28,7 +28,6 @@ import {
   emptyProduct,
   linearInto,
   productInto,
-  savedSums,
   weightGradient,
   weightGradientInto,
 } from "./products.ts";
@@ -79,6 +78,7 @@ function enter(
 ): Tensor {
   checkOptions("megatron.enter", options, linearOptionNames);
   checkProduct("enter", x, weight, counts[communicator.rank] ?? 0);
+  checkLinear("megatron.enter", weight, bias, options);
   const y = Scope.run(() => {
     const out = emptyProduct(x, sum(counts), weight, options);
     const places = splitRows(out, counts, 1);
@@ -87,9 +87,9 @@ function enter(
     });
     return out;
   });
-  return record("enter", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save) => {
+  return record("enter", [y], bias === undefined ? [x, weight] : [x, weight, bias], (save, hold) => {
     const saved = { x: save(x), weight: save(weight) };
-    const sums = savedSums(options, save);
+    const sums = heldSums(options, hold);
     return ([dy]) =>
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);
@@ -117,6 +117,7 @@ function leave(
   const { activation, ...options } = given;
   const { rank } = communicator;
   checkProduct("leave", x, weight, sum(counts), activation);
+  checkLinear("megatron.leave", weight, bias, options);
   const own = asContiguous(x);
   const y = Scope.run(() => {
     const places = splitRows(referenceTo(own), counts, 1);
@@ -128,9 +129,9 @@ function leave(
       return part;
     }).wait();
   });
-  return record("leave", [y], bias === undefined ? [own, weight] : [own, weight, bias], (save) => {
+  return record("leave", [y], bias === undefined ? [own, weight] : [own, weight, bias], (save, hold) => {
     const saved = { x: save(own), weight: save(weight) };
-    const sums = savedSums(options, save);
+    const sums = heldSums(options, hold);
     return ([dy]) =>
       Scope.run(() => {
         const given = inDtype(dy, saved.x.dtype);

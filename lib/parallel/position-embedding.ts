@@ -1,7 +1,6 @@
 // Learned positions whose rows are divided over the ranks that share a sequence.
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";
-import { native } from "../native.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import type { TensorOptions } from "../tensor-options.ts";
@@ -147,12 +146,7 @@ export class PartitionedPositionEmbedding implements Disposable {
   load(whole: Tensor): void {
     handleOf(whole, `${name}.load: whole`);
     checkSameShape(`${name}.load: whole`, whole.shape, this.shape);
-    Scope.run(() => {
-      const { device } = this.communicator;
-      const rows = referenceTo(whole).slice(0, this.held.begin, this.held.end);
-      const here = rows.device === device ? rows : rows.toDevice(device);
-      native.copy(handleOf(here, "rows"), handleOf(this.parameter, `${name}.load: parameter`));
-    });
+    Scope.run(() => this.parameter.write(referenceTo(whole).slice(0, this.held.begin, this.held.end)));
   }
 
   /**

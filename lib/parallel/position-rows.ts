@@ -51,8 +51,8 @@ export function partitionedRows(
     const sent = embedding(referenceTo(table), given);
     const taken = communicator.allToAll(sent, plan.givenCounts, plan.takenCounts).wait();
     const y = places ? embedding(taken, places) : taken.reshape([...lead, hidden]);
-    return record("positions", [y], [table], (save) => {
-      const kept = { given: save(given), places: places && save(places), dtable: dtable && save(dtable) };
+    return record("positions", [y], [table], (save, hold) => {
+      const kept = { given: save(given), places: places && save(places), dtable: dtable && hold(dtable) };
       return ([dy]) =>
         Scope.run(() => {
           const shape = [sum(plan.takenCounts), hidden];

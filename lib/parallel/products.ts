@@ -10,13 +10,6 @@ export function emptyProduct(x: Tensor, rows: number, weight: Tensor, { outDtype
   return Tensor.empty([shape[0] ?? 1, rows, weight.shape[0] ?? 0], { dtype: outDtype ?? dtype, device });
 }
 
-export function savedSums(options: LinearOptions, save: (tensor: Tensor) => Tensor): LinearOptions {
-  return {
-    ...(options.dweight && { dweight: save(options.dweight) }),
-    ...(options.dbias && { dbias: save(options.dbias) }),
-  };
-}
-
 /** Batch by batch, since a peer's rows of several batches do not lie in one go. */
 function eachBatch(a: Tensor, b: Tensor, work: (a: Tensor, b: Tensor) => void): void {
   for (let batch = 0; batch < (a.shape[0] ?? 0); batch++) work(a.select(0, batch), b.select(0, batch));

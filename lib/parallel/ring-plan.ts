@@ -144,7 +144,8 @@ export function keptByRule<T>(
   let kept: { rule: string; mask: WeakRef<AttentionMask> | undefined; made: T } | undefined;
   return (options) => {
     const { causal = false, window = [], cuSeqlens = [], mask } = options;
-    const rule = `${causal};${window};${cuSeqlens}`;
+    // Whether there is a mask is part of the rule: one that was collected is not none.
+    const rule = `${causal};${window};${cuSeqlens};${mask !== undefined}`;
     if (kept?.rule !== rule || kept.mask?.deref() !== mask)
       kept = { rule, mask: mask && new WeakRef(mask), made: make(options) };
     return kept.made;
