@@ -1,4 +1,5 @@
 import { failure, wrongKind } from "./errors.ts";
+import type { Hold } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record, Tape } from "./tape.ts";
 import { handleOf, Tensor } from "./tensor.ts";
@@ -32,8 +33,18 @@ export type Recomputed<Inputs extends readonly Tensor[]> = (...inputs: Inputs) =
 export function checkpoint<Inputs extends Tensor[]>(work: Recomputed<Inputs>, ...inputs: Inputs): Tensor {
   if (typeof work !== "function") throw wrongKind("checkpoint: work", "a function", work);
   for (const [at, input] of inputs.entries()) handleOf(input, `checkpoint: input ${at}`);
+  return checkpointed(work, inputs, () => {});
+}
+
+/** `keep` is called behind `work` where it will be run again, for what that uses beside its inputs. */
+export function checkpointed<Inputs extends Tensor[]>(
+  work: Recomputed<Inputs>,
+  inputs: Inputs,
+  keep: (save: (tensor: Tensor) => Tensor, hold: Hold) => void,
+): Tensor {
   const result = run("checkpoint", work, inputs);
-  return record("checkpoint", [result], inputs, (save) => {
+  return record("checkpoint", [result], inputs, (save, hold) => {
+    keep(save, hold);
     const saved = inputs.map(save) as Inputs;
     const wanted = inputs.map(isOnTape);
     return ([gradient]) => runAgain("checkpoint", work, saved, gradient, wanted);

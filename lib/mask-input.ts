@@ -19,6 +19,16 @@ export function bit(value: boolean, what: () => string): 0 | 1 {
   return value ? 1 : 0;
 }
 
+export function bitsOf(what: string, values: readonly boolean[]): Uint8Array<ArrayBuffer> {
+  if (!Array.isArray(values))
+    throw wrongKind(`${what}: values`, "a Uint8Array or an array of booleans", values);
+  const bits = byteArray(what, values.length);
+  for (const [at, value] of (values as readonly boolean[]).entries()) {
+    bits[at] = bit(value, () => `${what}: values[${at}]`);
+  }
+  return bits;
+}
+
 /** Refused above the limit on memory too: the system would grant it, and end the process when it is written. */
 export function byteArray(what: string, length: number): Uint8Array<ArrayBuffer> {
   try {

@@ -1,10 +1,13 @@
 import { failure, wrongKind } from "./errors.ts";
-import { bit, byteArray, integer, sizesOf } from "./mask-input.ts";
+import { bit, bitsOf, byteArray, integer, sizesOf } from "./mask-input.ts";
+import { MaskMemory } from "./mask-memory.ts";
 import { type MaskHandle, native } from "./native.ts";
 import type { Piece } from "./ops/attention-options.ts";
 import { flatPieces } from "./pieces.ts";
 
-let handleOfMask: (mask: AttentionMask, what: string) => MaskHandle;
+let memoryOfMask: (mask: AttentionMask, what: string) => MaskMemory;
+/** A second one of the same memory, which lives on when the first is disposed. */
+let aliasOfMask: (mask: AttentionMask) => AttentionMask;
 
 /**
  * Which keys each query may look at: a matrix of booleans [Sq, Sk] that is never stored whole. Made from a rule, an
@@ -35,19 +38,23 @@ export class AttentionMask implements Disposable {
   readonly visible: number;
   /** The share of the pairs of a query and a key that are visible, 0 to 1; 0 where there are no pairs. */
   readonly density: number;
-  #handle: MaskHandle | undefined;
+  #memory: MaskMemory | undefined;
 
   static {
-    handleOfMask = (mask, what) => {
-      if (!(#handle in Object(mask))) throw wrongKind(what, "an AttentionMask", mask);
-      if (mask.#handle === undefined) throw failure("ERR_DISPOSED", `${what} was disposed`);
-      return mask.#handle;
+    memoryOfMask = (mask, what) => {
+      if (!(#memory in Object(mask))) throw wrongKind(what, "an AttentionMask", mask);
+      if (mask.#memory === undefined) throw failure("ERR_DISPOSED", `${what} was disposed`);
+      return mask.#memory;
+    };
+    aliasOfMask = (mask) => {
+      const memory = memoryOfMask(mask, "the mask");
+      return new AttentionMask(memory.handle, memory);
     };
   }
 
-  private constructor(handle: MaskHandle) {
+  private constructor(handle: MaskHandle, memory = new MaskMemory(handle)) {
     const { queries, keys, kind, bytes, visible } = native.maskInfo(handle);
-    this.#handle = handle;
+    this.#memory = memory.hold();
     this.queries = queries;
     this.keys = keys;
     this.kind = kind;
@@ -122,14 +129,7 @@ export class AttentionMask implements Disposable {
   static dense(values: Uint8Array | readonly boolean[], queries: number, keys: number): AttentionMask {
     const sizes = sizesOf("AttentionMask.dense", queries, keys);
     if (values instanceof Uint8Array) return new AttentionMask(native.maskDense(...sizes, values));
-    if (!Array.isArray(values)) {
-      throw wrongKind("AttentionMask.dense: values", "a Uint8Array or an array of booleans", values);
-    }
-    const bytes = byteArray("AttentionMask.dense", values.length);
-    for (const [at, value] of (values as readonly boolean[]).entries()) {
-      bytes[at] = bit(value, () => `AttentionMask.dense: values[${at}]`);
-    }
-    return new AttentionMask(native.maskDense(...sizes, bytes));
+    return new AttentionMask(native.maskDense(...sizes, bitsOf("AttentionMask.dense", values)));
   }
 
   /**
@@ -224,16 +224,15 @@ export class AttentionMask implements Disposable {
 
   /** Whether `dispose` was called. */
   get disposed(): boolean {
-    return this.#handle === undefined;
+    return this.#memory === undefined;
   }
 
   /** Lets the memory go, once the calls that were queued with it have run. Twice is harmless. */
   dispose(): void {
-    if (this.#handle !== undefined) native.maskDispose(this.#handle);
-    this.#handle = undefined;
+    this.#memory?.release();
+    this.#memory = undefined;
   }
 
-  /** `dispose`, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }
@@ -244,4 +243,8 @@ export class AttentionMask implements Disposable {
   }
 }
 
-export { handleOfMask };
+function handleOfMask(mask: AttentionMask, what: string): MaskHandle {
+  return memoryOfMask(mask, what).handle;
+}
+
+export { aliasOfMask, handleOfMask, memoryOfMask };

@@ -1,12 +1,16 @@
 import { failure } from "./errors.ts";
+import { AttentionMask, aliasOfMask } from "./mask.ts";
 import { type Remade, recipeOf, remake } from "./recipe.ts";
 import { type Tensor, writesOf } from "./tensor.ts";
 import { alias } from "./view.ts";
 
+/** A reference of the tape's own. */
+export type Hold = <T extends Tensor | AttentionMask>(held: T) => T;
+
 /** What an operation on a tape has saved for its product. */
 export class Saved {
   readonly #operation: string;
-  readonly #kept: Tensor[] = [];
+  readonly #kept: (Tensor | AttentionMask)[] = [];
   /** How often their memory had been written then. */
   readonly #writes = new Map<Tensor, number>();
   readonly #remade: Remade[] = [];
@@ -15,11 +19,11 @@ export class Saved {
     this.#operation = operation;
   }
 
-  /** A place that the product writes to: as `keep`, but whatever values it may have till then. */
-  readonly hold = (tensor: Tensor): Tensor => {
-    const held = alias(tensor);
-    this.#kept.push(held);
-    return held;
+  /** As `keep`, of a mask, or of a place that the product writes to: it may have whatever values till then. */
+  readonly hold: Hold = (held) => {
+    const own = held instanceof AttentionMask ? aliasOfMask(held) : alias(held);
+    this.#kept.push(own);
+    return own as typeof held;
   };
 
   /** A reference of its own, so the caller may dispose the tensor. */
@@ -48,6 +52,6 @@ export class Saved {
   }
 
   dispose(): void {
-    for (const tensor of this.#kept) tensor.dispose();
+    for (const kept of this.#kept) kept.dispose();
   }
 }

@@ -1,6 +1,6 @@
 import { failure } from "./errors.ts";
 import { native } from "./native.ts";
-import { Saved } from "./saved.ts";
+import { type Hold, Saved } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
@@ -222,7 +222,7 @@ export function record(
   inputs: readonly Tensor[],
   differentiate: (
     save: (tensor: Tensor) => Tensor,
-    hold: (tensor: Tensor) => Tensor,
+    hold: Hold,
   ) => (gradients: [Tensor, ...Tensor[]], wanted: readonly boolean[]) => (Tensor | null)[],
 ): Tensor {
   const tape = tapeOf(operation, inputs, outputs);

@@ -1,14 +1,15 @@
 // The transformer layer, once for every way of splitting it over ranks.
-import { checkpoint } from "../checkpoint.ts";
+import { checkpointed } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";
 import { activated } from "../ops/activation.ts";
-import type { KeepAttention } from "../ops/attention-options.ts";
+import { type KeepAttention, keptOptions } from "../ops/attention-options.ts";
 import { add } from "../ops/elementwise.ts";
 import { rotaryEmbeddingInPlace } from "../ops/position.ts";
 import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { savedAs } from "../recipe.ts";
+import type { Hold } from "../saved.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
@@ -105,23 +106,22 @@ export class TransformerLayer implements Disposable {
     this.#check(x, options);
     const names = Object.keys(this.parameters);
     const { alibiSlopes, ...others } = options;
-    /** Of tensors alone, so that it can be made again. */
-    const work = (keep: KeepAttention | undefined, [x, ...given]: readonly Tensor[]) => {
+    let rule: LayerForwardOptions = others;
+    const keep = (save: (tensor: Tensor) => Tensor, hold: Hold) => {
+      rule = keptOptions(others, save, hold);
+    };
+    /** Of tensors alone, and the rule, so that it can be made again. */
+    const work = (kept: KeepAttention | undefined, [x, ...given]: readonly Tensor[]) => {
       const parameters = Object.fromEntries(names.map((name, at) => [name, given[at] as Tensor]));
       const slopes = given[names.length];
-      return this.#layer(
-        x as Tensor,
-        parameters,
-        { ...others, ...(slopes && { alibiSlopes: slopes }) },
-        keep,
-      );
+      return this.#layer(x as Tensor, parameters, { ...rule, ...(slopes && { alibiSlopes: slopes }) }, kept);
     };
     const inputs = [x, ...Object.values(this.parameters), ...(alibiSlopes ? [alibiSlopes] : [])];
     switch (this.#recompute) {
       case "full":
-        return checkpoint((...given) => work(undefined, given), ...inputs);
+        return checkpointed((...given) => work(undefined, given), inputs, keep);
       case "attention":
-        return checkpointAroundAttention((keep, ...given) => work(keep, given), ...inputs);
+        return checkpointAroundAttention((kept, ...given) => work(kept, given), inputs, keep);
       case "none":
       case "pointwise":
         return Scope.run(() => work(undefined, inputs));
@@ -233,7 +233,7 @@ function checkedTiles(tiles: number, { name, shard, inner }: Strategy): number {
   if (!Number.isSafeInteger(tiles) || tiles < 1) {
     throw failure("ERR_OPTION", `transformerLayer: mlpTiles is ${tiles}, expected an integer of 1 or more`);
   }
-  if (tiles > 1 && inner.size !== shard.size) {
+  if (tiles > 1 && (name === "megatron" || inner.size !== shard.size)) {
     throw failure(
       "ERR_OPTION",
       `transformerLayer: mlpTiles is ${tiles}, expected 1 (the strategy is ${name})`,

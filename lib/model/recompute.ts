@@ -1,6 +1,6 @@
 // A checkpoint that keeps what attention gave: most of a long sequence's work, for a small part of its memory
 // (rematerialisation-aware checkpointing of DISTFLASHATTN; Li et al., 2024).
-import { run, runAgain } from "../checkpoint.ts";
+import { type checkpointed, run, runAgain } from "../checkpoint.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
 import { isOnTape, record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
@@ -32,10 +32,11 @@ export interface RecomputeOptions {
   mlpTiles?: number;
 }
 
-/** A `checkpoint` whose work is told to keep its attention. What it keeps is the tape's, as the inputs are. */
+/** A `checkpointed` whose work is told to keep its attention. What it keeps is the tape's, as the inputs are. */
 export function checkpointAroundAttention(
   work: (keep: KeepAttention, ...inputs: Tensor[]) => Tensor,
-  ...inputs: Tensor[]
+  inputs: Tensor[],
+  keep: Parameters<typeof checkpointed>[2],
 ): Tensor {
   const kept: Tensor[] = [];
   try {
@@ -45,7 +46,8 @@ export function checkpointAroundAttention(
       return made;
     };
     const result = run("checkpoint", (...given) => work(first, ...given), inputs);
-    return record("checkpoint", [result], inputs, (save) => {
+    return record("checkpoint", [result], inputs, (save, hold) => {
+      keep(save, hold);
       const saved = inputs.map(save);
       const wanted = inputs.map(isOnTape);
       const results = kept.map(save);

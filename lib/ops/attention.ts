@@ -6,6 +6,7 @@ import {
   type AttentionOptions,
   attentionOptionNames,
   type KeepAttention,
+  keptOptions,
   nativeOptions,
 } from "./attention-options.ts";
 import { joined } from "./joined.ts";
@@ -54,10 +55,9 @@ export function keptAttention(
 ): Tensor {
   const { out, logSumExp: statistics } = keep(() => attentionForward(q, k, v, options));
   using logSumExp = statistics;
-  return record("attention", [out], [q, k, v], (save) => {
+  return record("attention", [out], [q, k, v], (save, hold) => {
     const saved = { q: save(q), k: save(k), v: save(v), out: save(out), logSumExp: save(logSumExp) };
-    const { alibiSlopes } = options;
-    const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
+    const given = keptOptions(options, save, hold);
     return ([dout]) => {
       const { dq, dk, dv } = attentionBackward({ ...saved, dout }, given);
       return [dq, dk, dv];

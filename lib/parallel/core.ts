@@ -1,14 +1,17 @@
 // Attention over a sequence that ranks share, as the layer's step: forward, and its backward pass.
 import { failure } from "../errors.ts";
+import { checkSameShape } from "../layout.ts";
 import { attentionBackward, attentionForward } from "../ops/attention.ts";
-import { type KeepAttention, nativeOptions } from "../ops/attention-options.ts";
+import { type KeepAttention, keptOptions, nativeOptions } from "../ops/attention-options.ts";
 import { inDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
 import { alias } from "../view.ts";
+import { checkedBoundaries } from "./documents.ts";
 import { checkRows } from "./rows.ts";
+import type { SequenceShard } from "./shard.ts";
 import { checkAttend, type ShardedAttentionOptions } from "./strategy.ts";
 
 /** What attention gives, and how its gradients are made of what it leaves for that. */
@@ -61,10 +64,10 @@ export const wholeAttention: AttentionCore = (q, k, v, options, keep) => {
   };
 };
 
-/** The step of a layer whose rank has so many rows, noted on its inputs' tape. */
+/** The step of a layer whose rank has these rows, noted on its inputs' tape. */
 export function attend(
   core: AttentionCore,
-  rows: number,
+  { size, length }: SequenceShard,
   q: Tensor,
   k: Tensor,
   v: Tensor,
@@ -74,27 +77,42 @@ export function attend(
   checkAttend(options, keep);
   // Here, since what does not fit would be known to the other ranks alone, and end the group.
   for (const [name, x] of Object.entries({ q, k, v })) {
-    checkRows(`attend: ${name}`, x, 1, rows, "those of the strategy's inner shard");
+    checkRows(`attend: ${name}`, x, 1, size, "those of the strategy's inner shard");
     if (x.shape.length !== 4) {
       throw failure("ERR_SHAPE", `attend: ${name} has ${x.shape.length} axes, expected [B, S, H, D]`);
     }
   }
   checkLike(q, k, v);
-  // A ring's plan is made of them before any attention is called.
-  nativeOptions(q, options);
+  checkWhole(q, options, length);
   const owned: Tensor[] = [alias(q), alias(k), alias(v)];
   try {
     const [ownQ, ownK, ownV] = owned as [Tensor, Tensor, Tensor];
     const { out, saved, backward } = Scope.run(() => core(ownQ, ownK, ownV, options, keep));
     owned.push(...saved.filter((tensor) => tensor !== out));
-    return record("attention", [out], [q, k, v], (save) => {
+    return record("attention", [out], [q, k, v], (save, hold) => {
       const kept = saved.map(save);
-      const { alibiSlopes } = options;
-      const given = { ...options, ...(alibiSlopes && { alibiSlopes: save(alibiSlopes) }) };
+      const given = keptOptions(options, save, hold);
       return ([dout]) => Scope.run(() => backward(kept, dout, given, false));
     });
   } finally {
     for (const tensor of owned) tensor.dispose();
+  }
+}
+
+/** Options of the whole sequence and of all of q's heads: here, since a ring makes its plan of them, and a rank sees to
+ * its own part of them alone. */
+export function checkWhole(q: Tensor, options: ShardedAttentionOptions, length: number): void {
+  nativeOptions(q, options);
+  const { cuSeqlens, mask, alibiSlopes } = options;
+  if (alibiSlopes) checkSameShape("attention: alibiSlopes", alibiSlopes.shape, q.shape.slice(-2, -1));
+  if (mask && (mask.queries !== length || mask.keys !== length)) {
+    const message = `attention: mask is [${mask.queries}, ${mask.keys}], expected [${length}, ${length}]`;
+    throw failure("ERR_SHAPE", message);
+  }
+  const last = cuSeqlens && checkedBoundaries("attention: cuSeqlens", cuSeqlens, 0).at(-1);
+  if (last !== undefined && last !== length) {
+    const message = `attention: cuSeqlens ends at ${last}, expected ${length} (the rows of the sequence)`;
+    throw failure("ERR_OPTION", message);
   }
 }
 

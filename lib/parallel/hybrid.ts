@@ -53,6 +53,6 @@ export function hybrid(communicator: Communicator, length: number, options: Hybr
   return {
     name: "hybrid",
     ...replicated(shard, (x) => communicator.allReduce(x).wait()),
-    attend: (q, k, v, given, keep) => attend(core, shard.size, q, k, v, given, keep),
+    attend: (q, k, v, given, keep) => attend(core, shard, q, k, v, given, keep),
   };
 }

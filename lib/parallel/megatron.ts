@@ -20,6 +20,7 @@ import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
+import { checkWhole } from "./core.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
 import { splitRows, sum } from "./portions.ts";
@@ -34,7 +35,7 @@ import {
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
-import { attendHere, checkCommunicator, type Strategy } from "./strategy.ts";
+import { attendHere, checkCommunicator, type Strategy, shardedAttentionOptionNames } from "./strategy.ts";
 
 /**
  * Column-parallel products behind a gather of the sequence, row-parallel ones before its reduce-scatter. Each product
@@ -59,9 +60,12 @@ export function megatron(communicator: Communicator, length: number): Strategy {
     columns: (count) => portionOf(count, size, rank),
     enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
     leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
-    attend: (q, ...others) => {
+    attend: (q, k, v, options = {}, keep) => {
       handleOf(q, "attend: q");
-      return q.shape.at(-2) === 0 ? q : attendHere(q, ...others);
+      if (q.shape.at(-2) !== 0) return attendHere(q, k, v, options, keep);
+      checkOptions("attend", options, shardedAttentionOptionNames);
+      checkWhole(q, options, length); // as on the ranks that have heads
+      return q;
     },
     sum: (x) => communicator.allReduce(x).wait(),
   };

@@ -1,5 +1,5 @@
 // Queries of one rank and keys of one, and what the ones see of the others.
-import type { AttentionMask } from "../mask.ts";
+import { type AttentionMask, memoryOfMask } from "../mask.ts";
 import { type AttentionOptions, type NativeRule, nativeRule, type Piece } from "../ops/attention-options.ts";
 import { joined } from "../pieces.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
@@ -47,19 +47,16 @@ export function ruleOf({ causal, window, cuSeqlens }: ShardedAttentionOptions): 
   };
 }
 
-const parts = new WeakMap<AttentionMask, Map<string, AttentionMask>>();
-
-/** A mask's rows and columns; made once, since all layers and both passes ask for the same. */
+/** A mask's rows and columns, which belong to it. */
 export function partOfMask(
   mask: AttentionMask,
   queries: readonly Piece[],
   keys: readonly Piece[],
 ): AttentionMask {
-  const known = parts.get(mask) ?? new Map<string, AttentionMask>();
-  parts.set(mask, known);
+  const { parts } = memoryOfMask(mask, "attention: mask");
   const key = [queries, keys].map((side) => side.map(({ start, length }) => `${start}+${length}`)).join(";");
-  const part = known.get(key) ?? mask.select(queries, keys);
-  known.set(key, part);
+  const part = parts.get(key) ?? mask.select(queries, keys);
+  parts.set(key, part);
   return part;
 }
 

@@ -1,5 +1,5 @@
 // Who needs whose keys, and which queries they meet: the steps of a ring.
-import type { AttentionMask } from "../mask.ts";
+import { memoryOfMask } from "../mask.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { documentAt } from "./documents.ts";
 import { type Meeting, meetingOf, partOfMask, type Rows, type Run, ruleOf } from "./ring-meeting.ts";
@@ -141,10 +141,11 @@ function within(
 export function keptByRule<T>(
   make: (options: ShardedAttentionOptions) => T,
 ): (options: ShardedAttentionOptions) => T {
-  let kept: { rule: string; mask: WeakRef<AttentionMask> | undefined; made: T } | undefined;
+  let kept: { rule: string; mask: WeakRef<object> | undefined; made: T } | undefined;
   return (options) => {
-    const { causal = false, window = [], cuSeqlens = [], mask } = options;
-    // Whether there is a mask is part of the rule: one that was collected is not none.
+    const { causal = false, window = [], cuSeqlens = [] } = options;
+    // Aliases are one mask, and one that was collected is not none.
+    const mask = options.mask && memoryOfMask(options.mask, "attention: mask");
     const rule = `${causal};${window};${cuSeqlens};${mask !== undefined}`;
     if (kept?.rule !== rule || kept.mask?.deref() !== mask)
       kept = { rule, mask: mask && new WeakRef(mask), made: make(options) };

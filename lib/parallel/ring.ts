@@ -68,7 +68,7 @@ function ringOf(
   return {
     name,
     ...replicated(shard, (x) => communicator.allReduce(x).wait()),
-    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard, q, k, v, options, keep),
   };
 }
 

@@ -70,7 +70,7 @@ export function ulysses(communicator: Communicator, length: number, options: Uly
   return {
     name: "ulysses",
     ...replicated(shard, (x) => communicator.allReduce(x).wait()),
-    attend: (q, k, v, options, keep) => attend(core, shard.size, q, k, v, options, keep),
+    attend: (q, k, v, options, keep) => attend(core, shard, q, k, v, options, keep),
   };
 }
 
