@@ -57,9 +57,11 @@ export function run<Inputs extends Tensor[]>(
   work: Recomputed<Inputs>,
   inputs: Inputs,
 ): Tensor {
-  return Scope.run(() => {
-    const result = checkedResult(operation, work(...(inputs.map(referenceTo) as Inputs)));
-    if (isOnTape(result)) {
+  return Scope.run((scope) => {
+    const made = checkedResult(operation, work(...(inputs.map(referenceTo) as Inputs)));
+    // What work has from elsewhere stays its owner's.
+    const result = scope.owns(made) ? made : referenceTo(made);
+    if (isOnTape(made)) {
       throw failure(
         "ERR_OPTION",
         `${operation}: work uses a tensor that is on a tape, expected it to be an input`,
@@ -83,7 +85,10 @@ export function runAgain<Inputs extends Tensor[]>(
     const watched = references.filter((_, at) => wanted[at]);
     tape.watch(...watched);
     // Ends what work made before the backward pass: only the tape keeps some, and lets it go step by step.
-    const result = Scope.run(() => checkedResult(operation, work(...references)));
+    const [result, isOwn] = Scope.run((scope) => {
+      const made = checkedResult(operation, work(...references));
+      return [made, scope.owns(made)] as const;
+    });
     if (result.shape.join() !== gradient.shape.join() || result.dtype !== gradient.dtype) {
       throw failure(
         "ERR_SHAPE",
@@ -91,7 +96,7 @@ export function runAgain<Inputs extends Tensor[]>(
       );
     }
     // Its values were there before.
-    result.dispose();
+    if (isOwn) result.dispose();
     const found = tape.gradients(result, gradient, watched);
     return references.map((reference, at) =>
       wanted[at] ? (found[watched.indexOf(reference)] ?? null) : null,

@@ -126,6 +126,11 @@ export class Scope implements Disposable {
     this.#owned.delete(tensor);
   }
 
+  /** @internal Whether the tensor is disposed when this scope is. */
+  owns(tensor: Tensor): boolean {
+    return this.#owned.has(tensor);
+  }
+
   /** Disposes what the scope owns. What is made later goes to the scope around it. Twice is harmless. */
   dispose(): void {
     if (!this.#open) return;

@@ -18,13 +18,17 @@ export class Sink {
     this.#stream = stream;
   }
 
+  /** What nobody reads any more is dropped: whoever writes goes on. */
   async write(lines: Uint8Array): Promise<void> {
-    if (this.#stream.write(lines)) return;
+    if (this.#stream.destroyed || this.#stream.write(lines)) return;
     this.#drained ??= new Promise((resolve) => {
-      this.#stream.once("drain", () => {
+      const events = ["drain", "error", "close"];
+      const end = () => {
+        for (const event of events) this.#stream.off(event, end);
         this.#drained = undefined;
         resolve();
-      });
+      };
+      for (const event of events) this.#stream.on(event, end);
     });
     await this.#drained;
   }

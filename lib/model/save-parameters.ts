@@ -50,11 +50,10 @@ export async function saveShared(
   }
   // Also where rank 0 could not write: others send what they hold before they hear of it.
   for (const next of open) Scope.run(() => void gathered(communicator, next));
-  const faults = Scope.run(() =>
+  using faults = Scope.run(() =>
     communicator.allReduce(Tensor.from([fault === undefined ? 0 : 1], [1], { device })).wait(),
   );
   const [count = 0] = await faults.data();
-  faults.dispose();
   if (fault !== undefined) throw fault;
   if (count > 0) throw failure("ERR_FILE", `save: ${path}: rank 0 could not write it`);
 }

@@ -137,15 +137,15 @@ export class SharedParameters {
       });
     });
     let squares = 0;
-    for (const { holders, norm } of norms) {
-      squares += ((await norm.data())[0] ?? Number.NaN) ** 2 / holders;
-      norm.dispose();
+    try {
+      for (const { holders, norm } of norms) squares += ((await norm.data())[0] ?? Number.NaN) ** 2 / holders;
+    } finally {
+      for (const { norm } of norms) norm.dispose();
     }
-    const total = Scope.run(() =>
+    using total = Scope.run(() =>
       this.#communicator.allReduce(Tensor.from([squares], [1], { device })).wait(),
     );
     const norm = Math.sqrt((await total.data())[0] ?? Number.NaN);
-    total.dispose();
     const factor = Number.isFinite(norm) ? Math.min(1, maxNorm / norm) : Number.NaN;
     return { norm: Tensor.from([norm], [], { device }), factor: Tensor.from([factor], [], { device }) };
   }

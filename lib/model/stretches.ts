@@ -1,4 +1,5 @@
 // Which ranks hold which part of each parameter, as the ranks tell each other.
+import { createHash } from "node:crypto";
 import { failure } from "../errors.ts";
 import type { Communicator } from "../parallel/communicator.ts";
 import type { Range } from "../parallel/strategy.ts";
@@ -19,14 +20,10 @@ export async function stretchesOf(
   placement: Placement,
   communicator: Communicator,
 ): Promise<Stretch[][]> {
+  await checkSameTable(table, communicator);
   const own = table.map((parameter) => parameter.held(placement));
   const ends = own.flat().flatMap(({ begin, end }) => [begin, end]);
-  const all = Scope.run(() => {
-    const { device } = communicator;
-    return communicator.allGather(Tensor.from(ends, [1, ends.length], { dtype: "int32", device })).wait();
-  });
-  const values = (await all.data()) as Int32Array;
-  all.dispose();
+  const values = await fromAll(communicator, ends);
   let at = 0;
   return table.map(({ name, shape, axis }, i) => {
     const count = own[i]?.length ?? 0;
@@ -46,4 +43,33 @@ export async function stretchesOf(
       throw failure("ERR_OPTION", `SharedParameters: no rank of the communicator holds ${where}`);
     });
   });
+}
+
+/** One behind the other, those of all ranks, each of which has as many. */
+async function fromAll(communicator: Communicator, values: readonly number[]): Promise<Int32Array> {
+  const { device } = communicator;
+  using all = Scope.run(() =>
+    communicator.allGather(Tensor.from(values, [1, values.length], { dtype: "int32", device })).wait(),
+  );
+  return (await all.data()) as Int32Array;
+}
+
+/** Else ranks would go on with each other's parts of something else. Told by a hash, whose size is the same on all. */
+async function checkSameTable(
+  table: readonly ParameterSpecification[],
+  communicator: Communicator,
+): Promise<void> {
+  const text = JSON.stringify(table.map(({ name, shape, axis }) => [name, shape, axis]));
+  const digest = createHash("sha256").update(text).digest();
+  const words = Array.from({ length: digest.length / 4 }, (_, i) => digest.readInt32LE(4 * i));
+  const all = await fromAll(communicator, words);
+  const other = communicator.rank === 0 ? 1 : 0;
+  for (let rank = other; rank < communicator.size; rank++) {
+    const its = all.subarray(rank * words.length, (rank + 1) * words.length);
+    if (its.join() === words.join()) continue;
+    throw failure(
+      "ERR_COMM",
+      `SharedParameters: rank ${rank} has another table than rank ${communicator.rank}`,
+    );
+  }
 }

@@ -75,11 +75,17 @@ export async function meetOverNccl(options: NcclOptions): Promise<NcclMember> {
       throw error;
     },
   );
-  if (problem !== undefined) throw problem;
+  if (problem !== undefined) {
+    watch.fail(`rank ${rank} cannot: ${messageOf(problem)}`);
+    throw problem;
+  }
   const cards = texts.map((text) => JSON.parse(String(text)) as Card);
   const unable = cards.findIndex((one) => one.problem !== undefined);
-  if (unable >= 0)
-    throw failure("ERR_COMM", `${operation}: rank ${unable} cannot: ${cards[unable]?.problem}`);
+  if (unable >= 0) {
+    const why = `rank ${unable} cannot: ${cards[unable]?.problem}`;
+    watch.fail(why);
+    throw failure("ERR_COMM", `${operation}: ${why}`);
+  }
   const { id = "", port = 0, secret = "" } = cards[0] ?? {};
   watch.connect({ host, port }, Buffer.from(secret, "base64"));
   let handle: CommunicatorHandle;

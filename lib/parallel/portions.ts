@@ -1,7 +1,7 @@
 // Rows in portions, one for each rank.
 import { failure } from "../errors.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
-import { alias } from "../view.ts";
+import { referenceTo } from "../view.ts";
 
 export function rowsOf(what: string, x: Tensor): number {
   handleOf(x, `${what}: x`);
@@ -16,7 +16,7 @@ export function wrongRows(what: string, rows: number, expected: number | undefin
 
 /** x in row-major order, on no tape: to be released. */
 export function untracked(x: Tensor): Tensor {
-  const same = alias(x);
+  const same = referenceTo(x);
   if (same.isContiguous) return same;
   const copy = same.contiguous();
   same.dispose();

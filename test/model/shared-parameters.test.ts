@@ -14,6 +14,7 @@ import {
   Tensor,
   wholeGradients,
   wholeParameters,
+  zigzag,
 } from "longseq";
 import t, { type Test } from "tap";
 import { differing } from "../support/bits.ts";
@@ -192,6 +193,14 @@ t.test("what cannot be", async (t) => {
     message: "SharedParameters: communicator is null, expected a Communicator",
   });
   const ranks = Communicator.local([new Device(), new Device()]);
+  const tables = ranks.map((_, rank) =>
+    layerParameters({ hidden: 8, heads: 2, feedForward: 16 + 16 * rank }),
+  );
+  const of = ranks.map((all, rank) => SharedParameters.of(tables[rank] ?? [], zigzag(all, 4), all));
+  t.strictSame(
+    (await Promise.allSettled(of)).map((one) => one.status === "rejected" && one.reason.message),
+    [0, 1].map((rank) => `SharedParameters: rank ${1 - rank} has another table than rank ${rank}`),
+  );
   const half = strategyOf("megatron", ranks[0] as Communicator, 4);
   await t.rejects(SharedParameters.of(table, half, communicator), {
     code: "ERR_OPTION",

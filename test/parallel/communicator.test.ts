@@ -242,7 +242,10 @@ t.test("a rank that does not come, leaves, fails, or does something else ends al
 
 t.test("an error of a rank's device is that rank's, and ends the others", async (t) => {
   const [first, second] = localRanks(2) as [Communicator, Communicator];
-  const [doomed] = Communicator.local([first.device, new Device()], { timeoutMs: 50 }) as [Communicator];
+  const [doomed, absent] = Communicator.local([first.device, new Device()], { timeoutMs: 50 }) as [
+    Communicator,
+    Communicator,
+  ];
   doomed.barrier().wait(); // to which nobody else comes
   const calls = [
     first.allReduce(Tensor.zeros([1], { device: first.device })).wait(),
@@ -252,6 +255,7 @@ t.test("an error of a rank's device is that rank's, and ends the others", async 
     /^ERR_COMM .*rank 1 did not come/,
     /^ERR_COMM .*rank 0 failed: .*rank 1 did not come/,
   ]);
+  absent.dispose(); // the collector would have said that it has left
 });
 
 t.test("ranks in workers", async (t) => {
