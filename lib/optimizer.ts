@@ -1,7 +1,7 @@
 import { checkOptions, failure, type OptionNames, shown, wrongKind } from "./errors.ts";
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
-import { handleOf, noteWrite, Tensor } from "./tensor.ts";
+import { handleOf, noteWrite, Tensor, writesOf } from "./tensor.ts";
 
 /** The numbers of AdamW, the same for all of its parameters. */
 export interface AdamWOptions {
@@ -36,9 +36,10 @@ const adamWOptionNames: OptionNames<AdamWOptions> = {
  * Parameters that do not decay have an AdamW of their own. It owns its tensors, whatever `Scope` it is made in: dispose
  * of it. Step behind the `Tape.backward` of what was made of the parameters, which is refused after it.
  *
- * What it is made of is saved as the `data()` of `firstMoments`, `secondMoments` and, for parameters in 16 bits,
- * `masters`, with `steps`. To go on, write the parameters, make an AdamW of them with `steps`, and write the rest into
- * the tensors of the same names: the steps that follow have the bits they would have had.
+ * What it is made of is `firstMoments`, `secondMoments` and, for parameters in 16 bits, `masters`, with `steps`. To go on,
+ * write the parameters, make an AdamW of them with `steps`, and write the rest into the tensors of the same names: the
+ * steps that follow have the bits they would have had. A parameter that is written at any time is what training goes on
+ * from: in 16 bits its master becomes a copy of it again, unless that was written as well.
  *
  * @example
  * const weight = Tensor.normal([512, 64], { dtype: "bfloat16" });
@@ -60,6 +61,8 @@ export class AdamW implements Disposable {
   readonly #options: Required<Omit<AdamWOptions, "steps">>;
   #steps: number;
   #owned: Tensor[] = [];
+  /** How often each parameter, and its master, had been written when they were last made the same. */
+  #writes: { parameter: number; master: number }[] = [];
 
   /**
    * Moments of zeros, and the master weights.
@@ -107,6 +110,7 @@ export class AdamW implements Disposable {
         this.parameters.map(({ shape, device }) => this.#own(Tensor.zeros(shape, { device })));
       this.firstMoments = zeros();
       this.secondMoments = zeros();
+      this.#writes = this.#countWrites();
     } catch (error) {
       this.dispose();
       throw error;
@@ -137,6 +141,7 @@ export class AdamW implements Disposable {
     checkOptions("adamW.step", options, { learningRate: true, gradientScale: true });
     const { learningRate = this.#options.learningRate, gradientScale } = options;
     const copies = this.parameters.map((parameter) => (parameter.dtype === "float32" ? null : parameter));
+    this.#follow();
     this.#update(
       this.masters,
       gradients,
@@ -147,6 +152,7 @@ export class AdamW implements Disposable {
       gradientScale === undefined ? null : gradientScale,
     );
     for (const parameter of this.parameters) noteWrite(parameter);
+    this.#writes = this.#countWrites();
     this.#steps++;
   }
 
@@ -158,6 +164,24 @@ export class AdamW implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  #countWrites() {
+    return this.parameters.map((parameter, at) => ({
+      parameter: writesOf(parameter),
+      master: writesOf(this.masters[at] as Tensor),
+    }));
+  }
+
+  /** A parameter that was written since, and its master not, is what that begins from, as at the start. */
+  #follow(): void {
+    for (const [at, now] of this.#countWrites().entries()) {
+      const before = this.#writes[at];
+      const [parameter, master] = [this.parameters[at] as Tensor, this.masters[at] as Tensor];
+      if (master === parameter || now.parameter === before?.parameter || now.master !== before?.master)
+        continue;
+      native.copy(handleOf(parameter, "adamW: a parameter"), handleOf(master, "adamW: a master"));
+    }
   }
 
   #update(

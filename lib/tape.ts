@@ -1,10 +1,9 @@
 import { failure } from "./errors.ts";
-import { native } from "./native.ts";
 import { type Hold, Saved } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
-import { handleOf, Tensor } from "./tensor.ts";
+import { handleOf, sharesMemory, Tensor } from "./tensor.ts";
 
 /** From the gradients of an operation's outputs to those of its inputs; null where an input has none, or none is wanted. */
 export type VectorJacobianProduct = (gradients: Tensor[], wanted: readonly boolean[]) => (Tensor | null)[];
@@ -122,6 +121,8 @@ export class Tape implements Disposable {
   ): (Tensor | null)[] {
     const wanted = new Set(wrt);
     const gradients = new TapeGradients(output, gradient);
+    /** The step that gave a gradient: those of one are apart, as dq, dk and dv in one block of memory. */
+    const makers = new Map<Tensor, Step>();
     for (const step of steps.toReversed()) {
       if (step.outputs.some((made) => gradients.get(made) !== undefined)) {
         step.saved.restore();
@@ -130,6 +131,7 @@ export class Tape implements Disposable {
         for (const [i, part] of step.product(given, isFollowed).entries()) {
           const input = step.inputs[i];
           if (part === null || input === undefined || !isFollowed[i]) continue;
+          makers.set(part, step);
           gradients.add(input, part);
         }
         // Nobody asks for these any more: those of a whole layer would take more memory than what it saved.
@@ -137,18 +139,17 @@ export class Tape implements Disposable {
       }
       step.saved.dispose();
     }
-    // A gradient that is the caller's own, or asked for twice, must not be handed out as if it were new.
-    const seen = new Set<Tensor>([gradient]);
+    // What is the caller's own, or was handed out, must not be handed out as if it were new.
+    const taken: Tensor[] = [gradient];
     return wrt.map((tensor) => {
       const found = gradients.get(tensor);
       if (found === undefined) return null;
-      // Behind a view it is another tensor of the caller's memory.
-      const isGiven = native.tensorIsBehind(handleOf(gradient, "gradient"), handleOf(found, "gradient"), 0);
-      if (!seen.has(found) && !isGiven) {
-        seen.add(found);
-        return found;
-      }
-      return found.contiguous();
+      const isTaken = taken.some(
+        (other) => other === found || (sharesMemory(other, found) && makers.get(other) !== makers.get(found)),
+      );
+      if (isTaken) return found.contiguous();
+      taken.push(found);
+      return found;
     });
   }
 

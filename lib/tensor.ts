@@ -28,6 +28,8 @@ let wrap: (handle: TensorHandle, description: Description, of?: Tensor) => Tenso
 /** Says that a public function gives it other values, which what has saved it must hear of. */
 let noteWrite: (tensor: Tensor) => void;
 let writesOf: (tensor: Tensor) => number;
+/** Whether one may be a view of what the other is one of. */
+let sharesMemory: (a: Tensor, b: Tensor) => boolean;
 /** Gives a disposed tensor the memory of another, which is disposed then. */
 let refill: (disposed: Tensor, other: Tensor) => void;
 let handleOf: (tensor: Tensor, what: string) => TensorHandle;
@@ -60,6 +62,7 @@ export class Tensor implements Disposable {
       tensor.#writes.count++;
     };
     writesOf = (tensor) => tensor.#writes.count;
+    sharesMemory = (a, b) => a.#writes === b.#writes;
     refill = (disposed, other) => {
       disposed.#handle = handleOf(other, "the tensor");
       other.#handle = undefined;
@@ -338,4 +341,4 @@ export class Tensor implements Disposable {
   }
 }
 
-export { handleOf, noteWrite, refill, wrap, writesOf };
+export { handleOf, noteWrite, refill, sharesMemory, wrap, writesOf };

@@ -3,9 +3,11 @@ import {
   attention,
   attentionBackward,
   attentionForward,
+  concatenate,
   Device,
   gelu,
   linear,
+  matmul,
   Scope,
   Tape,
   Tensor,
@@ -186,6 +188,47 @@ t.test("the output's own gradient, and one asked for twice, are new tensors", as
   const gradients = tape.backward(y, dy, [y, x, x]) as [Tensor, Tensor, Tensor];
   t.equal(new Set([dy, ...gradients]).size, 4);
   for (const gradient of gradients) t.strictSame(await gradient.data(), await dy.data());
+});
+
+t.test("gradients that are views of one another are handed out apart", async (t) => {
+  const [a, b] = [Tensor.from([1, 2], [2]), Tensor.from([3, 4], [2])];
+  using first = new Tape();
+  first.watch(a, b);
+  const dy = Tensor.from([5, 6, 7, 8], [4]);
+  const parts = first.backward(concatenate([a, b], 0), dy, [a, b]);
+  dy.write([0, 0, 0, 0]);
+  t.strictSame(await Promise.all(parts.map((part) => part.data())), [
+    Float32Array.of(5, 6),
+    Float32Array.of(7, 8),
+  ]);
+  const x = Tensor.from([1, 2, 3, 4], [2, 2]);
+  using second = new Tape();
+  second.watch(x);
+  const y = x.reshape([4]);
+  const [dx, dflat] = second.backward(gelu(y), Tensor.from([1, 1, 1, 1], [4]), [x, y]) as [Tensor, Tensor];
+  const before = await dflat.data();
+  dx.write([0, 0, 0, 0]);
+  t.strictSame(await dflat.data(), before);
+});
+
+t.test("products make the gradients that are wanted, with the same bits", async (t) => {
+  const [x, weight, bias] = [normal(1, [16, 8]), Tensor.normal([4, 8], { seed: 2 }), Tensor.zeros([4])];
+  const products = {
+    linear: () => linear(x, weight, bias),
+    matmul: () => matmul(x, weight, { transposeB: true, bias }),
+  };
+  for (const [name, product] of Object.entries(products)) {
+    const gradients = async (watched: readonly Tensor[]) => {
+      using tape = new Tape();
+      tape.watch(...watched);
+      const y = product();
+      return Promise.all(tape.backward(y, Tensor.normal(y.shape, { seed: 3 }), watched).map((g) => g.bits()));
+    };
+    const all = await gradients([x, weight, bias]);
+    for (const [at, tensor] of [x, weight, bias].entries()) {
+      t.strictSame(await gradients([tensor]), [all[at]], `${name}: input ${at} alone`);
+    }
+  }
 });
 
 t.test("two tapes do not see each other", async (t) => {

@@ -16,6 +16,8 @@ export interface FastaRecord {
 
 const newline = 0x0a;
 const carriageReturn = 0x0d;
+const space = 0x20;
+const tab = 0x09;
 const title = 0x3e; // ">"
 const comment = 0x3b; // ";"
 /** What some editors put before a UTF-8 text (its byte order mark). */
@@ -32,7 +34,7 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
 /**
  * Reads the records of a FASTA file (Pearson and Lipman, 1988). Gzip is recognised by its first bytes, line ends may be
  * of any kind, lower case (which marks repeats) becomes upper case, and lines that begin with `;` are comments. Sequences hold
- * letters, `-` and `*`.
+ * letters, `-` and `*`; spaces between them do not matter.
  *
  * @throws (as a rejection) `ERR_FILE` where the file cannot be read, or is no FASTA: with the line.
  * @example
@@ -102,7 +104,7 @@ class FastaParser {
         this.#finish();
         this.#title = [];
         this.#state = "title";
-      } else {
+      } else if (byte !== space && byte !== tab) {
         this.#state = "bases";
         this.#append(byte);
       }

@@ -94,7 +94,7 @@ export class SafetensorsReader {
       await read(this.#file, staging, this.#data + entry.begin + start * width, count * width);
       using part = flat.slice(0, start, start + count);
       part.write(valuesOf(entry, staging.buffer, count));
-      // The staging buffer is filled again next, so the write must have run.
+      // What is on its way takes memory too: never more than one piece.
       await tensor.device.synchronize();
     }
   }

@@ -5,6 +5,7 @@ import { type FileHandle, open, realpath, rename, stat, unlink } from "node:fs/p
 import { failure, wrongKind } from "../errors.ts";
 import type { Tensor } from "../tensor.ts";
 import { type DType, itemBytes } from "../values.ts";
+import { asContiguous, referenceTo } from "../view.ts";
 import { asFileError } from "./file-errors.ts";
 import { type FileType, quote, stagingBytes } from "./safetensors-header.ts";
 
@@ -105,7 +106,8 @@ function headerOf(operation: string, described: readonly Described[], metadata: 
 }
 
 async function writeTensor(file: FileHandle, tensor: Tensor) {
-  using dense = tensor.contiguous();
+  using own = referenceTo(tensor); // on no tape
+  using dense = asContiguous(own);
   using flat = dense.reshape([tensor.size]);
   const step = stagingBytes / itemBytes[tensor.dtype];
   for (let start = 0; start < tensor.size; start += step) {

@@ -49,7 +49,7 @@ export async function loadSafetensors(
 
 /**
  * Writes tensors, of any dtype and strides, to a safetensors file, with string `metadata` in its header. The file
- * appears whole or not at all.
+ * appears whole or not at all. The tensors must stay as they are until the promise settles.
  *
  * @throws (as a rejection) `ERR_OPTION` for a tensor that is none or is named `__metadata__`, or metadata that is no string;
  * `ERR_FILE` where the file cannot be written; `ERR_DISPOSED`.

@@ -1,6 +1,6 @@
 // What a layer and a model are made of: the options that are given, and what follows from them.
 import { checkNames, checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
-import type { RotaryOptions } from "../ops/position.ts";
+import { type RotaryOptions, rotaryFrequencies } from "../ops/position.ts";
 
 /** How the rotary embedding of a layer turns; where its rows stand is its strategy's. */
 export type LayerRotaryOptions = Omit<RotaryOptions, "offset" | "positions">;
@@ -139,13 +139,21 @@ export function layerConfiguration(what: string, options: LayerOptions): LayerCo
   };
 }
 
-/** Parameters may have any, attention may not. */
-export function checkHeadDim(what: string, { headDim }: LayerConfiguration): void {
-  if (headDim % 8 === 0 && headDim <= 256) return;
-  throw failure(
-    "ERR_OPTION",
-    `${what}: headDim is ${headDim}, expected a multiple of 8 up to 256 (default: hidden over heads)`,
-  );
+/** What is asked of heads beyond what their parameters may be, by attention and rotary embedding. */
+export function checkHeads(what: string, { headDim, rotary }: LayerConfiguration): void {
+  if (headDim % 8 !== 0 || headDim > 256) {
+    throw failure(
+      "ERR_OPTION",
+      `${what}: headDim is ${headDim}, expected a multiple of 8 up to 256 (default: hidden over heads)`,
+    );
+  }
+  if (rotary === null) return;
+  const { rotaryDim = headDim, base, scaling } = rotary;
+  rotaryFrequencies(rotaryDim, { ...(base !== undefined && { base }), ...(scaling && { scaling }) });
+  if (rotaryDim > headDim) {
+    const message = `${what}: rotary.rotaryDim is ${rotaryDim}, expected at most ${headDim} (headDim)`;
+    throw failure("ERR_OPTION", message);
+  }
 }
 
 export function gptConfiguration(what: string, options: GptOptions): GptConfiguration {

@@ -21,7 +21,7 @@ import {
 } from "./layer-options.ts";
 import { checkPlacement, gptParameters } from "./parameters.ts";
 import { positionsOf, positionTable } from "./position.ts";
-import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
+import { givenOrInitial, type Tensors } from "./shares.ts";
 
 /** How a model's layers look at the sequence, and which targets count. */
 export interface GptLossOptions extends LayerForwardOptions {
@@ -77,14 +77,12 @@ export class GPT implements Disposable {
   constructor(options: GptOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = gptConfiguration("gpt", options);
     checkOptions("gpt: module", module, moduleOptionNames);
-    const { parameters, recompute = "pointwise", mlpTiles = 1, ...initial } = module;
+    const { recompute = "pointwise", mlpTiles = 1, ...given } = module;
     checkPlacement("gpt: strategy", strategy);
     this.strategy = strategy;
     const table = gptParameters(options);
-    this.parameters = parameters
-      ? checkedTensors("gpt", table, strategy, parameters)
-      : initialParameters(table, strategy, initial);
-    this.#owned = parameters ? [] : Object.values(this.parameters);
+    this.parameters = givenOrInitial("gpt", table, strategy, given);
+    this.#owned = given.parameters ? [] : Object.values(this.parameters);
     this.#layers = Array.from({ length: this.configuration.layers }, (_, at) => {
       const own = within(`layers.${at}.`, this.parameters);
       return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
@@ -139,6 +137,8 @@ export class GPT implements Disposable {
     return Scope.run(() => {
       checkOptions("gpt", options, lossOptionNames);
       const { ignoreIndex = -100, ...forward } = options;
+      this.#check("tokens", tokens);
+      this.#check("targets", targets, tokens.shape[0]);
       const count = strategy.sum(counted(targets, ignoreIndex));
       const x = this.#hidden(tokens, forward);
       const { weight, sum } = this.#head(forward);
@@ -153,7 +153,7 @@ export class GPT implements Disposable {
   #hidden(tokens: Tensor, options: LayerForwardOptions): Tensor {
     const { parameters } = this;
     const { gradients = {}, ...forward } = options;
-    this.#check(tokens);
+    this.#check("tokens", tokens);
     checkGradients("gpt", parameters, gradients);
     const rows = (name: string) => {
       const dtable = gradients[name];
@@ -179,15 +179,19 @@ export class GPT implements Disposable {
     return { weight: this.parameters[name] as Tensor, sum: gradients[name] };
   }
 
-  #check(tokens: Tensor): void {
-    handleOf(tokens, "gpt: tokens");
+  #check(name: string, x: Tensor, batch?: number): void {
+    handleOf(x, `gpt: ${name}`);
     const { size } = this.strategy.shard;
-    if (tokens.shape.length !== 2 || tokens.shape[1] !== size) {
-      throw failure(
-        "ERR_SHAPE",
-        `gpt: tokens has the shape [${tokens.shape.join(", ")}], expected [B, ${size}]`,
-      );
+    const { shape, dtype, device } = x;
+    if (shape.length !== 2 || shape[0] !== (batch ?? shape[0]) || shape[1] !== size) {
+      const expected = `[${batch ?? "B"}, ${size}]`;
+      throw failure("ERR_SHAPE", `gpt: ${name} has the shape [${shape.join(", ")}], expected ${expected}`);
     }
+    if (dtype !== "int32") throw failure("ERR_DTYPE", `gpt: ${name} is ${dtype}, expected int32`);
+    const table = this.parameters["embedding.weight"] as Tensor;
+    handleOf(table, "gpt: a parameter");
+    if (device !== table.device)
+      throw failure("ERR_DEVICE", `gpt: ${name} is on another device than the parameters`);
   }
 }
 
@@ -199,7 +203,6 @@ function within(prefix: string, tensors: Tensors): Tensors {
 
 /** The targets that are not ignored, [] float32: cross entropy counts them, whatever the logits are. */
 function counted(targets: Tensor, ignoreIndex: number): Tensor {
-  handleOf(targets, "gpt: targets");
   const logits = Tensor.zeros([...targets.shape, 1], { device: targets.device });
   return crossEntropyForward(logits, targets, { ignoreIndex, reduction: "sum" }).count;
 }

@@ -16,7 +16,7 @@ import { tiled } from "../tiled.ts";
 import { asContiguous } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import {
-  checkHeadDim,
+  checkHeads,
   type LayerConfiguration,
   type LayerOptions,
   layerConfiguration,
@@ -29,9 +29,9 @@ import {
   moduleOptionNames,
 } from "./layer-options.ts";
 import { checkPlacement, layerParameters } from "./parameters.ts";
-import { rowPositions } from "./position.ts";
+import { checkReset, rowPositions } from "./position.ts";
 import { checkpointAroundAttention, type Recompute, recomputes } from "./recompute.ts";
-import { checkedTensors, initialParameters, type Tensors } from "./shares.ts";
+import { givenOrInitial, type Tensors } from "./shares.ts";
 
 /**
  * A layer of a transformer, of GPT's kind or Llama's, with the norms before the branches:
@@ -69,18 +69,16 @@ export class TransformerLayer implements Disposable {
    */
   constructor(options: LayerOptions, strategy: Strategy, module: ModuleOptions = {}) {
     this.configuration = layerConfiguration("transformerLayer", options);
-    checkHeadDim("transformerLayer", this.configuration);
+    checkHeads("transformerLayer", this.configuration);
     checkOptions("transformerLayer: module", module, moduleOptionNames);
-    const { recompute = "pointwise", mlpTiles = 1, parameters, ...initial } = module;
+    const { recompute = "pointwise", mlpTiles = 1, ...given } = module;
     this.#recompute = oneOf("transformerLayer", "recompute", recompute, recomputes);
     checkPlacement("transformerLayer: strategy", strategy);
     this.strategy = strategy;
     this.#mlpTiles = checkedTiles(mlpTiles, strategy);
     const table = layerParameters(options);
-    this.parameters = parameters
-      ? checkedTensors("transformerLayer", table, strategy, parameters)
-      : initialParameters(table, strategy, initial);
-    this.#owned = parameters ? [] : Object.values(this.parameters);
+    this.parameters = givenOrInitial("transformerLayer", table, strategy, given);
+    this.#owned = given.parameters ? [] : Object.values(this.parameters);
   }
 
   /** Frees the parameters, if they are of its making; those that it was given are the caller's. Twice is harmless. */
@@ -204,7 +202,8 @@ export class TransformerLayer implements Disposable {
     };
   }
 
-  #check(x: Tensor, { alibiSlopes, gradients = {}, resetPositions = false }: LayerForwardOptions): void {
+  #check(x: Tensor, options: LayerForwardOptions): void {
+    const { alibiSlopes, gradients = {} } = options;
     handleOf(x, "transformerLayer: x");
     const { hidden, heads } = this.configuration;
     const { size } = this.strategy.shard;
@@ -219,8 +218,7 @@ export class TransformerLayer implements Disposable {
     if (dtype !== expected) {
       throw failure("ERR_DTYPE", `transformerLayer: x is ${dtype}, expected ${expected} (the parameters')`);
     }
-    if (typeof resetPositions !== "boolean")
-      throw wrongKind("transformerLayer: resetPositions", "a boolean", resetPositions);
+    checkReset("transformerLayer", options);
     checkGradients("transformerLayer", this.parameters, gradients);
     if (alibiSlopes === undefined) return;
     handleOf(alibiSlopes, "transformerLayer: alibiSlopes");

@@ -1,5 +1,5 @@
 // The parameters of layers and models: one table, which says of each its shape, how it begins, and what a rank holds.
-import { failure, shown } from "../errors.ts";
+import { failure, wrongKind } from "../errors.ts";
 import type { Range, Strategy } from "../parallel/strategy.ts";
 import {
   type GptOptions,
@@ -198,10 +198,10 @@ export function checkTable(what: string, table: readonly ParameterSpecification[
 
 export function checkPlacement(what: string, placement: Placement): void {
   if (typeof placement?.heads !== "function" || typeof placement.columns !== "function") {
-    throw failure("ERR_OPTION", `${what} is ${shown(placement)}, expected a Strategy`);
+    throw wrongKind(what, "a Strategy", placement);
   }
   const { positions } = placement;
   if (positions === undefined) return;
   if (typeof positions?.held !== "function" || typeof positions.rows !== "function")
-    throw failure("ERR_OPTION", `${what}.positions is ${shown(positions)}, expected a PositionEmbedding`);
+    throw wrongKind(`${what}.positions`, "a PositionEmbedding", positions);
 }

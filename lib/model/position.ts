@@ -1,6 +1,6 @@
 // Where a rank's rows stand, for rotary embeddings and for learned ones.
 import type { Device } from "../device.ts";
-import { failure } from "../errors.ts";
+import { failure, wrongKind } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { embedding } from "../ops/embedding.ts";
 import type { SequenceShard } from "../parallel/shard.ts";
@@ -41,6 +41,14 @@ export function rowPositions(
 
 export function positionsOf(shard: SequenceShard, options: PositionOptions): Int32Array {
   return isReset(options) ? shard.positions(options.cuSeqlens) : shard.positions();
+}
+
+/** Positions that begin anew need documents to begin with. */
+export function checkReset(what: string, { cuSeqlens, resetPositions = false }: PositionOptions): void {
+  if (typeof resetPositions !== "boolean")
+    throw wrongKind(`${what}: resetPositions`, "a boolean", resetPositions);
+  if (resetPositions && cuSeqlens === undefined)
+    throw failure("ERR_OPTION", `${what}: resetPositions is given without cuSeqlens, whose documents count`);
 }
 
 function isReset({ cuSeqlens, resetPositions = false }: PositionOptions): boolean {

@@ -6,6 +6,7 @@ import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
+import type { DType } from "../values.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 
 /** Tensors by name. */
@@ -40,6 +41,7 @@ export function initialParameters(
   if (!Number.isInteger(seed) || seed < 0 || seed >= 2 ** 32) {
     throw failure("ERR_OPTION", `initialParameters: seed is ${shown(seed)}, expected 0 to 2^32 - 1`);
   }
+  checkFloat("initialParameters", place.dtype);
   return eachParameter(table, (parameter, at) => {
     const { shape, initial } = parameter;
     const ownSeed = seed * mostParameters + at;
@@ -49,6 +51,25 @@ export function initialParameters(
       ? drawnRows(shape, parameter.held(placement), drawn)
       : share(parameter, Tensor.normal(shape, drawn), placement);
   });
+}
+
+/** A module's parameters: those given, or of its own making. */
+export function givenOrInitial(
+  what: string,
+  table: readonly ParameterSpecification[],
+  placement: Placement,
+  { parameters, ...initial }: TensorOptions & { seed?: number; parameters?: Tensors },
+): Record<string, Tensor> {
+  if (parameters === undefined) return initialParameters(table, placement, initial);
+  const shares = checkedTensors(what, table, placement, parameters);
+  const { dtype, device } = initial;
+  for (const [name, share] of Object.entries(shares)) {
+    if (dtype !== undefined && share.dtype !== dtype)
+      throw failure("ERR_DTYPE", `${what}: ${name} is ${share.dtype}, expected ${dtype} (dtype)`);
+    if (device !== undefined && share.device !== device)
+      throw failure("ERR_DEVICE", `${what}: ${name} is on another device than device`);
+  }
+  return shares;
 }
 
 /** Those rows of `Tensor.normal(shape, drawn)`. */
@@ -120,6 +141,11 @@ function share(parameter: ParameterSpecification, whole: Tensor, placement: Plac
     ranges.map(({ begin, end }) => whole.slice(axis, begin, end)),
     axis,
   );
+}
+
+function checkFloat(what: string, dtype: DType | undefined): void {
+  if (dtype !== "int32" && dtype !== "uint8") return;
+  throw failure("ERR_DTYPE", `${what}: dtype is ${dtype}, expected float32, bfloat16 or float16`);
 }
 
 /** One parameter after the other, so that no more than one is in memory whole; all are let go where one fails. */

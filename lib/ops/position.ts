@@ -1,5 +1,5 @@
 // Rotary position embedding: which angles, and their way to the addon.
-import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
+import { checkNames, checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
 import { record } from "../tape.ts";
@@ -44,14 +44,12 @@ export interface RotaryFrequencyOptions {
 }
 
 const frequencyOptionNames: OptionNames<RotaryFrequencyOptions> = { base: true, scaling: true };
-const scalingOptionNames: OptionNames<RotaryScaling> = {
-  type: true,
-  factor: true,
-  originalLength: true,
-  betaFast: true,
-  betaSlow: true,
-  attentionFactor: true,
-};
+const plainScaling = { type: true, factor: true } as const;
+const scalingOptionNames = {
+  linear: plainScaling,
+  ntk: plainScaling,
+  yarn: { ...plainScaling, originalLength: true, betaFast: true, betaSlow: true, attentionFactor: true },
+} as const;
 
 /** How a rotary embedding turns, and where the rows stand. */
 export interface RotaryOptions extends RotaryFrequencyOptions {
@@ -157,8 +155,15 @@ function frequenciesOf(rotaryDim: number, { base = 10_000, scaling }: RotaryFreq
   const powers = (of: number) =>
     Float64Array.from({ length: rotaryDim / 2 }, (_, i) => of ** ((-2 * i) / rotaryDim));
   if (scaling === undefined) return powers(base);
-  checkOptions("rotaryEmbedding: scaling", scaling, scalingOptionNames);
+  checkOptions("rotaryEmbedding: scaling", scaling);
   const { type, factor } = scaling;
+  if (!Object.hasOwn(scalingOptionNames, type)) {
+    throw failure(
+      "ERR_OPTION",
+      `rotaryEmbedding: scaling.type is ${shown(type)}, expected "linear", "ntk" or "yarn"`,
+    );
+  }
+  checkNames("rotaryEmbedding: scaling", scaling, scalingOptionNames[type] as OptionNames<RotaryScaling>);
   positive("scaling.factor", factor);
   switch (type) {
     case "linear":
@@ -183,11 +188,6 @@ function frequenciesOf(rotaryDim: number, { base = 10_000, scaling }: RotaryFreq
         return ((1 - kept) * frequency) / factor + kept * frequency;
       });
     }
-    default:
-      throw failure(
-        "ERR_OPTION",
-        `rotaryEmbedding: scaling.type is ${shown(type)}, expected "linear", "ntk" or "yarn"`,
-      );
   }
 }
 

@@ -132,8 +132,7 @@ export class PartitionedPositionEmbedding implements Disposable {
   }
 
   /**
-   * Replaces the rows by those of a whole table. An optimizer that was made before goes on from its own float32 copy where
-   * the parameter is 16-bit: load first.
+   * Replaces the rows by those of a whole table.
    *
    * @param whole [S, h] of any dtype, on any device.
    * @throws `ERR_SHAPE`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.

@@ -42,7 +42,8 @@ t.test("records, line ends, case and compression", async (t) => {
   t.same(await read(Buffer.concat([gzipSync(text), gzipSync("GT\n")])), [["a", "", "ACGT"]]);
 });
 
-t.test("comments, and the mark that some editors put first, are no part of it", async (t) => {
+t.test("spaces, comments, and the mark that some editors put first, are no part of it", async (t) => {
+  t.same(await read(">a\nAC GT \r\n\t AC\t\n"), [["a", "", "ACGTAC"]]);
   const text = "; made by hand\n>a one; two\nAC\n;between\r\nGT\n;\n>b\nN\n; end";
   const expected = [
     ["a", "one; two", "ACGT"],
@@ -63,7 +64,7 @@ t.test("what is no FASTA is an error with the line", async (t) => {
     ["\n\n", /holds no record/],
     ["ACGT\n", /line 1: expected a title/],
     [">a\nAC\nA1\n", /line 3: "1" is no part of a sequence/],
-    [">a\nAC GT\n", /line 2: byte 32 is no part/],
+    [">a\nAC\u0001GT\n", /line 2: byte 1 is no part/],
     [">a\nAC>b\n", /line 2: ">" is no part/],
     [">a\n>b\nAC\n", /line 2: record "a" has no bases/],
     [">a\n", /record "a" has no bases/],

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import {
   add,
   crossEntropy,
+  Device,
   GPT,
   type GptLossOptions,
   type GptOptions,
@@ -234,7 +235,7 @@ t.test("what is refused", async (t) => {
       /gpt: embedding.weight has/,
     ],
     [() => model.logits(int32([1, 2, 3])), "ERR_SHAPE", "gpt: tokens has the shape [1, 3], expected [B, 6]"],
-    [() => model.logits(Tensor.zeros([2, 6])), "ERR_DTYPE", /indices is float32, expected int32/],
+    [() => model.logits(Tensor.zeros([2, 6])), "ERR_DTYPE", "gpt: tokens is float32, expected int32"],
     [() => model.logits(null as never), "ERR_OPTION", /tokens is null, expected a Tensor/],
     [() => model.logits(tokens, null as never), "ERR_OPTION", /options is null, expected an object/],
     [
@@ -243,6 +244,30 @@ t.test("what is refused", async (t) => {
       /targets has the shape \[1, 3\], expected \[2, 6\]/,
     ],
     [() => model.loss(tokens, targets, { ignoreIndex: 0.5 }), "ERR_OPTION", /ignoreIndex is 0.5/],
+    [() => model.loss(tokens, targets.to("uint8")), "ERR_DTYPE", "gpt: targets is uint8, expected int32"],
+    [
+      () => model.loss(tokens, targets.toDevice(new Device())),
+      "ERR_DEVICE",
+      "gpt: targets is on another device than the parameters",
+    ],
+    [
+      () => model.logits(tokens, { resetPositions: true }),
+      "ERR_OPTION",
+      "transformerLayer: resetPositions is given without cuSeqlens, whose documents count",
+    ],
+    [
+      () => new GPT(gpt, serial(6), { parameters, dtype: "bfloat16" }),
+      "ERR_DTYPE",
+      "gpt: embedding.weight is float32, expected bfloat16 (dtype)",
+    ],
+    [() => new GPT(gpt, serial(6), { dtype: "int32" }), "ERR_DTYPE", /dtype is int32, expected float32, bfl/],
+    [() => new GPT(gpt, undefined as never), "ERR_OPTION", "gpt: strategy is undefined, expected a Strategy"],
+    [
+      () => new GPT({ ...llama, rotary: { rotaryDim: 10 } }, serial(6)),
+      "ERR_OPTION",
+      "transformerLayer: rotary.rotaryDim is 10, expected at most 8 (headDim)",
+    ],
+    [() => new GPT({ ...llama, rotary: { base: -1 } }, serial(6)), "ERR_OPTION", /base is -1/],
     [() => model.loss(tokens, null as never), "ERR_OPTION", /targets is null, expected a Tensor/],
     [
       () => long.logits(int32(new Array(10).fill(1))),

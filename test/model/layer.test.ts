@@ -156,7 +156,7 @@ t.test("attention gets the options, and the slopes of the heads held", async (t)
   t.same(layer.parameters["qkv.weight"]?.shape, [4 * 8, 32]);
   t.same(layer.parameters["proj.weight"]?.shape, [32, 2 * 8]);
   const x = Tensor.normal([1, 6, 32]);
-  layer.forward(x, { alibiSlopes: slopes, mask, softcap: 3, resetPositions: true, gradients: {} });
+  layer.forward(x, { alibiSlopes: slopes, mask, softcap: 3, gradients: {} });
   layer.forward(x, { causal: false });
   t.same(given, [
     [[1, 6, 2, 8], [1, 6, 1, 8], [2], { mask, softcap: 3, causal: true }],

@@ -1,7 +1,11 @@
 // What a ring's plan says: every pair that is visible is computed once, and what a rank sends is what comes.
+import { setTimeout } from "node:timers/promises";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import fc from "fast-check";
 import t from "tap";
-import { type RingStep, ringPlan } from "../../lib/parallel/ring-plan.ts";
+import { AttentionMask } from "../../lib/mask.ts";
+import { keptByRule, type RingStep, ringPlan } from "../../lib/parallel/ring-plan.ts";
 import { documentOf, positionsOf } from "../support/shards.ts";
 
 type Pieces = { start: number; length: number }[];
@@ -101,4 +105,27 @@ t.test("keys go where they are seen, and no further than is seen of them", (t) =
     [1, [{ start: 7, length: 3 }], [{ start: 10, length: 2 }]],
   );
   t.end();
+});
+
+t.test("what is kept is that of the mask, or of none", async (t) => {
+  setFlagsFromString("--expose_gc");
+  const collect = runInNewContext("gc") as () => void;
+  let made = 0;
+  const of = keptByRule(() => ++made);
+  const gone = new WeakRef(
+    (() => {
+      const mask = AttentionMask.causal(4);
+      t.equal(of({ mask }), 1);
+      t.equal(of({ mask }), 1);
+      return mask;
+    })(),
+  );
+  for (let turn = 0; gone.deref() !== undefined && turn < 50; turn++) {
+    await setTimeout(10);
+    collect();
+  }
+  t.equal(gone.deref(), undefined);
+  t.equal(of({}), 2, "a mask that was collected is not none");
+  t.equal(of({}), 2);
+  t.equal(of({ mask: AttentionMask.causal(4) }), 3);
 });
