@@ -218,6 +218,17 @@ t.test("nothing is left behind, also where work throws", async (t) => {
   t.equal(await count(), before);
 });
 
+t.test("what work has from elsewhere stays its owner's", async (t) => {
+  const [x, constant] = [Tensor.normal([4]), Tensor.from([1, 2, 3, 4], [4])];
+  using tape = new Tape();
+  tape.watch(x);
+  const y = checkpoint((_x: Tensor) => constant, x);
+  const [dx] = tape.backward(y, Tensor.normal([4]), [x]) as [Tensor];
+  t.strictSame([...(await dx.data())], [0, 0, 0, 0]);
+  t.strictSame([...(await constant.data())], [1, 2, 3, 4]);
+  t.not(y, constant);
+});
+
 t.test("two devices in one thread", async (t) => {
   using first = new Device();
   using second = new Device();

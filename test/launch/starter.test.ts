@@ -1,4 +1,5 @@
-import { PassThrough, Readable } from "node:stream";
+import { PassThrough, Readable, Writable } from "node:stream";
+import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import t from "tap";
 import { copyLines, Sink } from "../../lib/launch/lines.ts";
@@ -109,6 +110,18 @@ t.test("whole lines, whatever pieces they come in", async (t) => {
     { numRuns: 50 },
   );
   await t.resolves(holds);
+});
+
+t.test("output that nobody reads any more is dropped, and its writers go on", async (t) => {
+  const gone = new Writable({ highWaterMark: 1, write: () => undefined });
+  gone.on("error", () => undefined);
+  const sink = new Sink(gone);
+  const source = () => Readable.from(Array.from({ length: 10 }, () => Buffer.from("line\n")));
+  const waiting = [0, 1].map(() => copyLines(source(), sink, (line) => line));
+  await setImmediate();
+  gone.destroy(Object.assign(new Error("write EPIPE"), { code: "EPIPE" }));
+  await t.resolves(Promise.all(waiting));
+  await t.resolves(copyLines(source(), sink, (line) => line));
 });
 
 t.test("a line without an end does not fill the memory", async (t) => {

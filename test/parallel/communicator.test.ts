@@ -1,7 +1,7 @@
 // Communicators of one process: what arrives where, the same bits everywhere, and errors instead of waiting for ever.
 import { once } from "node:events";
 import fc from "fast-check";
-import { Communicator, Device, Tensor } from "longseq";
+import { Communicator, Device, Scope, Tensor } from "longseq";
 import t from "tap";
 import type { RankTask } from "../support/child/rank.ts";
 import { work } from "../support/child.ts";
@@ -351,4 +351,24 @@ t.test("what cannot be", async (t) => {
   const [left] = Communicator.local([gone]) as [Communicator];
   gone.dispose();
   refuses(t, [[() => left.barrier(), "ERR_DISPOSED", "communicator: its device was disposed"]]);
+});
+
+t.test("a collective that is refused leaves nothing behind", async (t) => {
+  const [first] = localRanks(2) as [Communicator, Communicator];
+  const { device } = first;
+  const x = Tensor.zeros([4, 2], { device });
+  first.dispose();
+  const before = device.memory().tensors;
+  const calls = [
+    () => first.allReduce(x),
+    () => first.allGather(x),
+    () => first.reduceScatter(x),
+    () => first.allToAll(x, [2, 2]),
+    () => first.broadcast(x, 0),
+    () => first.allReduce(x.permute(1, 0)),
+  ];
+  for (const call of calls) t.throws(() => Scope.run<unknown>(call), { code: "ERR_DISPOSED" });
+  for (const call of calls.slice(0, -1)) t.throws(call, { code: "ERR_DISPOSED" });
+  await device.synchronize();
+  t.equal(device.memory().tensors, before);
 });

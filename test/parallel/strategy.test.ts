@@ -1,6 +1,6 @@
 // How heads and columns are divided, and what a strategy refuses before anything is sent.
 import fc from "fast-check";
-import { hybrid, megatron, ring, Tensor, ulysses, zigzag } from "longseq";
+import { AttentionMask, hybrid, type LinearOptions, megatron, ring, Tensor, ulysses, zigzag } from "longseq";
 import t from "tap";
 import { localRanks } from "../support/ranks.ts";
 import { type Refused, refuses } from "../support/refusals.ts";
@@ -37,6 +37,27 @@ t.test("every head is held once, with the key head that it reads", async (t) => 
   fc.assert(property, { numRuns: 40 });
 });
 
+/** Places for gradients that there are not. */
+function sums(make: (shape: readonly number[]) => Tensor): LinearOptions[] {
+  return [{ dbias: make([8]) }, { dweight: make([3, 3]) }];
+}
+
+t.test("a rank without heads refuses what the others refuse", (t) => {
+  const ranks = localRanks(3);
+  for (const [rank, communicator] of ranks.entries()) {
+    const { attend, heads } = strategyOf("megatron", communicator, 6);
+    const { query } = heads(2, 2);
+    const q = Tensor.zeros([1, 6, query.end - query.begin, 8], { device: communicator.device });
+    refuses(t, [
+      [() => attend(q, q, q, { windoww: 1 } as never), "ERR_OPTION", /windoww/],
+      [() => attend(q, q, q, { causal: 1 as never }), "ERR_OPTION", /causal is number/],
+      [() => attend(q, q, q, { mask: AttentionMask.causal(5) }), "ERR_SHAPE", /mask is \[5, 5\], expected/],
+    ]);
+    t.equal(q.shape[2], rank === 0 ? 0 : 1);
+  }
+  t.end();
+});
+
 t.test("what cannot be is refused on each rank, and the group goes on", async (t) => {
   for (const way of ways) {
     const ranks = localRanks(2, { timeoutMs: 5000 });
@@ -52,6 +73,46 @@ t.test("what cannot be is refused on each rank, and the group goes on", async (t
         [() => strategy.attend(q, q.to("bfloat16"), q), "ERR_DTYPE", /k is bfloat16, expected float32/],
         [() => strategy.attend(q, q, undefined as never), "ERR_OPTION", /v is undefined, expected a Tensor/],
         [() => strategy.enter(make([1, strategy.shard.size, 8]), make([8, 7])), "ERR_SHAPE", /7/],
+        // Each rank sees to a part of these alone.
+        [
+          () => strategy.attend(q, q, q, { alibiSlopes: make([4]) }),
+          "ERR_SHAPE",
+          /alibiSlopes has the shape \[4\], expected \[2/,
+        ],
+        [
+          () => strategy.attend(q, q, q, { mask: AttentionMask.causal(7) }),
+          "ERR_SHAPE",
+          "attention: mask is [7, 7], expected [6, 6]",
+        ],
+        [
+          () => strategy.attend(q, q, q, { cuSeqlens: [0, 4, 9] }),
+          "ERR_OPTION",
+          /attention: cuSeqlens ends at 9, expected 6/,
+        ],
+        [
+          () => strategy.attend(q, q, q, { cuSeqlens: [0, 4] }),
+          "ERR_OPTION",
+          /cuSeqlens ends at 4, expected 6/,
+        ],
+        ...sums(make).map(
+          (options): Refused => [
+            () => strategy.enter(make([1, strategy.shard.size, 8]), make([8, 8]), undefined, options),
+            options.dbias ? "ERR_OPTION" : "ERR_SHAPE",
+            options.dbias
+              ? /dbias is given without bias/
+              : /dweight has the shape \[3, 3\], expected \[8, 8\]/,
+          ],
+        ),
+        ...sums(make).map(
+          (options): Refused => [
+            () =>
+              strategy.leave(make([1, rows, 8]), make([8, 8]), undefined, { ...options, activation: "gelu" }),
+            options.dbias ? "ERR_OPTION" : "ERR_SHAPE",
+            options.dbias
+              ? /dbias is given without bias/
+              : /dweight has the shape \[3, 3\], expected \[8, 8\]/,
+          ],
+        ),
       ];
       // All rows are there under megatron: attention itself can take others.
       if (way !== "megatron") {
