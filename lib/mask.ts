@@ -6,8 +6,7 @@ import type { Piece } from "./ops/attention-options.ts";
 import { flatPieces } from "./pieces.ts";
 
 let memoryOfMask: (mask: AttentionMask, what: string) => MaskMemory;
-/** A second one of the same memory, which lives on when the first is disposed. */
-let aliasOfMask: (mask: AttentionMask) => AttentionMask;
+let aliasOfMask: (mask: AttentionMask) => AttentionMask; // of the same memory, and lives on when that is disposed
 
 /**
  * Which keys each query may look at: a matrix of booleans [Sq, Sk] that is never stored whole. Made from a rule, an
@@ -233,6 +232,7 @@ export class AttentionMask implements Disposable {
     this.#memory = undefined;
   }
 
+  /** As `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

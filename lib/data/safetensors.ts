@@ -5,7 +5,7 @@ import { handleOf, type Tensor } from "../tensor.ts";
 import { checkPath } from "./file-errors.ts";
 import { quote } from "./safetensors-header.ts";
 import { SafetensorsReader } from "./safetensors-reader.ts";
-import { byWidth, type Metadata, writeSafetensors } from "./safetensors-writer.ts";
+import { byWidth, writeSafetensors } from "./safetensors-writer.ts";
 
 /** What a safetensors file holds: its tensors by name, and the strings of its header. */
 export interface SafetensorsFile {
@@ -60,7 +60,7 @@ export async function loadSafetensors(
 export async function saveSafetensors(
   path: string,
   tensors: Readonly<Record<string, Tensor>>,
-  metadata: Metadata = {},
+  metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   checkPath("saveSafetensors", path);
   if (typeof tensors !== "object" || tensors === null)

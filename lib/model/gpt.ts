@@ -94,6 +94,7 @@ export class GPT implements Disposable {
     for (const tensor of this.#owned) tensor.dispose();
   }
 
+  /** As `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

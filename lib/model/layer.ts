@@ -86,6 +86,7 @@ export class TransformerLayer implements Disposable {
     for (const tensor of this.#owned) tensor.dispose();
   }
 
+  /** As `dispose`. */
   [Symbol.dispose](): void {
     this.dispose();
   }

@@ -1,6 +1,5 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
 import { checkPath } from "../data/file-errors.ts";
-import type { Metadata } from "../data/safetensors-writer.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";
@@ -193,7 +192,7 @@ export class SharedParameters {
    * const { metadata } = await loadParameters("step-7.safetensors", table, serial(16));
    * metadata; // {"step":"7"}
    */
-  async save(path: string, tensors: Tensors, metadata: Metadata = {}): Promise<void> {
+  async save(path: string, tensors: Tensors, metadata: Readonly<Record<string, string>> = {}): Promise<void> {
     checkPath("save", path);
     const shares = this.#sharesOf("save", tensors);
     const shared = this.#table.map((parameter, i) => ({

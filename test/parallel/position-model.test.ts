@@ -141,7 +141,7 @@ t.test("what cannot be is refused", async (t) => {
     [
       () => new GPT(options, { ...own, positions: {} as never }),
       "ERR_OPTION",
-      "gpt: strategy.positions is an object, expected a PositionEmbedding",
+      "gpt: strategy.positions is object, expected a PositionEmbedding",
     ],
     [
       () => model.logits(tokens),
