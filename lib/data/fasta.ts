@@ -72,7 +72,7 @@ export async function readFasta(path: string): Promise<FastaRecord[]> {
   }
 }
 
-/** Takes a file in pieces of any size, so that a genome is held once. Errors name the line. */
+/** Takes a file in pieces of any size, and holds its sequences alone. Errors name the line. */
 class FastaParser {
   #records: FastaRecord[] = [];
   #title: number[] | undefined;

@@ -65,9 +65,18 @@ function rangesOf(sections: readonly Section[], placement: Placement): Range[] {
 }
 
 /**
- * The parameters of a `TransformerLayer`, in the order of their use. The products' weights are [out, in]; `qkv` has the
- * rows of the q heads, the k heads and the v heads, `mlp_gate_up` those of the gate and of up, which are two tensors in
- * files.
+ * The parameters of a `TransformerLayer`, in the order of their use; beside them the names of the same in Hugging Face's
+ * Llama, whose q, k and v are rows of one tensor here, one behind the other (`concatenate`):
+ *
+ *     input_norm.weight     [h]                     input_layernorm.weight
+ *     qkv.weight            [(Hq + 2 Hkv) D, h]     self_attn.q_proj.weight, .k_proj.weight, .v_proj.weight
+ *     proj.weight           [h, Hq D]               self_attn.o_proj.weight
+ *     mlp_norm.weight       [h]                     post_attention_layernorm.weight
+ *     mlp_gate_up.weight    [2 F, h]                mlp.gate_proj.weight, mlp.up_proj.weight
+ *     mlp_down.weight       [h, F]                  mlp.down_proj.weight
+ *
+ * GPT's kind has `mlp_up.weight` [F, h] in place of `mlp_gate_up`, and a bias beside each weight (`qkv.bias`). In files
+ * `mlp_gate_up` is two tensors, `mlp_gate` and `mlp_up`.
  *
  * @throws `ERR_OPTION` for options that cannot be.
  * @example
@@ -79,8 +88,9 @@ export function layerParameters(options: LayerOptions): ParameterSpecification[]
 }
 
 /**
- * The parameters of a `GPT`: `embedding.weight`, `position.weight` unless it is rotary, the layers' as
- * `layers.<i>.<name>`, `final_norm`, and `head.weight` where the output projection is not the embedding.
+ * The parameters of a `GPT`: `embedding.weight` [V, h], `position.weight` [positions, h] unless it is rotary, the layers'
+ * as `layers.<i>.<name>`, `final_norm.weight` [h] (and `.bias`), and `head.weight` [V, h] where the output projection is
+ * not the embedding. The parameters in files are these too, but for `mlp_gate_up`.
  *
  * @throws `ERR_OPTION` for options that cannot be.
  * @example

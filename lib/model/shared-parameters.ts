@@ -51,7 +51,8 @@ export class SharedParameters {
    *
    * @param table of `layerParameters` or `gptParameters`, the same on all ranks.
    * @param placement of this rank: its `Strategy`.
-   * @param communicator of the ranks that the strategy splits the sequence over.
+   * @param communicator of the ranks that the strategy splits the sequence over; or of several such groups that train on
+   * other sequences each (data parallelism), where gradients are to be summed over all of them.
    * @throws `ERR_OPTION` for another table, placement or communicator; `ERR_COMM` where ranks have other tables, or fail.
    * @example
    * const [alone] = Communicator.local([new Device("cpu")]) as [Communicator];

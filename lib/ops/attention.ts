@@ -176,7 +176,7 @@ export function attentionBackward(
 }
 
 /**
- * Attention over all keys, from attention over each part of them: float32 sums in the parts' order.
+ * Attention over all keys, from attention over each part of them: float32 sums in the parts' order. A tape does not note it.
  *
  *     logSumExp = ln sum_p exp(logSumExp_p)      out = sum_p exp(logSumExp_p - logSumExp) out_p
  *

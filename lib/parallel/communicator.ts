@@ -14,9 +14,10 @@ import type { Pending } from "./pending.ts";
  * on the device before the call: `Pending.wait` puts the device behind it. Sums are made in float32 and in the order
  * of the ranks, so they have the same bits on each of them and in every run.
  *
- * Rows are along the first axis. What cannot be is refused at the call: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`,
- * `ERR_DEVICE` for a tensor of another device, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`. What only the others' calls show
- * ends the group: `ERR_COMM`, from the next await on each device.
+ * Rows are along the first axis. No tape notes any of it: what a `Strategy` does is differentiable. What cannot be is
+ * refused at the call: `ERR_SHAPE`, `ERR_DTYPE`, `ERR_OPTION`, `ERR_DEVICE` for a tensor of another device,
+ * `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`. What only the others' calls show ends the group: `ERR_COMM`, from the next await on
+ * each device; so does `dispose` on a rank, as in a `finally` where a rank's work may throw.
  *
  * @example
  * const devices = [new Device("cpu"), new Device("cpu")];
