@@ -13,8 +13,13 @@ import {
 } from "../index.ts";
 import { failed, failureAmong, type Outcome } from "./outcome.ts";
 import type { Parallel } from "./ranks.ts";
-import type { Rank } from "./verify/ranks.ts";
 import type { World } from "./world.ts";
+
+/** One of the ranks, and how it shares the sequence with the others. */
+export interface Rank {
+  readonly strategy: Strategy;
+  readonly device: Device;
+}
 
 /**
  * On queues of their own of one device, or for "cuda" on a GPU each where there are as many. Where ranks are processes,

@@ -8,7 +8,14 @@ import { handleOf, Tensor } from "../tensor.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import { activateInto, checkActivated, differentiateInPlace, partsOf, roomFor, widest } from "./activated.ts";
 import type { Activation } from "./activation.ts";
-import { checkLinear, heldSums, type LinearOptions, linear, linearOptionNames } from "./linear.ts";
+import {
+  biasGradient,
+  checkLinear,
+  heldSums,
+  type LinearOptions,
+  linear,
+  linearOptionNames,
+} from "./linear.ts";
 import { asMatrix, inDtype } from "./matmul.ts";
 import { queued } from "./queued.ts";
 
@@ -109,12 +116,4 @@ function weightGradient(
     differentiateInPlace(activation, x, part, activated);
   }
   return sum ? null : dweight;
-}
-
-function biasGradient(dy: Tensor, weight: Tensor, sum: Tensor | undefined): Tensor | null {
-  const { dtype, device, shape } = weight;
-  const dbias = sum ?? Tensor.empty(shape.slice(0, 1), { dtype, device });
-  const [given, matrix] = [handleOf(dy, "linear: dy"), handleOf(weight, "linear: weight")];
-  native.linearBackward(given, null, matrix, null, null, handleOf(dbias, "dbias"), false, sum !== undefined);
-  return sum ? null : dbias;
 }

@@ -1,8 +1,9 @@
 import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { record } from "../tape.ts";
-import { handleOf, Tensor } from "../tensor.ts";
+import { handleOf, type Tensor } from "../tensor.ts";
 import { queued } from "./queued.ts";
+import { emptyLike } from "./rows.ts";
 import { split } from "./split.ts";
 
 /** Which GeLU, and of what. */
@@ -34,7 +35,7 @@ export function gelu(x: Tensor, options: GeluOptions = {}): Tensor {
   const handle = handleOf(x, "gelu: x");
   const { bias, isTanh } = checked(options);
   const biasHandle = bias === undefined ? null : handleOf(bias, "gelu: bias");
-  const y = like(x);
+  const y = emptyLike(x);
   queued([y], () => native.geluForward(handle, biasHandle, isTanh, handleOf(y, "y")));
   return record("gelu", [y], bias === undefined ? [x] : [x, bias], (save) => {
     const saved = save(x);
@@ -68,8 +69,8 @@ export function geluBackward(
   const handles = { x: handleOf(x, "gelu: x"), dy: handleOf(dy, "gelu: dy") };
   const { bias, isTanh } = checked(options);
   const biasHandle = bias === undefined ? null : handleOf(bias, "gelu: bias");
-  const dx = like(x);
-  const dbias = bias && like(bias);
+  const dx = emptyLike(x);
+  const dbias = bias && emptyLike(bias);
   return queued(dbias ? [dx, dbias] : [dx], () => {
     const ofBias = dbias === undefined ? null : handleOf(dbias, "dbias");
     native.geluBackward(handles.x, biasHandle, isTanh, handles.dy, handleOf(dx, "dx"), ofBias);
@@ -96,7 +97,7 @@ export function geluBackward(
  */
 export function swiglu(gate: Tensor, up: Tensor): Tensor {
   const handles = [handleOf(gate, "swiglu: gate"), handleOf(up, "swiglu: up")] as const;
-  const y = like(gate);
+  const y = emptyLike(gate);
   queued([y], () => native.swigluForward(...handles, handleOf(y, "y")));
   return record("swiglu", [y], [gate, up], (save) => {
     const saved = { gate: save(gate), up: save(up) };
@@ -130,7 +131,7 @@ export function swigluBackward(tensors: { gate: Tensor; up: Tensor; dy: Tensor }
     handleOf(up, "swiglu: up"),
     handleOf(dy, "swiglu: dy"),
   ] as const;
-  const [dgate, dup] = [like(gate), like(gate)];
+  const [dgate, dup] = [emptyLike(gate), emptyLike(gate)];
   return queued([dgate, dup], () => {
     native.swigluBackward(...handles, handleOf(dgate, "dgate"), handleOf(dup, "dup"));
     return { dgate, dup };
@@ -146,10 +147,6 @@ export function activated(activation: Activation, x: Tensor): Tensor {
   const columns = (x.shape[axis] ?? 0) / 2;
   const [gate, up] = split(x, axis, [columns, columns]) as [Tensor, Tensor];
   return swiglu(gate, up);
-}
-
-function like({ shape, dtype, device }: Tensor): Tensor {
-  return Tensor.empty(shape, { dtype, device });
 }
 
 function checked(options: GeluOptions): { bias: Tensor | undefined; isTanh: boolean } {

@@ -165,3 +165,12 @@ function gradientsOf(
     return { dx, dweight, dbias };
   });
 }
+
+/** The sum of dy's rows [R, O], rounded once, or null where it is added to `sum`. */
+export function biasGradient(dy: Tensor, weight: Tensor, sum: Tensor | undefined): Tensor | null {
+  const { dtype, device, shape } = weight;
+  const dbias = sum ?? Tensor.empty(shape.slice(0, 1), { dtype, device });
+  const [given, matrix] = [handleOf(dy, "linear: dy"), handleOf(weight, "linear: weight")];
+  native.linearBackward(given, null, matrix, null, null, handleOf(dbias, "dbias"), false, sum !== undefined);
+  return sum ? null : dbias;
+}

@@ -13,8 +13,8 @@ import {
 } from "../ops/activated.ts";
 import { type ActivatedLinearOptions, activatedLinearOptionNames } from "../ops/activated-linear.ts";
 import type { Activation } from "../ops/activation.ts";
-import { checkLinear, heldSums, type LinearOptions, linearOptionNames } from "../ops/linear.ts";
-import { inDtype, matmul } from "../ops/matmul.ts";
+import { biasGradient, checkLinear, heldSums, type LinearOptions, linearOptionNames } from "../ops/linear.ts";
+import { asMatrix, inDtype, matmul } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
@@ -24,14 +24,7 @@ import { checkWhole } from "./core.ts";
 import { divideHeads, portionOf } from "./heads.ts";
 import type { Pending } from "./pending.ts";
 import { splitRows, sum } from "./portions.ts";
-import {
-  biasGradient,
-  emptyProduct,
-  linearInto,
-  productInto,
-  weightGradient,
-  weightGradientInto,
-} from "./products.ts";
+import { emptyProduct, linearInto, productInto, weightGradient, weightGradientInto } from "./products.ts";
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
@@ -102,7 +95,7 @@ function enter(
         const parts = splitRows(given, counts, 1);
         const dx = scattering(communicator, counts, (peer) => matmul(parts[peer] as Tensor, saved.weight));
         const dweight = weightGradient(given, all.wait(), saved.weight, sums.dweight);
-        const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
+        const dbias = bias === undefined ? [] : [biasGradient(asMatrix(given), saved.weight, sums.dbias)];
         return [dx.wait(), dweight, ...dbias];
       });
   });
@@ -142,7 +135,7 @@ function leave(
         const products = activation
           ? activatedGradients(communicator, counts, activation, { ...saved, dy: given }, sums.dweight)
           : leaveGradients(communicator, counts, { ...saved, dy: given }, sums.dweight);
-        const dbias = bias === undefined ? [] : [biasGradient(given, bias.shape, sums.dbias)];
+        const dbias = bias === undefined ? [] : [biasGradient(asMatrix(given), saved.weight, sums.dbias)];
         return [...products, ...dbias];
       });
   });

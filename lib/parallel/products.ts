@@ -56,12 +56,3 @@ export function weightGradientInto(dy: Tensor, x: Tensor, out: Tensor, isSummed:
     isSummed,
   );
 }
-
-export function biasGradient(dy: Tensor, shape: readonly number[], total: Tensor | undefined): Tensor | null {
-  const out = Tensor.empty(shape, { dtype: total?.dtype ?? dy.dtype, device: dy.device });
-  native.columnSum(handleOf(dy, "linear: dy"), handleOf(out, "linear: dbias"));
-  if (total === undefined) return out;
-  const into = handleOf(total, "linear: dbias");
-  native.add(into, handleOf(out, "linear: dbias"), into);
-  return null;
-}

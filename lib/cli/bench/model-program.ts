@@ -12,7 +12,7 @@ import {
   TransformerLayer,
   visiblePairs,
 } from "../../index.ts";
-import type { Rank } from "../verify/ranks.ts";
+import type { Rank } from "../rank-group.ts";
 import type { ModelPass } from "./flops.ts";
 import type { ModelSettings } from "./model-settings.ts";
 import { documentBoundaries } from "./problem.ts";

@@ -1,5 +1,6 @@
 // What a row of operations.ts is made of: the shape it runs on, the work that bounds it, its inputs.
 import { type Device, type DType, Tensor } from "../../index.ts";
+import { itemBytes } from "../../values.ts";
 import type { ModelPass } from "./flops.ts";
 import type { Pass } from "./problem.ts";
 
@@ -31,13 +32,6 @@ export interface Operation {
   prepare(shape: Rows): Prepared;
 }
 
-const itemBytes: Readonly<Record<DType, number>> = {
-  float32: 4,
-  bfloat16: 2,
-  float16: 2,
-  int32: 4,
-  uint8: 1,
-};
 /** Of `tensors` tensors [rows, width]. */
 export const bytesOf = ({ rows, width, dtype }: Rows, tensors: number) =>
   tensors * rows * width * itemBytes[dtype];

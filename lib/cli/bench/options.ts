@@ -1,6 +1,6 @@
 // The options of `longseq bench`, and which of them go with what is measured.
 
-import { presets } from "../../model/presets.ts";
+import { presets } from "../../index.ts";
 import { recomputes } from "../../model/recompute.ts";
 import { type Arguments, type OptionTable, UsageError } from "../arguments.ts";
 import { parallelOptions } from "../ranks.ts";

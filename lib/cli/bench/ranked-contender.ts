@@ -2,8 +2,7 @@
 import { type Device, type Mark, Scope } from "../../index.ts";
 import { watchWaits } from "../../parallel/pending.ts";
 import { median } from "../quantity.ts";
-import type { RankGroup } from "../rank-group.ts";
-import type { Rank } from "../verify/ranks.ts";
+import type { Rank, RankGroup } from "../rank-group.ts";
 import { type Contender, emptyCache } from "./contender.ts";
 
 /** One rank's part, with everything made beforehand that does not belong to it. */

@@ -2,6 +2,7 @@
 import { type Device, info } from "../../index.ts";
 import { isOfOneLaunch } from "../environment.ts";
 import { type Output, RemoteFailure } from "../output.ts";
+import { quoted } from "../shell.ts";
 import type { World } from "../world.ts";
 import { unlessAborted } from "./measure.ts";
 import { PeerError } from "./peer-process.ts";
@@ -65,12 +66,9 @@ export function endInterrupted({ output }: Run): never {
 
 /** What to type to run this again, with the variables of ours that were set. */
 export function commandLine({ world }: Run): string {
-  const quote = (word: string) => {
-    return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
-  };
   const variables = Object.entries(process.env)
     .filter(([name]) => name.startsWith("LONGSEQ_") && !isOfOneLaunch(name))
-    .map(([name, value = ""]) => `${name}=${quote(value)}`);
+    .map(([name, value = ""]) => `${name}=${quoted(value)}`);
   const launch = world.size > 1 ? [`npx longseq launch --ranks ${world.size} --`] : [];
-  return [...variables, ...launch, "npx longseq bench", ...process.argv.slice(3).map(quote)].join(" ");
+  return [...variables, ...launch, "npx longseq bench", ...process.argv.slice(3).map(quoted)].join(" ");
 }

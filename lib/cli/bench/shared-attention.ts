@@ -1,6 +1,6 @@
 // Attention over a sequence that ranks share: one rank's part of a pass.
 import { Scope, type ShardedAttentionOptions, Tape, Tensor } from "../../index.ts";
-import type { Rank } from "../verify/ranks.ts";
+import type { Rank } from "../rank-group.ts";
 import { attentionOptions, type Pass, type Problem } from "./problem.ts";
 import type { RankProgram } from "./ranked-contender.ts";
 import type { Settings } from "./settings.ts";

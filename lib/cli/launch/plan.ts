@@ -8,6 +8,7 @@ import { slurmCounts } from "../../launch/slurm.ts";
 import { mpiKind, type Plan, type Start, type Starter } from "../../launch/starter.ts";
 import { arrange, type Capacity, gpusPerHost, type Topology } from "../../launch/topology.ts";
 import { type Arguments, UsageError } from "../arguments.ts";
+import { quoted } from "../shell.ts";
 
 type Environment = NodeJS.ProcessEnv;
 
@@ -148,11 +149,9 @@ async function meetingPlace({ hosts }: Topology): Promise<string> {
 
 /** What a shell would run: ranks of this machine side by side. */
 export function shellText(list: readonly Start[]): string {
-  const quote = (word: string) =>
-    /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
   const lines = list.map(({ argv, variables, rank }) => {
-    const pairs = Object.entries(variables).map(([name, value]) => `${name}=${quote(value)}`);
-    return `${[...pairs, ...argv.map(quote)].join(" ")}${rank === undefined ? "" : " &"}\n`;
+    const pairs = Object.entries(variables).map(([name, value]) => `${name}=${quoted(value)}`);
+    return `${[...pairs, ...argv.map(quoted)].join(" ")}${rank === undefined ? "" : " &"}\n`;
   });
   return `${lines.join("")}${list.some(({ rank }) => rank !== undefined) ? "wait\n" : ""}`;
 }

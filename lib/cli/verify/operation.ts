@@ -1,6 +1,6 @@
 // How an operation is run from its vectors: a row of the table in verify.ts.
 import type { AttentionOptions, DType, Tensor } from "../../index.ts";
-import type { Rank } from "./ranks.ts";
+import type { Rank } from "../rank-group.ts";
 import type { VectorFile } from "./vector-file.ts";
 
 export type FloatType = Extract<DType, "float32" | "bfloat16" | "float16">;

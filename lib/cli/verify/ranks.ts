@@ -1,22 +1,16 @@
 // What vectors of layers and models need of the ranks that share the sequence. Wholes are sums over the ranks, each of which
 // has zeros in place of what it does not hold: that is exact, and works where the other ranks are other processes.
 import {
-  type Device,
   type ParameterSpecification,
   SequenceShard,
-  type Strategy,
   serial,
   shareParameters,
   Tensor,
   wholeGradients,
 } from "../../index.ts";
+import type { Rank } from "../rank-group.ts";
 import type { FloatType, Result } from "./operation.ts";
 import type { VectorFile } from "./vector-file.ts";
-
-export interface Rank {
-  readonly strategy: Strategy;
-  readonly device: Device;
-}
 
 /** Rows of the whole sequence, where the rank is. */
 export function rowsOf({ strategy, device }: Rank, x: Tensor): Tensor {
