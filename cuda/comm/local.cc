@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <utility>
 
 #include "comm/communicator.h"
@@ -54,7 +55,7 @@ std::string LocalGroup::absent(const Step& step) const {
   int count = 0;
   for (int rank = 0; rank < size(); rank++) {
     if (step.places[static_cast<size_t>(rank)].exchange) continue;
-    names += (count++ ? ", " : "") + std::to_string(rank);
+    names += (count++ ? ", " : "") + std::to_string(name(rank));
   }
   return (count == 1 ? "rank " : "ranks ") + names;
 }
@@ -65,7 +66,9 @@ std::shared_ptr<LocalGroup> LocalGroup::part(const std::vector<int>& ranks, int 
   auto& known = parts_[{ranks, call}];
   auto group = known.lock();
   if (!group) {
-    group = std::make_shared<LocalGroup>(static_cast<int>(ranks.size()), timeout_ms_, shares_memory);
+    std::vector<int> names;
+    for (const int rank : ranks) names.push_back(name(rank));
+    group = std::make_shared<LocalGroup>(std::move(names), timeout_ms_, shares_memory);
     known = group;
   }
   return group;
@@ -87,9 +90,9 @@ class LocalTransport : public Transport {
   }
 
   void fail(std::exception_ptr why) noexcept override {
-    group_->fail(text("rank ", rank_, " failed: ", message_of(why)));
+    group_->fail(text("rank ", group_->name(rank_), " failed: ", message_of(why)));
   }
-  void leave() noexcept override { group_->fail(text("rank ", rank_, " has left")); }
+  void leave() noexcept override { group_->fail(text("rank ", group_->name(rank_), " has left")); }
 
   bool shares_memory() const override { return group_->shares_memory; }
   void end(const std::string& why) override { group_->fail(why); }
@@ -127,6 +130,12 @@ void lend(const Tensor& from, const Tensor& to) {
   to.storage->borrow({data, static_cast<size_t>(from.bytes()), std::shared_ptr<void>(data, give_back)});
 }
 
+std::vector<int> ranks_to(int size) {
+  std::vector<int> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
+
 std::mutex named_mutex;
 std::map<std::string, std::weak_ptr<LocalGroup>> named;
 
@@ -137,7 +146,7 @@ std::vector<std::shared_ptr<Communicator>> local_communicators(
   const int size = static_cast<int>(devices.size());
   check(size > 0, Code::Option, "Communicator.local: there are no devices");
   const auto is_neighbour = [&](const auto& device) { return memory_of(*device) == memory_of(*devices[0]); };
-  const auto group = std::make_shared<LocalGroup>(size, timeout_ms,
+  const auto group = std::make_shared<LocalGroup>(ranks_to(size), timeout_ms,
                                                   std::all_of(devices.begin(), devices.end(), is_neighbour));
   std::vector<std::shared_ptr<Communicator>> ranks;
   for (int rank = 0; rank < size; rank++) {
@@ -167,7 +176,7 @@ std::shared_ptr<Communicator> join_local(const std::string& name, int rank, int 
   std::erase_if(named, [](const auto& group) { return group.second.expired(); });
   auto group = named[name].lock();
   // Who the others are nobody knows yet.
-  if (!group) named[name] = group = std::make_shared<LocalGroup>(size, timeout_ms, false);
+  if (!group) named[name] = group = std::make_shared<LocalGroup>(ranks_to(size), timeout_ms, false);
   check(group->size() == size, Code::Option, "Communicator.join: size is ", size, ", others of \"", name,
         "\" gave ", group->size());
   check(group->take(rank), Code::Option, "Communicator.join: rank ", rank, " of \"", name, "\" is taken");
@@ -184,17 +193,18 @@ std::vector<Pair> pairs_of(LocalGroup& group, const LocalGroup::Step& step, int 
   for (size_t i = 0; i < receiver.received.size(); i++) {
     if (receiver.from[i] == peer) received.push_back(&receiver.received[i]);
   }
+  const int from_name = group.name(peer), to_name = group.name(rank);
   std::string mismatch;
   if (sent.size() != received.size()) {
-    mismatch = text("rank ", peer, " sends ", sent.size(), " tensors to rank ", rank, ", which receives ",
-                    received.size());
+    mismatch = text("rank ", from_name, " sends ", sent.size(), " tensors to rank ", to_name,
+                    ", which receives ", received.size());
   }
   std::vector<Pair> pairs;
   for (size_t i = 0; i < sent.size() && mismatch.empty(); i++) {
     const Tensor &from = *sent[i], &to = *received[i];
     if (from.dtype != to.dtype || from.elements() != to.elements()) {
-      mismatch = text("rank ", peer, " sends ", shape_text(from), " ", name_of(from.dtype), " to rank ", rank,
-                      ", which receives ", shape_text(to), " ", name_of(to.dtype));
+      mismatch = text("rank ", from_name, " sends ", shape_text(from), " ", name_of(from.dtype), " to rank ",
+                      to_name, ", which receives ", shape_text(to), " ", name_of(to.dtype));
     }
     pairs.push_back({&from, &to});
   }

@@ -27,13 +27,17 @@ class LocalGroup {
     int come = 0, gone = 0;
   };
 
-  LocalGroup(int size, double timeout_ms, bool shares_memory)
+  /** `names` are the ranks' numbers in the group that this one is a part of. */
+  LocalGroup(std::vector<int> names, double timeout_ms, bool shares_memory)
       : shares_memory(shares_memory),
+        names_(std::move(names)),
         timeout_ms_(timeout_ms),
-        current_(std::make_shared<Step>(size)),
-        taken_(static_cast<size_t>(size)) {}
+        current_(std::make_shared<Step>(size())),
+        taken_(names_.size()) {}
   const bool shares_memory;
-  int size() const { return static_cast<int>(taken_.size()); }
+  int size() const { return static_cast<int>(names_.size()); }
+  /** What messages call a rank. */
+  int name(int rank) const { return names_[static_cast<size_t>(rank)]; }
 
   /** Waits until all have come. Throws Error(Comm) where one does not, or the group has failed. */
   std::shared_ptr<Step> meet(int rank, Place place);
@@ -49,6 +53,7 @@ class LocalGroup {
  private:
   std::string absent(const Step& step) const;
 
+  const std::vector<int> names_;
   const double timeout_ms_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -372,3 +372,22 @@ t.test("a collective that is refused leaves nothing behind", async (t) => {
   await device.synchronize();
   t.equal(device.memory().tensors, before);
 });
+
+t.test("messages of a part of the ranks call them by their numbers among all", async (t) => {
+  const ranks = localRanks(6);
+  const odd = [1, 3, 5].map((rank) => ranks[rank]?.group([1, 3, 5])) as Communicator[];
+  const last = odd.slice(1).map((communicator) => communicator.group([1, 2])); // of the odd ones: 3 and 5
+  const calls = last.map((communicator, i) => {
+    const x = Tensor.zeros([i + 1], { device: communicator.device });
+    return communicator.allGather(x).wait();
+  });
+  t.match(await Promise.all(calls.map((call) => failing(call.data()))), [
+    /^ERR_COMM .*rank [35] sends \[[12]\] float32 to rank [35], which receives \[[12]\]/,
+    /^ERR_COMM .*rank [35] sends \[[12]\] float32 to rank [35], which receives \[[12]\]/,
+  ]);
+  const [one, other] = [0, 1].map((i) => odd[i]?.group([0, 1])) as [Communicator, Communicator];
+  const waiting = one.barrier();
+  waiting.wait();
+  other.dispose();
+  t.equal(await failing(one.device.synchronize()), "ERR_COMM communicator: rank 3 has left");
+});
