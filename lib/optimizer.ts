@@ -47,7 +47,7 @@ const adamWOptionNames: OptionNames<AdamWOptions> = {
  * const gradients = [Tensor.normal([512, 64], { seed: 1, dtype: "bfloat16" })];
  * const { norm, factor } = clipByGlobalNorm(gradients, 1);
  * optimizer.step(gradients, { gradientScale: factor });
- * console.log(await norm.data());
+ * console.log(await norm.item());
  */
 export class AdamW implements Disposable {
   /** Those that are updated. */

@@ -280,6 +280,18 @@ export class Tensor implements Disposable {
   }
 
   /**
+   * The one value of a tensor that holds one, as `data` gives it.
+   * @throws (as a rejection) `ERR_SHAPE` where it holds none or several; also the first error of what is queued.
+   * @example
+   * await Tensor.from([3], []).item(); // 3
+   */
+  async item(): Promise<number> {
+    if (this.size !== 1) throw failure("ERR_SHAPE", `item: the tensor has ${this.size} values, expected one`);
+    const [value] = await this.data();
+    return value as number;
+  }
+
+  /**
    * As `data`, but the stored bits: a Uint16Array for 16-bit floats, a Uint32Array for float32 and int32.
    * @example
    * await Tensor.from([1], [1], { dtype: "bfloat16" }).bits(); // [16256]

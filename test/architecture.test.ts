@@ -152,7 +152,7 @@ t.test("who may import whom", async (t) => {
 
 t.test("files are short, and named as things", async (t) => {
   // A third of tensor.ts is its methods' documentation.
-  const most = (path: string) => (path === "lib/tensor.ts" ? 345 : 250);
+  const most = (path: string) => (path === "lib/tensor.ts" ? 360 : 250);
   const long = library.filter(({ path, text }) => text.trimEnd().split("\n").length > most(path));
   t.strictSame(
     long.map(({ path, text }) => `${path}: ${text.trimEnd().split("\n").length}`),

@@ -94,7 +94,7 @@ const calls: Taking[] = [
     "rotaryEmbedding: scaling: options",
     (options: object) =>
       longseq.rotaryFrequencies(8, { scaling: { type: "linear" as const, factor: 2, ...options } }),
-    "type, factor, originalLength",
+    "type, factor",
   ],
   ["adamW: options", (options) => new longseq.AdamW([square], options), "learningRate, betas, epsilon"],
   ["adamW.step: options", (options) => optimizer.step([square], options), "learningRate, gradientScale"],
@@ -225,6 +225,6 @@ t.test("what waits for files or ranks", async (t) => {
   });
   await t.rejects(longseq.loadSafetensors("absent", { devise: device } as never), {
     code: "ERR_OPTION",
-    message: 'loadSafetensors: options has no "devise", only device',
+    message: 'loadSafetensors: options has no "devise", only device, names',
   });
 });

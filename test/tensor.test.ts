@@ -175,6 +175,22 @@ t.test("a tensor may be written from a part of itself, and its source be let go"
   }
 });
 
+t.test("one value", async (t) => {
+  t.equal(await Tensor.from([1.5], [], { dtype: "bfloat16" }).item(), 1.5);
+  t.equal(await Tensor.from(Int32Array.of(-7), [1, 1]).item(), -7);
+  t.equal(await Tensor.from([1, 2, 3], [3]).select(0, 1).item(), 2);
+  for (const [shape, count] of [
+    [[0], 0],
+    [[2], 2],
+  ] as const) {
+    const message = `item: the tensor has ${count} values, expected one`;
+    await t.rejects(Tensor.zeros(shape).item(), { code: "ERR_SHAPE", message });
+  }
+  const disposed = Tensor.zeros([]);
+  disposed.dispose();
+  await t.rejects(disposed.item(), { code: "ERR_DISPOSED" });
+});
+
 t.test("a written array may be changed at once", async (t) => {
   const values = Float32Array.of(1, 2, 3);
   const tensor = Tensor.from(values, [3]);

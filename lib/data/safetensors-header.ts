@@ -21,7 +21,9 @@ export const stagingBytes = 16 * 2 ** 20;
 /** One tensor of a file: where its bytes are, counted from the end of the header. */
 export interface Entry {
   readonly name: string;
-  readonly type: FileType;
+  /** Undefined for one that cannot be read, as `unreadable` says: others of the file may be. */
+  readonly type: FileType | undefined;
+  readonly unreadable: string;
   readonly shape: readonly number[];
   readonly size: number;
   readonly begin: number;
@@ -100,10 +102,6 @@ function parseEntry(name: string, value: unknown, dataBytes: number): Entry {
   const what = `tensor ${quote(name)}`;
   if (!isRecord(value)) throw new Error(`${what} is not a JSON object`);
   const { dtype: type, shape, data_offsets: offsets } = value;
-  if (!isFileType(type)) {
-    const known = Object.keys(itemBytes).join(", ");
-    throw new Error(`${what} has dtype ${JSON.stringify(type)}, expected one of ${known}`);
-  }
   if (!isIndexList(shape) || shape.length > maximumAxes) {
     throw new Error(`${what} has shape ${brief(shape)}, expected up to ${maximumAxes} sizes`);
   }
@@ -115,13 +113,18 @@ function parseEntry(name: string, value: unknown, dataBytes: number): Entry {
     throw new Error(`${what} has data_offsets [${begin}, ${end}], the file has ${dataBytes} bytes of data`);
   }
   const size = shape.reduce((product, axis) => product * axis, 1);
+  if (!isFileType(type)) {
+    const known = Object.keys(itemBytes).join(", ");
+    const unreadable = `${what} has dtype ${brief(type)}, expected one of ${known}`;
+    return { name, type: undefined, unreadable, shape, size, begin, end };
+  }
   // A product past 2^53 is inexact, and then far more than any file holds: the comparison still refuses it.
   if (size * itemBytes[type] !== end - begin) {
     throw new Error(
       `${what} has ${end - begin} bytes, expected ${size * itemBytes[type]} for ${type} ${brief(shape)}`,
     );
   }
-  return { name, type, shape, size, begin, end };
+  return { name, type, unreadable: "", shape, size, begin, end };
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -25,6 +25,8 @@ const dtypes: Readonly<Record<FileType, DType>> = {
   BOOL: "uint8",
 };
 
+type ReadableEntry = Entry & { readonly type: FileType };
+
 /** An open file, whose header is right. */
 export class SafetensorsReader {
   readonly metadata: Record<string, string>;
@@ -68,10 +70,17 @@ export class SafetensorsReader {
     return this.#entries.keys();
   }
 
-  /** The caller's. */
-  async tensor(name: string, device: Device): Promise<Tensor> {
+  /** What the header says of a tensor that can be read. */
+  entry(name: string): ReadableEntry {
     const entry = this.#entries.get(name);
     if (entry === undefined) throw new Error(`there is no tensor ${quote(name)}`);
+    if (entry.type === undefined) throw new Error(entry.unreadable);
+    return entry as ReadableEntry;
+  }
+
+  /** The caller's. */
+  async tensor(name: string, device: Device): Promise<Tensor> {
+    const entry = this.entry(name);
     const tensor = Tensor.empty(entry.shape, { dtype: dtypes[entry.type], device });
     try {
       await this.#fill(tensor, entry);
@@ -82,7 +91,7 @@ export class SafetensorsReader {
     return tensor;
   }
 
-  async #fill(tensor: Tensor, entry: Entry): Promise<void> {
+  async #fill(tensor: Tensor, entry: ReadableEntry): Promise<void> {
     const most = Math.min(stagingBytes, entry.end - entry.begin);
     if (this.#staging.length < most) this.#staging = new Uint8Array(most);
     const staging = this.#staging;
@@ -100,7 +109,7 @@ export class SafetensorsReader {
   }
 }
 
-function valuesOf({ name, type }: Entry, bytes: ArrayBuffer, count: number) {
+function valuesOf({ name, type }: ReadableEntry, bytes: ArrayBuffer, count: number) {
   switch (type) {
     case "F32":
       return new Float32Array(bytes, 0, count);

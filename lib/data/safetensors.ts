@@ -16,29 +16,36 @@ export interface SafetensorsFile {
 }
 
 /**
- * Reads all tensors of a safetensors file (the format of huggingface/safetensors) onto a device (default:
+ * Reads the tensors of a safetensors file (the format of huggingface/safetensors) onto a device (default:
  * `Device.default`). F32, BF16, F16, I32 and U8 keep their type, BOOL becomes uint8, and I64 becomes int32 where every
  * value fits. It takes the tensors' memory and 16 MiB.
  *
- * @throws (as a rejection) `ERR_FILE`, with the path, where the file cannot be read, is damaged, or holds another type;
- * `ERR_SHAPE` for more than 6 axes; `ERR_OUT_OF_MEMORY`.
+ * @param options names: of the tensors that are wanted; default: all. Of others nothing is read but the header.
+ * @throws (as a rejection) `ERR_FILE`, with the path, where the file cannot be read, is damaged, or lacks a tensor, or
+ * one that is wanted is of another type; `ERR_SHAPE` for more than 6 axes; `ERR_OPTION`, `ERR_OUT_OF_MEMORY`.
  * @example
  * await saveSafetensors("model.safetensors", { weight: Tensor.normal([4, 8]) }, { step: "100" });
  * const { tensors, metadata } = await loadSafetensors("model.safetensors");
  * tensors.weight?.shape; // [4, 8]
  * metadata.step; // "100"
+ * await loadSafetensors("model.safetensors", { names: ["weight"] });
  */
 export async function loadSafetensors(
   path: string,
-  options: { device?: Device } = {},
+  options: { device?: Device; names?: readonly string[] } = {},
 ): Promise<SafetensorsFile> {
   checkPath("loadSafetensors", path);
-  checkOptions("loadSafetensors", options, { device: true });
+  checkOptions("loadSafetensors", options, { device: true, names: true });
+  const { names } = options;
+  if (names !== undefined && !(Array.isArray(names) && names.every((name) => typeof name === "string")))
+    throw wrongKind("loadSafetensors: names", "an array of strings", names);
   const device = deviceOrDefault("loadSafetensors", options.device);
   return SafetensorsReader.reading("loadSafetensors", path, async (reader) => {
     const tensors = new Map<string, Tensor>();
     try {
-      for (const name of reader.names) tensors.set(name, await reader.tensor(name, device));
+      const wanted = new Set(names ?? reader.names);
+      for (const name of wanted) reader.entry(name); // before any is read
+      for (const name of wanted) tensors.set(name, await reader.tensor(name, device));
     } catch (error) {
       for (const tensor of tensors.values()) tensor.dispose();
       throw error;

@@ -53,7 +53,7 @@ export async function saveShared(
   using faults = Scope.run(() =>
     communicator.allReduce(Tensor.from([fault === undefined ? 0 : 1], [1], { device })).wait(),
   );
-  const [count = 0] = await faults.data();
+  const count = await faults.item();
   if (fault !== undefined) throw fault;
   if (count > 0) throw failure("ERR_FILE", `save: ${path}: rank 0 could not write it`);
 }

@@ -25,7 +25,7 @@ import { asStored, partOf } from "./wholes.ts";
  * const shared = await SharedParameters.of(table, strategy, communicator);
  * const gradients = shared.completeGradients(initialParameters(table, strategy)); // those of a loss
  * const { factor } = await shared.clipByGlobalNorm(gradients, 1); // AdamW.step takes it as gradientScale
- * await factor.data();
+ * await factor.item();
  */
 export class SharedParameters {
   readonly #table: readonly ParameterSpecification[];
@@ -116,7 +116,7 @@ export class SharedParameters {
    * const shared = await SharedParameters.of(table, strategy, alone);
    * const gradients = shared.completeGradients(initialParameters(table, strategy, { device: alone.device }));
    * const { factor } = await shared.clipByGlobalNorm(gradients, 1e6);
-   * await factor.data(); // [1]
+   * await factor.item(); // 1
    */
   async clipByGlobalNorm(gradients: Tensors, maxNorm: number): Promise<{ norm: Tensor; factor: Tensor }> {
     checkMaxNorm(maxNorm);
@@ -138,14 +138,14 @@ export class SharedParameters {
     });
     let squares = 0;
     try {
-      for (const { holders, norm } of norms) squares += ((await norm.data())[0] ?? Number.NaN) ** 2 / holders;
+      for (const { holders, norm } of norms) squares += (await norm.item()) ** 2 / holders;
     } finally {
       for (const { norm } of norms) norm.dispose();
     }
     using total = Scope.run(() =>
       this.#communicator.allReduce(Tensor.from([squares], [1], { device })).wait(),
     );
-    const norm = Math.sqrt((await total.data())[0] ?? Number.NaN);
+    const norm = Math.sqrt(await total.item());
     const factor = Number.isFinite(norm) ? Math.min(1, maxNorm / norm) : Number.NaN;
     return { norm: Tensor.from([norm], [], { device }), factor: Tensor.from([factor], [], { device }) };
   }

@@ -1,5 +1,5 @@
 // Rotary position embedding: which angles, and their way to the addon.
-import { checkNames, checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
+import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
 import { record } from "../tape.ts";
@@ -163,7 +163,7 @@ function frequenciesOf(rotaryDim: number, { base = 10_000, scaling }: RotaryFreq
       `rotaryEmbedding: scaling.type is ${shown(type)}, expected "linear", "ntk" or "yarn"`,
     );
   }
-  checkNames("rotaryEmbedding: scaling", scaling, scalingOptionNames[type] as OptionNames<RotaryScaling>);
+  checkOptions("rotaryEmbedding: scaling", scaling, scalingOptionNames[type] as OptionNames<RotaryScaling>);
   positive("scaling.factor", factor);
   switch (type) {
     case "linear":

@@ -111,6 +111,31 @@ t.test("I64 is narrowed where it fits and refused where not, BOOL is uint8", asy
   });
 });
 
+t.test("some tensors of a file, also where others are of a type that there is not", async (t) => {
+  using device = new Device();
+  const path = await fileOf(
+    { wide: entry("F64", [1], 0, 8), a: entry("U8", [2], 8, 10), b: entry("U8", [1], 10, 11) },
+    Buffer.from([0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]),
+  );
+  const { tensors } = await loadSafetensors(path, { device, names: ["b", "a", "b"] });
+  t.strictSame(Object.keys(tensors), ["b", "a"]);
+  t.strictSame(await tensors.a?.data(), Uint8Array.of(1, 2));
+  t.strictSame((await loadSafetensors(path, { device, names: [] })).tensors, {});
+  for (const tensor of Object.values(tensors)) tensor.dispose();
+  const refused: [names: string[] | undefined, RegExp][] = [
+    [undefined, /tensor "wide" has dtype "F64", expected one of F32, /],
+    [["a", "wide"], /tensor "wide" has dtype "F64"/],
+    [["a", "c"], /there is no tensor "c"/],
+  ];
+  for (const [names, message] of refused) {
+    await t.rejects(loadSafetensors(path, { device, ...(names && { names }) }), {
+      code: "ERR_FILE",
+      message,
+    });
+  }
+  t.equal(device.memory().tensors, 0);
+});
+
 t.test("a hostile file is an error that names it, and leaves nothing behind", async (t) => {
   using device = new Device("cpu");
   const four = Buffer.alloc(4);
@@ -242,6 +267,10 @@ t.test("what is no path, no tensor, no option", async (t) => {
     [saveSafetensors(path, { w }, null as never), "saveSafetensors: metadata is null, expected an object"],
     [loadSafetensors(5 as never), "loadSafetensors: path is number, expected a string"],
     [loadSafetensors(path, null as never), "loadSafetensors: options is null, expected an object"],
+    [
+      loadSafetensors(path, { names: "a" as never }),
+      "loadSafetensors: names is string, expected an array of strings",
+    ],
     [
       loadSafetensors(path, { device: "cpu" as never }),
       "loadSafetensors: device is string, expected a Device",

@@ -163,6 +163,7 @@ export const publicCalls: Record<string, Call> = {
   "Tensor.contiguous": [() => x.contiguous()],
   "Tensor.data": [() => x.data()],
   "Tensor.bits": [() => x.bits()],
+  "Tensor.item": [() => x.item()],
   "Tensor.write": [(values) => ofClosed.write(values), near(new Float32Array(64), x)],
   attention: [longseq.attention, near(x), near(x), near(x), options(ofAttention)],
   attentionForward: [longseq.attentionForward, near(x), near(x), near(x), options(ofAttention)],
@@ -437,7 +438,7 @@ export const publicCalls: Record<string, Call> = {
   "PartitionedPositionEmbedding.load": [(whole) => positions.load(whole), near(table)],
   "PartitionedPositionEmbedding.gather": [() => positions.gather()],
   partitionPositions: [longseq.partitionPositions, near(longseq.serial(4)), near(alone)],
-  loadSafetensors: [longseq.loadSafetensors, near("absent"), options(["device"])],
+  loadSafetensors: [longseq.loadSafetensors, near("absent"), options(["device", "names"])],
   readFasta: [longseq.readFasta, near("absent")],
   info: [longseq.info],
 };
