@@ -164,14 +164,14 @@ export class SequenceShard {
   }
 
   /**
-   * `take` for values on the host, such as tokens.
+   * `take` for values on the host, such as tokens: also bytes, as `readFasta` gives them.
    *
    * @param values [S] or [B, S], row by row.
    * @throws `ERR_SHAPE` where they are not whole sequences.
    * @example
    * SequenceShard.zigzag(8, 2, 0).takeValues(Int32Array.of(9, 8, 7, 6, 5, 4, 3, 2)); // [9, 8, 3, 2]
    */
-  takeValues(values: Int32Array): Int32Array<ArrayBuffer> {
+  takeValues(values: Int32Array | Uint8Array): Int32Array<ArrayBuffer> {
     return tokensOf(this, values);
   }
 
@@ -194,7 +194,7 @@ export class SequenceShard {
    * The next token of each row: shifted before the split, so that a shard's last row has the first token of the next
    * shard as its target. `ignoreIndex` where there is none, or it is another document's.
    *
-   * @param tokens [S] or, with `batch`, [B, S], row by row; or [S + 1] or [B, S + 1], of which the last is a target only.
+   * @param tokens, also bytes, [S] or, with `batch`, [B, S], row by row; or [S + 1] or [B, S + 1], of which the last is a target only.
    * With boundaries that one is another document's, unless they reach beyond it.
    * @returns [size] or [B, size], int32, the targets of `crossEntropy`.
    * @throws `ERR_SHAPE` for another number of tokens; `ERR_OPTION` for options that cannot be, the boundaries as of
@@ -206,7 +206,7 @@ export class SequenceShard {
    * shard.of(1).labels(Int32Array.of(5, 6, 7, 8, 9)); // [8, 9]
    * shard.labels(Int32Array.of(5, 6, 7, 8), { cuSeqlens: [0, 2, 4] }); // [6, -100]
    */
-  labels(tokens: Int32Array, options: LabelOptions = {}): Int32Array<ArrayBuffer> {
+  labels(tokens: Int32Array | Uint8Array, options: LabelOptions = {}): Int32Array<ArrayBuffer> {
     return labelsOf(this, tokens, options);
   }
 }

@@ -3,6 +3,8 @@ import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
 import { type Boundaries, checkedBoundaries, stretchesOf } from "./documents.ts";
 
+type Tokens = Int32Array | Uint8Array;
+
 /** How `SequenceShard.labels` reads its tokens. */
 export interface LabelOptions {
   /** Sequences that lie in the tokens one behind the other. Default: 1. */
@@ -20,8 +22,8 @@ interface Held {
   size: number;
 }
 
-export function tokensOf({ length, pieces, size }: Held, values: Int32Array): Int32Array<ArrayBuffer> {
-  checkInt32s("SequenceShard.takeValues: values", values);
+export function tokensOf({ length, pieces, size }: Held, values: Tokens): Int32Array<ArrayBuffer> {
+  checkTokens("SequenceShard.takeValues: values", values);
   const batch = length === 0 ? 0 : Math.floor(values.length / length);
   if (values.length !== batch * length) {
     throw failure(
@@ -58,10 +60,10 @@ export function positionsOf(
 
 export function labelsOf(
   { length, pieces, size }: Held,
-  tokens: Int32Array,
+  tokens: Tokens,
   options: LabelOptions,
 ): Int32Array<ArrayBuffer> {
-  checkInt32s("SequenceShard.labels: tokens", tokens);
+  checkTokens("SequenceShard.labels: tokens", tokens);
   const { batch, ignoreIndex, cuSeqlens } = checkedOptions(options);
   const given = tokens.length / batch;
   if (given !== length && given !== length + 1) {
@@ -87,8 +89,9 @@ export function labelsOf(
   return labels;
 }
 
-function checkInt32s(what: string, values: Int32Array): void {
-  if (!(values instanceof Int32Array)) throw wrongKind(what, "an Int32Array", values);
+function checkTokens(what: string, values: Tokens): void {
+  if (!(values instanceof Int32Array || values instanceof Uint8Array))
+    throw wrongKind(what, "an Int32Array or a Uint8Array", values);
 }
 
 function checkedOptions(options: LabelOptions): { batch: number; ignoreIndex: number } & LabelOptions {

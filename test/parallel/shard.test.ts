@@ -378,3 +378,14 @@ t.test("bad input", async (t) => {
     ],
   ]);
 });
+
+t.test("bytes are tokens too", (t) => {
+  const bytes = Uint8Array.from(Buffer.from("ACGTNACG"));
+  const tokens = Int32Array.from(bytes);
+  for (const rank of [0, 1, 2]) {
+    const shard = SequenceShard.zigzag(4, 3, rank);
+    t.strictSame(shard.takeValues(bytes), shard.takeValues(tokens));
+    t.strictSame(shard.labels(bytes, { batch: 2 }), shard.labels(tokens, { batch: 2 }));
+  }
+  t.end();
+});
