@@ -1,10 +1,11 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
 import { wrongKind } from "../errors.ts";
-import { type CommunicatorHandle, native } from "../native.ts";
+import { native } from "../native.ts";
 import type { Tensor } from "../tensor.ts";
 import { allGather, allReduce, allToAll, fromRoot, reduceScatter, type SumOptions } from "./collectives.ts";
 import { Link, type Parcel } from "./link.ts";
 import { joinLocal, type LocalOptions, type LocalPlace, timeoutOf } from "./local.ts";
+import { LocalWatch } from "./local-watch.ts";
 import { meetOverNccl, type NcclOptions } from "./nccl.ts";
 import type { Pending } from "./pending.ts";
 
@@ -34,24 +35,18 @@ export class Communicator implements Disposable {
   readonly #link: Link;
   readonly #leave: (() => void) | undefined;
 
-  private constructor(
-    handle: CommunicatorHandle,
-    rank: number,
-    size: number,
-    device: Device,
-    leave?: () => void,
-  ) {
-    this.#link = new Link(handle, rank, size, device);
+  private constructor(link: Link, leave?: () => void) {
+    this.#link = link;
     this.#leave = leave;
-    this.rank = rank;
-    this.size = size;
-    this.device = device;
+    this.rank = link.rank;
+    this.size = link.size;
+    this.device = link.device;
   }
 
   /**
    * The ranks of one process and one JavaScript thread: a communicator for each device, in order. Several devices may
    * be queues of one GPU, or of the CPU. Make a call on all ranks before awaiting what it gives on any: else that waits
-   * for ranks that cannot come, until the timeout (600 s by default) ends the group with `ERR_COMM`.
+   * for ranks that cannot come (which a warning says after some seconds), until the timeout ends the group.
    *
    * @throws `ERR_OPTION` where there are none; `ERR_DEVICE` where one is named twice, or they are not of one kind.
    * @example
@@ -63,7 +58,10 @@ export class Communicator implements Disposable {
       throw wrongKind("Communicator.local: devices", "an array of Devices", devices);
     const given = devices.map((device) => deviceOrDefault("Communicator.local", device));
     const handles = native.communicatorsLocal(given.map(handleOfDevice), timeoutOf(options));
-    return handles.map((handle, rank) => new Communicator(handle, rank, given.length, given[rank] as Device));
+    const watch = new LocalWatch(handles.length);
+    return handles.map((handle, rank) => {
+      return new Communicator(new Link(handle, rank, given.length, given[rank] as Device, watch));
+    });
   }
 
   /**
@@ -76,7 +74,7 @@ export class Communicator implements Disposable {
    */
   static join(place: LocalPlace): Communicator {
     const { handle, device } = joinLocal(place);
-    return new Communicator(handle, place.rank, place.size, device);
+    return new Communicator(new Link(handle, place.rank, place.size, device));
   }
 
   /**
@@ -98,7 +96,7 @@ export class Communicator implements Disposable {
    */
   static async nccl(options: NcclOptions = {}): Promise<Communicator> {
     const { handle, rank, size, device, leave } = await meetOverNccl(options);
-    return new Communicator(handle, rank, size, device, leave);
+    return new Communicator(new Link(handle, rank, size, device), leave);
   }
 
   /**
@@ -114,7 +112,7 @@ export class Communicator implements Disposable {
     if (!Array.isArray(ranks) || !ranks.every(Number.isSafeInteger))
       throw wrongKind("group: ranks", "an array of integers", ranks);
     const handle = native.communicatorGroup(this.#link.handle, ranks);
-    return new Communicator(handle, ranks.indexOf(this.rank), ranks.length, this.device);
+    return new Communicator(new Link(handle, ranks.indexOf(this.rank), ranks.length, this.device));
   }
 
   /**
@@ -239,6 +237,7 @@ export class Communicator implements Disposable {
    */
   dispose(): void {
     this.#leave?.();
+    this.#link.watch?.end();
     native.communicatorClose(this.#link.handle);
   }
 

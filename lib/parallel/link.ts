@@ -2,6 +2,7 @@
 import type { Device } from "../device.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
 import { handleOf, noteWrite, Tensor } from "../tensor.ts";
+import type { LocalWatch } from "./local-watch.ts";
 import { Pending } from "./pending.ts";
 
 /** A tensor on its way: contiguous, of the communicator's device. */
@@ -16,12 +17,14 @@ export class Link {
   readonly size: number;
   readonly device: Device;
   readonly handle: CommunicatorHandle;
+  readonly watch: LocalWatch | undefined;
 
-  constructor(handle: CommunicatorHandle, rank: number, size: number, device: Device) {
+  constructor(handle: CommunicatorHandle, rank: number, size: number, device: Device, watch?: LocalWatch) {
     this.handle = handle;
     this.rank = rank;
     this.size = size;
     this.device = device;
+    this.watch = watch;
   }
 
   /** Runs `work`, which queues what is to be done behind what the device has to do so far. */
@@ -29,6 +32,7 @@ export class Link {
     native.communicatorFollow(this.handle);
     work();
     const fence = native.communicatorFence(this.handle);
+    this.watch?.note(this.rank);
     return new Pending(() => {
       native.communicatorJoin(this.handle, fence);
       return result;
