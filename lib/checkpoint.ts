@@ -1,9 +1,12 @@
 import { failure, wrongKind } from "./errors.ts";
-import type { Hold } from "./saved.ts";
+import type { Hold, Save } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { isOnTape, record, Tape } from "./tape.ts";
 import { handleOf, Tensor } from "./tensor.ts";
 import { referenceTo } from "./view.ts";
+
+/** Keeps what work uses beside its inputs. */
+export type KeepForAgain = (save: Save, hold: Hold) => void;
 
 /** What is run once more on the backward pass. */
 export type Recomputed<Inputs extends readonly Tensor[]> = (...inputs: Inputs) => Tensor;
@@ -40,7 +43,7 @@ export function checkpoint<Inputs extends Tensor[]>(work: Recomputed<Inputs>, ..
 export function checkpointed<Inputs extends Tensor[]>(
   work: Recomputed<Inputs>,
   inputs: Inputs,
-  keep: (save: (tensor: Tensor) => Tensor, hold: Hold) => void,
+  keep: KeepForAgain,
 ): Tensor {
   const result = run("checkpoint", work, inputs);
   return record("checkpoint", [result], inputs, (save, hold) => {

@@ -151,7 +151,7 @@ export class AdamW implements Disposable {
       learningRate,
       gradientScale === undefined ? null : gradientScale,
     );
-    for (const parameter of this.parameters) noteWrite(parameter);
+    for (const parameter of this.parameters) noteWrite(parameter, true);
     this.#writes = this.#countWrites();
     this.#steps++;
   }
@@ -166,10 +166,12 @@ export class AdamW implements Disposable {
     this.dispose();
   }
 
+  /** But for steps, of this and of others: their parameters may be neighbours in memory. */
   #countWrites() {
+    const writes = (tensor: Tensor) => writesOf(tensor).count - writesOf(tensor).steps;
     return this.parameters.map((parameter, at) => ({
-      parameter: writesOf(parameter),
-      master: writesOf(this.masters[at] as Tensor),
+      parameter: writes(parameter),
+      master: writes(this.masters[at] as Tensor),
     }));
   }
 

@@ -4,7 +4,8 @@ import { type Remade, recipeOf, remake } from "./recipe.ts";
 import { type Tensor, writesOf } from "./tensor.ts";
 import { alias } from "./view.ts";
 
-/** A reference of the tape's own. */
+/** Give a reference of the tape's own. */
+export type Save = (tensor: Tensor) => Tensor;
 export type Hold = <T extends Tensor | AttentionMask>(held: T) => T;
 
 /** What an operation on a tape has saved for its product. */
@@ -27,14 +28,14 @@ export class Saved {
   };
 
   /** A reference of its own, so the caller may dispose the tensor. */
-  readonly keep = (tensor: Tensor): Tensor => {
+  readonly keep: Save = (tensor) => {
     const kept = this.hold(tensor);
     const recipe = recipeOf(tensor);
     if (recipe) {
       kept.dispose();
       this.#remade.push({ kept, sources: recipe.sources.map(this.keep), make: recipe.make });
     } else {
-      this.#writes.set(kept, writesOf(kept));
+      this.#writes.set(kept, writesOf(kept).count);
     }
     return kept;
   };
@@ -42,7 +43,7 @@ export class Saved {
   /** Makes again what was saved as its recipe. Refused where values are not those of then. */
   restore(): void {
     for (const [tensor, writes] of this.#writes) {
-      if (writesOf(tensor) === writes) continue;
+      if (writesOf(tensor).count === writes) continue;
       throw failure(
         "ERR_OPTION",
         `backward: a tensor that ${this.#operation} has saved was written since, expected its values of then`,

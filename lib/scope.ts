@@ -179,6 +179,6 @@ function tensorsIn(value: unknown, tensors: ReadonlySet<Tensor>): Set<Tensor> {
 }
 
 function valuesIn(value: object): Iterable<unknown> {
-  if (value instanceof Map || value instanceof Set) return value.values();
-  return Object.values(value) as unknown[];
+  if (value instanceof Map) return [...value.keys(), ...value.values()];
+  return value instanceof Set ? value : (Object.values(value) as unknown[]);
 }

@@ -1,5 +1,5 @@
 import { failure } from "./errors.ts";
-import { type Hold, Saved } from "./saved.ts";
+import { type Hold, type Save, Saved } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
@@ -222,7 +222,7 @@ export function record(
   outputs: readonly [Tensor, ...Tensor[]],
   inputs: readonly Tensor[],
   differentiate: (
-    save: (tensor: Tensor) => Tensor,
+    save: Save,
     hold: Hold,
   ) => (gradients: [Tensor, ...Tensor[]], wanted: readonly boolean[]) => (Tensor | null)[],
 ): Tensor {

@@ -20,14 +20,14 @@ interface Description extends layout.Layout {
   readonly device: Device;
 }
 
-/** How often memory was given other values, for all views of it. */
-type Writes = { count: number };
+/** How often memory was given other values, for all views of it; and how often of those by an optimizer's step. */
+type Writes = { count: number; steps: number };
 
 /** A tensor of `of`'s memory, or of memory of its own. */
 let wrap: (handle: TensorHandle, description: Description, of?: Tensor) => Tensor;
 /** Says that a public function gives it other values, which what has saved it must hear of. */
-let noteWrite: (tensor: Tensor) => void;
-let writesOf: (tensor: Tensor) => number;
+let noteWrite: (tensor: Tensor, isStep?: boolean) => void;
+let writesOf: (tensor: Tensor) => Readonly<Writes>;
 /** Whether one may be a view of what the other is one of. */
 let sharesMemory: (a: Tensor, b: Tensor) => boolean;
 /** Gives a disposed tensor the memory of another, which is disposed then. */
@@ -57,11 +57,13 @@ export class Tensor implements Disposable {
   readonly #writes: Writes;
 
   static {
-    wrap = (handle, description, of) => new Tensor(handle, description, of ? of.#writes : { count: 0 });
-    noteWrite = (tensor) => {
+    wrap = (handle, description, of) =>
+      new Tensor(handle, description, of ? of.#writes : { count: 0, steps: 0 });
+    noteWrite = (tensor, isStep = false) => {
       tensor.#writes.count++;
+      if (isStep) tensor.#writes.steps++;
     };
-    writesOf = (tensor) => tensor.#writes.count;
+    writesOf = (tensor) => tensor.#writes;
     sharesMemory = (a, b) => a.#writes === b.#writes;
     refill = (disposed, other) => {
       disposed.#handle = handleOf(other, "the tensor");

@@ -147,6 +147,31 @@ t.test("sums of gradients may have other values by the backward pass", async (t)
   t.ok((await gradients["qkv.weight"]?.data())?.some((value) => value !== 0));
 });
 
+t.test("the places of gradients are those of the call, and are kept", async (t) => {
+  const x = Tensor.normal([1, 4, 16]);
+  const dy = Tensor.normal([1, 4, 16], { seed: 1 });
+  for (const recompute of ["none", "pointwise", "attention", "full"] as const) {
+    const layer = new TransformerLayer({ hidden: 16, heads: 2 }, serial(4), { recompute });
+    const sum = Tensor.zeros([48, 16]);
+    const kept = sum.slice(0, 0, 48);
+    const [other, gradients] = [Tensor.zeros([48, 16]), { "qkv.weight": sum }];
+    using tape = new Tape();
+    tape.watch(x, ...Object.values(layer.parameters));
+    const y = layer.forward(x, { gradients });
+    sum.dispose();
+    gradients["qkv.weight"] = other;
+    tape.backward(y, dy, [x]);
+    t.ok(
+      (await kept.data()).some((value) => value !== 0),
+      recompute,
+    );
+    t.ok(
+      (await other.data()).every((value) => value === 0),
+      recompute,
+    );
+  }
+});
+
 t.test("masks, boundaries and positions are those of the call", async (t) => {
   const q = Tensor.normal([1, 32, 2, 8]);
   const dout = Tensor.normal(q.shape, { seed: 1 });

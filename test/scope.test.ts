@@ -39,10 +39,10 @@ t.test("what a function makes is disposed, what it returns is kept", async (t) =
     readonly #hidden = note();
     readonly around: unknown[] = [this, new Float32Array(2), this.#hidden.shape];
   }
-  Scope.run(() => [new Map([["a", note()]]), new Set([note()]), new Owner()]);
+  Scope.run(() => [new Map([["a", note()]]), new Set([note()]), new Owner(), new Map([[note(), 1]])]);
   t.strictSame(
     made.map((tensor) => tensor.disposed),
-    [false, false, false, true],
+    [false, false, false, true, false],
   );
   t.equal(
     Scope.run(() => 7),

@@ -85,12 +85,20 @@ class FastaParser {
 
   feed(chunk: Uint8Array): void {
     let first = 0;
-    while (first < chunk.length && chunk[first] === this.#mark[0]) {
+    for (; first < chunk.length && this.#mark.length > 0; first++) {
+      if (chunk[first] !== this.#mark[0]) {
+        const begun = mark.slice(0, mark.length - this.#mark.length);
+        this.#mark = [];
+        this.#read(begun);
+        break;
+      }
       this.#mark.shift();
-      first++;
     }
-    if (first < chunk.length) this.#mark = [];
-    for (const byte of chunk.subarray(first)) {
+    this.#read(chunk.subarray(first));
+  }
+
+  #read(bytes: Iterable<number>): void {
+    for (const byte of bytes) {
       if (byte === newline || byte === carriageReturn) {
         this.#state = "line start";
         if (byte === newline) this.#line++;
@@ -104,9 +112,9 @@ class FastaParser {
         this.#finish();
         this.#title = [];
         this.#state = "title";
-      } else if (byte !== space && byte !== tab) {
+      } else {
         this.#state = "bases";
-        this.#append(byte);
+        if (byte !== space && byte !== tab) this.#append(byte);
       }
     }
   }

@@ -148,8 +148,9 @@ export function checkHeads(what: string, { headDim, rotary }: LayerConfiguration
     );
   }
   if (rotary === null) return;
-  const { rotaryDim = headDim, base, scaling } = rotary;
-  rotaryFrequencies(rotaryDim, { ...(base !== undefined && { base }), ...(scaling && { scaling }) });
+  const { rotaryDim = headDim, interleaved = false, ...frequencies } = rotary;
+  rotaryFrequencies(rotaryDim, frequencies);
+  flag(what, "rotary.interleaved", interleaved);
   if (rotaryDim > headDim) {
     const message = `${what}: rotary.rotaryDim is ${rotaryDim}, expected at most ${headDim} (headDim)`;
     throw failure("ERR_OPTION", message);

@@ -83,10 +83,15 @@ export class GPT implements Disposable {
     const table = gptParameters(options);
     this.parameters = givenOrInitial("gpt", table, strategy, given);
     this.#owned = given.parameters ? [] : Object.values(this.parameters);
-    this.#layers = Array.from({ length: this.configuration.layers }, (_, at) => {
-      const own = within(`layers.${at}.`, this.parameters);
-      return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
-    });
+    try {
+      this.#layers = Array.from({ length: this.configuration.layers }, (_, at) => {
+        const own = within(`layers.${at}.`, this.parameters);
+        return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
+      });
+    } catch (error) {
+      for (const tensor of this.#owned) tensor.dispose();
+      throw error;
+    }
   }
 
   /** Frees the parameters, if they are of its making; those that it was given are the caller's. Twice is harmless. */
@@ -113,6 +118,7 @@ export class GPT implements Disposable {
   logits(tokens: Tensor, options: LayerForwardOptions = {}): Tensor {
     return Scope.run(() => {
       checkOptions("gpt", options, layerForwardOptionNames);
+      this.#check("tokens", tokens);
       const x = this.#hidden(tokens, options);
       const { weight, sum } = this.#head(options);
       return linear(x, weight, undefined, sum && { dweight: sum });
@@ -154,7 +160,6 @@ export class GPT implements Disposable {
   #hidden(tokens: Tensor, options: LayerForwardOptions): Tensor {
     const { parameters } = this;
     const { gradients = {}, ...forward } = options;
-    this.#check("tokens", tokens);
     checkGradients("gpt", parameters, gradients);
     const rows = (name: string) => {
       const dtable = gradients[name];

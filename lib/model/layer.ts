@@ -1,5 +1,5 @@
 // The transformer layer, once for every way of splitting it over ranks.
-import { checkpointed } from "../checkpoint.ts";
+import { checkpointed, type KeepForAgain } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";
 import { activated } from "../ops/activation.ts";
@@ -9,7 +9,6 @@ import { rotaryEmbeddingInPlace } from "../ops/position.ts";
 import { split } from "../ops/split.ts";
 import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts";
 import { savedAs } from "../recipe.ts";
-import type { Hold } from "../saved.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { tiled } from "../tiled.ts";
@@ -106,8 +105,9 @@ export class TransformerLayer implements Disposable {
     const names = Object.keys(this.parameters);
     const { alibiSlopes, ...others } = options;
     let rule: LayerForwardOptions = others;
-    const keep = (save: (tensor: Tensor) => Tensor, hold: Hold) => {
-      rule = keptOptions(others, save, hold);
+    const keep: KeepForAgain = (save, hold) => {
+      const sums = Object.entries(others.gradients ?? {}).map(([name, sum]) => [name, hold(sum)] as const);
+      rule = { ...keptOptions(others, save, hold), gradients: Object.fromEntries(sums) };
     };
     /** Of tensors alone, and the rule, so that it can be made again. */
     const work = (kept: KeepAttention | undefined, [x, ...given]: readonly Tensor[]) => {

@@ -4,11 +4,12 @@ import type { SafetensorsFile } from "../data/safetensors.ts";
 import { SafetensorsReader } from "../data/safetensors-reader.ts";
 import { deviceOrDefault } from "../device.ts";
 import { checkOptions } from "../errors.ts";
+import { checkSameShape } from "../layout.ts";
 import { Scope } from "../scope.ts";
 import type { Tensor } from "../tensor.ts";
 import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
-import { shareOfStored } from "./shares.ts";
+import { checkFloat, shareOfStored } from "./shares.ts";
 
 /**
  * What a rank holds of the parameters that a safetensors file has whole, as `SharedParameters.save` writes it, or
@@ -39,8 +40,13 @@ export async function loadParameters(
   checkTable("loadParameters", table);
   checkPlacement("loadParameters: placement", placement);
   checkOptions("loadParameters", options, tensorOptionNames);
+  checkFloat("loadParameters", options.dtype);
   const device = deviceOrDefault("loadParameters", options.device);
   return SafetensorsReader.reading("loadParameters", path, async (reader) => {
+    for (const { stored, shape } of table) {
+      for (const { name, rows } of stored)
+        checkSameShape(`loadParameters: ${name}`, reader.entry(name).shape, shape.with(0, rows));
+    }
     const tensors: Record<string, Tensor> = {};
     try {
       for (const parameter of table) {

@@ -1,6 +1,6 @@
 // A checkpoint that keeps what attention gave: most of a long sequence's work, for a small part of its memory
 // (rematerialisation-aware checkpointing of DISTFLASHATTN; Li et al., 2024).
-import { type checkpointed, run, runAgain } from "../checkpoint.ts";
+import { type KeepForAgain, run, runAgain } from "../checkpoint.ts";
 import type { KeepAttention } from "../ops/attention-options.ts";
 import { isOnTape, record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
@@ -36,7 +36,7 @@ export interface RecomputeOptions {
 export function checkpointAroundAttention(
   work: (keep: KeepAttention, ...inputs: Tensor[]) => Tensor,
   inputs: Tensor[],
-  keep: Parameters<typeof checkpointed>[2],
+  keep: KeepForAgain,
 ): Tensor {
   const kept: Tensor[] = [];
   try {

@@ -1,4 +1,5 @@
 // A file of parameters that ranks share: rank 0 writes it, while the others send what they hold.
+import { checkPath } from "../data/file-errors.ts";
 import { byWidth, type Metadata, writeSafetensors } from "../data/safetensors-writer.ts";
 import { failure } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
@@ -44,7 +45,10 @@ export async function saveShared(
   }
   let fault: unknown;
   try {
-    if (rank === 0) await writeSafetensors("save", path, described, metadata, wholes());
+    if (rank === 0) {
+      checkPath("save", path);
+      await writeSafetensors("save", path, described, metadata, wholes());
+    }
   } catch (error) {
     fault = error;
   }

@@ -1,5 +1,4 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
-import { checkPath } from "../data/file-errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";
@@ -177,13 +176,13 @@ export class SharedParameters {
   }
 
   /**
-   * Writes the whole parameters to one safetensors file, as `saveSafetensors` would those of `whole`: rank 0 does, with one
+   * Writes the whole parameters to one safetensors file, under the names that they have in files: rank 0 does, with one
    * parameter after the other in memory. `loadParameters` reads it, at any number of ranks. The file appears whole or not
-   * at all; the promise settles on all ranks when it is there.
+   * at all; the promise settles on all ranks when it is there. Until then the tensors must stay as they are.
    *
    * @param tensors as of `whole`. Of path and metadata (strings for the file's header) rank 0's count.
-   * @throws (as a rejection) `ERR_FILE` on all ranks where rank 0 cannot write; `ERR_OPTION` for metadata that are no
-   * strings; the errors of `completeGradients`.
+   * @throws (as a rejection) `ERR_FILE` where rank 0 cannot write, on all ranks, or `ERR_OPTION` there for a path or
+   * metadata that are none; the errors of `completeGradients`.
    * @example
    * const [alone] = Communicator.local([new Device("cpu")]) as [Communicator];
    * const [table, strategy] = [layerParameters({ hidden: 8, heads: 2 }), zigzag(alone, 16)];
@@ -194,7 +193,6 @@ export class SharedParameters {
    * metadata; // {"step":"7"}
    */
   async save(path: string, tensors: Tensors, metadata: Readonly<Record<string, string>> = {}): Promise<void> {
-    checkPath("save", path);
     const shares = this.#sharesOf("save", tensors);
     const shared = this.#table.map((parameter, i) => ({
       parameter,

@@ -111,6 +111,7 @@ export function shareParameters(
   checkOptions("shareParameters", options, tensorOptionNames);
   if (typeof tensors !== "object" || tensors === null)
     throw wrongKind("shareParameters: tensors", "an object of Tensors", tensors);
+  checkFloat("shareParameters", options.dtype);
   return eachParameter(table, (parameter) => {
     const held = shareOfStored("shareParameters", parameter, tensors, placement);
     const there = options.device && options.device !== held.device ? held.toDevice(options.device) : held;
@@ -143,7 +144,7 @@ function share(parameter: ParameterSpecification, whole: Tensor, placement: Plac
   );
 }
 
-function checkFloat(what: string, dtype: DType | undefined): void {
+export function checkFloat(what: string, dtype: DType | undefined): void {
   if (dtype !== "int32" && dtype !== "uint8") return;
   throw failure("ERR_DTYPE", `${what}: dtype is ${dtype}, expected float32, bfloat16 or float16`);
 }

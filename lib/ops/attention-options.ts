@@ -3,7 +3,7 @@ import { checkOptions, failure, type OptionNames, shown, wrongKind } from "../er
 import { type AttentionMask, handleOfMask } from "../mask.ts";
 import type { MaskHandle, TensorHandle } from "../native.ts";
 import { flatPieces } from "../pieces.ts";
-import type { Hold } from "../saved.ts";
+import type { Hold, Save } from "../saved.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 
 /** How scores are made; in the order in which cuda/addon/operation_binding.cc reads them, and behind them the rule. */
@@ -109,7 +109,7 @@ export type KeepAttention = (forward: () => { out: Tensor; logSumExp: Tensor }) 
 /** The options as they are now, for the backward pass, whatever becomes of what they are made of. */
 export function keptOptions<Options extends AttentionOptions>(
   options: Options,
-  save: (tensor: Tensor) => Tensor,
+  save: Save,
   hold: Hold,
 ): Options {
   const { window, cuSeqlens, cuSeqlensKeys, queryPositions, keyPositions, alibiSlopes, mask } = options;

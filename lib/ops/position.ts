@@ -176,6 +176,7 @@ function frequenciesOf(rotaryDim: number, { base = 10_000, scaling }: RotaryFreq
       positive("scaling.originalLength", originalLength);
       positive("scaling.betaFast", betaFast);
       positive("scaling.betaSlow", betaSlow);
+      if (scaling.attentionFactor !== undefined) positive("scaling.attentionFactor", scaling.attentionFactor);
       if (betaFast <= betaSlow) {
         throw failure(
           "ERR_OPTION",

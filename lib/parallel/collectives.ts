@@ -2,7 +2,7 @@
 import { checkOptions, failure, shown, wrongKind } from "../errors.ts";
 import { checkOutDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
-import { handleOf, type Tensor } from "../tensor.ts";
+import { handleOf, noteWrite, type Tensor } from "../tensor.ts";
 import { copyInto } from "./key-values.ts";
 import type { Link } from "./link.ts";
 import type { Pending } from "./pending.ts";
@@ -159,5 +159,7 @@ export function fromRoot(link: Link, x: Tensor, root: number): Pending<void> {
     throw failure("ERR_OPTION", `broadcast: root is ${shown(root)}, expected 0 to ${link.size - 1}`);
   const sent = link.rank === root ? link.others().map((peer) => ({ peer, tensor: x })) : [];
   const received = link.rank === root ? [] : [{ peer: root, tensor: x }];
-  return link.start(() => link.exchange(sent, received), undefined);
+  const pending = link.start(() => link.exchange(sent, received), undefined);
+  noteWrite(x); // on the root too, for what follows from a write must follow on all ranks
+  return pending;
 }

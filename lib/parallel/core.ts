@@ -8,7 +8,7 @@ import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
 import type { DType } from "../values.ts";
-import { alias } from "../view.ts";
+import { alias, referenceTo } from "../view.ts";
 import { checkedBoundaries } from "./documents.ts";
 import { checkRows } from "./rows.ts";
 import type { SequenceShard } from "./shard.ts";
@@ -103,7 +103,9 @@ export function attend(
  * its own part of them alone. */
 export function checkWhole(q: Tensor, options: ShardedAttentionOptions, length: number): void {
   nativeOptions(q, options);
-  const { cuSeqlens, mask, alibiSlopes } = options;
+  const { cuSeqlens, mask, alibiSlopes, scale, softcap, implementation } = options;
+  if ([alibiSlopes, scale, softcap, implementation].some((given) => given !== undefined))
+    checkScoring(q, options);
   if (alibiSlopes) checkSameShape("attention: alibiSlopes", alibiSlopes.shape, q.shape.slice(-2, -1));
   if (mask && (mask.queries !== length || mask.keys !== length)) {
     const message = `attention: mask is [${mask.queries}, ${mask.keys}], expected [${length}, ${length}]`;
@@ -114,6 +116,17 @@ export function checkWhole(q: Tensor, options: ShardedAttentionOptions, length: 
     const message = `attention: cuSeqlens ends at ${last}, expected ${length} (the rows of the sequence)`;
     throw failure("ERR_OPTION", message);
   }
+}
+
+/** By an attention over nothing: not every rank has heads to find out with. */
+function checkScoring(
+  q: Tensor,
+  { causal, window, cuSeqlens, mask, ...scoring }: ShardedAttentionOptions,
+): void {
+  Scope.run(() => {
+    const none = referenceTo(q).slice(1, 0, 0);
+    attentionForward(none, none, none, scoring);
+  });
 }
 
 function checkLike(q: Tensor, k: Tensor, v: Tensor): void {

@@ -28,7 +28,7 @@ import { emptyProduct, linearInto, productInto, weightGradient, weightGradientIn
 import { checkRows } from "./rows.ts";
 import { SequenceShard } from "./shard.ts";
 import { gathering, scattering } from "./steps.ts";
-import { attendHere, checkCommunicator, type Strategy, shardedAttentionOptionNames } from "./strategy.ts";
+import { attendHere, checkAttend, checkCommunicator, type Strategy } from "./strategy.ts";
 
 /**
  * Column-parallel products behind a gather of the sequence, row-parallel ones before its reduce-scatter. Each product
@@ -53,10 +53,10 @@ export function megatron(communicator: Communicator, length: number): Strategy {
     columns: (count) => portionOf(count, size, rank),
     enter: (x, weight, bias, options) => enter(communicator, counts, x, weight, bias, options),
     leave: (x, weight, bias, options) => leave(communicator, counts, x, weight, bias, options),
-    attend: (q, k, v, options = {}, keep) => {
+    attend: (q, k, v, options = {}, keep = (forward) => forward()) => {
       handleOf(q, "attend: q");
       if (q.shape.at(-2) !== 0) return attendHere(q, k, v, options, keep);
-      checkOptions("attend", options, shardedAttentionOptionNames);
+      checkAttend(options, keep);
       checkWhole(q, options, length); // as on the ranks that have heads
       return q;
     },

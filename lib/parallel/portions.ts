@@ -14,7 +14,7 @@ export function wrongRows(what: string, rows: number, expected: number | undefin
   return failure("ERR_SHAPE", `${what}: x has ${rows} rows, expected ${expected} (its counts)`);
 }
 
-/** x in row-major order, on no tape: to be released. */
+/** x in row-major order, on no tape; it belongs to the scope here. */
 export function untracked(x: Tensor): Tensor {
   const same = referenceTo(x);
   if (same.isContiguous) return same;

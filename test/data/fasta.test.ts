@@ -52,6 +52,9 @@ t.test("spaces, comments, and the mark that some editors put first, are no part 
   t.same(await read(text), expected);
   t.same(await read(`\uFEFF${text}`), expected);
   t.same(await read(gzipSync(`\uFEFF${text}`)), expected);
+  for (const text of [Uint8Array.of(0xef, 0x3e, 0x61, 0x0a, 0x41), "a >b\nA\n", " >a\nA\n", ">a\n ;c\nA\n"]) {
+    await t.rejects(readFasta(await fileOf(text)), { code: "ERR_FILE", message: /line [12]: / });
+  }
   const later = await fileOf(">a\nA;\n");
   await t.rejects(readFasta(later), { code: "ERR_FILE", message: /line 2: ";" is no part of a sequence/ });
   const twice = await fileOf("\uFEFF\uFEFF>a\nA\n");

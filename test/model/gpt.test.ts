@@ -267,6 +267,12 @@ t.test("what is refused", async (t) => {
       "ERR_OPTION",
       "transformerLayer: rotary.rotaryDim is 10, expected at most 8 (headDim)",
     ],
+    [() => new GPT({ ...llama, rotary: { scaling: null as never } }, serial(6)), "ERR_OPTION", /scaling/],
+    [
+      () => new GPT({ ...llama, rotary: { interleaved: 1 as never } }, serial(6)),
+      "ERR_OPTION",
+      /interleaved/,
+    ],
     [() => new GPT({ ...llama, rotary: { base: -1 } }, serial(6)), "ERR_OPTION", /base is -1/],
     [() => model.loss(tokens, null as never), "ERR_OPTION", /targets is null, expected a Tensor/],
     [
@@ -285,6 +291,16 @@ t.test("what is refused", async (t) => {
       /the sum of layers.1.proj.bias has the shape \[\], expected \[16\]/,
     ],
   ]);
+});
+
+t.test("a model that cannot be leaves nothing behind", async (t) => {
+  using device = new Device();
+  for (const module of [{ mlpTiles: 0 }, { recompute: "x" as never }]) {
+    t.throws(() => new GPT(gpt, serial(6), { device, ...module }), { code: "ERR_OPTION" });
+  }
+  t.throws(() => new GPT({ ...gpt, hidden: 36, heads: 4 }, serial(6), { device }), { code: "ERR_OPTION" });
+  await device.synchronize();
+  t.equal(device.memory().tensors, 0);
 });
 
 t.test("a model frees the parameters that it made, and leaves a scope as a whole", (t) => {

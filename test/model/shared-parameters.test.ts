@@ -137,7 +137,8 @@ t.test("a file that cannot be written fails on all ranks, which can go on", asyn
   t.strictSame(messages.slice(1), Array(2).fill(`save: ${absent}: rank 0 could not write it`));
   t.ok(failed.every((outcome) => outcome.status === "rejected" && outcome.reason.code === "ERR_FILE"));
   const path = join(folder, "there.safetensors");
-  await Promise.all(ranks.map(({ shared, tensors }) => shared.save(path, tensors)));
+  const paths = ranks.map((_, rank) => (rank === 0 ? path : (undefined as unknown as string))); // rank 0's counts
+  await Promise.all(ranks.map(({ shared, tensors }, rank) => shared.save(paths[rank] ?? "", tensors)));
   await t.resolves(loadParameters(path, table, serial(length)));
   const llama = layerParameters({ ...shapes["gpt's kind"], kind: "llama" });
   await t.rejects(loadParameters(path, llama, serial(length)), {
@@ -174,6 +175,15 @@ t.test("what cannot be", async (t) => {
     ],
   ]);
   await t.rejects(shared.save(1 as never, tensors), { code: "ERR_OPTION", message: /save: path is number/ });
+  for (const call of [
+    loadParameters("absent", table, placement, { dtype: "int32" }),
+    (async () => shareParameters(table, tensors, placement, { dtype: "uint8" }))(),
+  ]) {
+    await t.rejects<unknown>(call, {
+      code: "ERR_DTYPE",
+      message: /Parameters: dtype is .*, expected float32/,
+    });
+  }
   await t.rejects(shared.save(join(folder, "none"), {}), {
     code: "ERR_OPTION",
     message: /save: there is no/,

@@ -164,6 +164,22 @@ t.test("in 16 bits too, a parameter that is written is what training goes on fro
   t.strictSame([...(await (optimizer.masters[0] as Tensor).data())], [exact, exact]);
 });
 
+t.test("parameters that are neighbours in memory do not disturb each other's masters", async (t) => {
+  const rows = (big: Tensor) => [0, 1].map((row) => big.select(0, row)) as [Tensor, Tensor];
+  const values = Array.from({ length: 16 }, (_, i) => i / 7 - 1);
+  const gradient = Tensor.from(Array(8).fill(1), [8], { dtype: "bfloat16" });
+  const masters = async (parts: readonly Tensor[]) => {
+    const optimizers = parts.map((part) => new AdamW([part], { learningRate: 1e-5 }));
+    for (let step = 0; step < 20; step++) for (const optimizer of optimizers) optimizer.step([gradient]);
+    return Promise.all(optimizers.map(({ masters }) => (masters[0] as Tensor).bits()));
+  };
+  const together = await masters(rows(Tensor.from(values, [2, 8], { dtype: "bfloat16" })));
+  const apart = await masters(
+    [0, 1].map((row) => Tensor.from(values.slice(8 * row, 8 * row + 8), [8], { dtype: "bfloat16" })),
+  );
+  t.strictSame(together, apart);
+});
+
 t.test("what it owns, and that no tape notes it", async (t) => {
   using device = new Device(Device.default.name);
   using tape = new Tape();

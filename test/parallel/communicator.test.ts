@@ -1,7 +1,7 @@
 // Communicators of one process: what arrives where, the same bits everywhere, and errors instead of waiting for ever.
 import { once } from "node:events";
 import fc from "fast-check";
-import { Communicator, Device, Scope, Tensor } from "longseq";
+import { AdamW, Communicator, Device, Scope, Tensor } from "longseq";
 import t from "tap";
 import type { RankTask } from "../support/child/rank.ts";
 import { work } from "../support/child.ts";
@@ -390,4 +390,21 @@ t.test("messages of a part of the ranks call them by their numbers among all", a
   waiting.wait();
   other.dispose();
   t.equal(await failing(one.device.synchronize()), "ERR_COMM communicator: rank 3 has left");
+});
+
+t.test("ranks that broadcast their parameters go on with the same bits", async (t) => {
+  const ranks = localRanks(2).map((communicator) => {
+    const { device } = communicator;
+    const weight = Tensor.from([1, 2, 3, 4], [4], { dtype: "bfloat16", device });
+    const gradient = Tensor.from([1, -1, 2, 3], [4], { dtype: "bfloat16", device });
+    return { communicator, weight, gradient, optimizer: new AdamW([weight], { learningRate: 1e-4 }) };
+  });
+  for (let step = 0; step < 30; step++) {
+    for (const { optimizer, gradient } of ranks) optimizer.step([gradient]);
+    if (step === 15) for (const { communicator, weight } of ranks) communicator.broadcast(weight, 0).wait();
+  }
+  const [first, second] = await Promise.all(
+    ranks.map(({ optimizer }) => (optimizer.masters[0] as Tensor).bits()),
+  );
+  t.strictSame(first, second);
 });

@@ -1,6 +1,16 @@
 // How heads and columns are divided, and what a strategy refuses before anything is sent.
 import fc from "fast-check";
-import { AttentionMask, hybrid, type LinearOptions, megatron, ring, Tensor, ulysses, zigzag } from "longseq";
+import {
+  AttentionMask,
+  Device,
+  hybrid,
+  type LinearOptions,
+  megatron,
+  ring,
+  Tensor,
+  ulysses,
+  zigzag,
+} from "longseq";
 import t from "tap";
 import { localRanks } from "../support/ranks.ts";
 import { type Refused, refuses } from "../support/refusals.ts";
@@ -41,6 +51,29 @@ t.test("every head is held once, with the key head that it reads", async (t) => 
 function sums(make: (shape: readonly number[]) => Tensor): LinearOptions[] {
   return [{ dbias: make([8]) }, { dweight: make([3, 3]) }];
 }
+
+t.test("scores that cannot be are refused by ranks that have no heads", (t) => {
+  for (const way of ["ulysses", "megatron"] as const) {
+    for (const communicator of localRanks(4)) {
+      const { device } = communicator;
+      const strategy = strategyOf(way, communicator, 8);
+      const { query } = strategy.heads(2, 2);
+      const q = Tensor.zeros([1, strategy.inner.size, query.end - query.begin, 8], { device });
+      const slopes = Tensor.zeros([query.end - query.begin], { device });
+      refuses(t, [
+        [() => strategy.attend(q, q, q, { softcap: -1 }), "ERR_OPTION", /softcap is -1/],
+        [() => strategy.attend(q, q, q, { scale: Number.NaN }), "ERR_OPTION", /scale is not a finite/],
+        [() => strategy.attend(q, q, q, { alibiSlopes: slopes.to("bfloat16") }), "ERR_DTYPE", /alibiSlopes/],
+        [
+          () => strategy.attend(q, q, q, { alibiSlopes: slopes.toDevice(new Device()) }),
+          "ERR_DEVICE",
+          /device/,
+        ],
+      ]);
+    }
+  }
+  t.end();
+});
 
 t.test("a rank without heads refuses what the others refuse", (t) => {
   const ranks = localRanks(3);
