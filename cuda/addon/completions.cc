@@ -40,7 +40,7 @@ Completions::Completions(Napi::Env env) : channel_(std::make_shared<Channel>()) 
     if (env == nullptr) return;  // the environment is being torn down
     try {
       (*closure)(env);
-    } catch (const Napi::Error&) {
+    } catch (...) {
       // A worker that is being terminated settles no promises.
     }
   };
@@ -65,9 +65,17 @@ Napi::Promise Completions::when_done(Napi::Env env, Device& device,
     channel->post(std::make_unique<Closure>([channel, deferred, result, error](Napi::Env env) {
       const Napi::HandleScope scope(env);
       if (--channel->open == 0) napi_unref_threadsafe_function(env, channel->function);
-      const Napi::Value value = result(env);  // after a failure too: it lets go of what it holds
-      if (error) {
-        deferred.Reject(to_js(env, error).Value());
+      Napi::Value value;
+      std::exception_ptr failure = error;
+      try {
+        value = result(env);  // after a failure too: it lets go of what it holds
+      } catch (const Napi::Error&) {
+        throw;
+      } catch (...) {
+        if (!failure) failure = std::current_exception();
+      }
+      if (failure) {
+        deferred.Reject(to_js(env, failure).Value());
       } else {
         deferred.Resolve(value);
       }

@@ -169,6 +169,7 @@ std::shared_ptr<Communicator> Communicator::group(const std::vector<int>& ranks)
 
 void Communicator::close() {
   if (std::exchange(closed_, true)) return;
+  transport_->close();
   std::visit([&](const auto& queue) { push(queue, [transport = transport_] { transport->leave(); }); },
              link_->engine());
   link_->close();

@@ -48,6 +48,8 @@ class Transport {
    */
   virtual std::shared_ptr<Transport> group(const std::shared_ptr<Device>& link,
                                            const std::vector<int>& ranks) = 0;
+  /** No further call will be made: what is queued still runs, and then the rank leaves. */
+  virtual void close() {}
   /** The device has been told to wait for steps that may still fail: then its next wait throws. */
   virtual void guard(const std::shared_ptr<Device>&) {}
   /** Why the group can go on no more; empty while it can. */

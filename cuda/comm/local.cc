@@ -74,6 +74,21 @@ std::shared_ptr<LocalGroup> LocalGroup::part(const std::vector<int>& ranks, int 
   return group;
 }
 
+void LocalGroup::close() {
+  const std::lock_guard lock(mutex_);
+  closed_++;
+}
+
+bool LocalGroup::is_over() {
+  const std::lock_guard lock(mutex_);
+  return closed_ == size();
+}
+
+void LocalGroup::give_back(int rank) {
+  const std::lock_guard lock(mutex_);
+  taken_[static_cast<size_t>(rank)] = false;
+}
+
 bool LocalGroup::take(int rank) {
   const std::lock_guard lock(mutex_);
   return !std::exchange(taken_[static_cast<size_t>(rank)], true);
@@ -94,6 +109,7 @@ class LocalTransport : public Transport {
   }
   void leave() noexcept override { group_->fail(text("rank ", group_->name(rank_), " has left")); }
 
+  void close() override { group_->close(); }
   bool shares_memory() const override { return group_->shares_memory; }
   void end(const std::string& why) override { group_->fail(why); }
 
@@ -175,12 +191,18 @@ std::shared_ptr<Communicator> join_local(const std::string& name, int rank, int 
   const std::lock_guard lock(named_mutex);
   std::erase_if(named, [](const auto& group) { return group.second.expired(); });
   auto group = named[name].lock();
-  // Who the others are nobody knows yet.
-  if (!group) named[name] = group = std::make_shared<LocalGroup>(ranks_to(size), timeout_ms, false);
+  // Who the others are nobody knows yet. Those whom V8 has not collected yet may all be gone.
+  if (!group || group->is_over())
+    named[name] = group = std::make_shared<LocalGroup>(ranks_to(size), timeout_ms, false);
   check(group->size() == size, Code::Option, "Communicator.join: size is ", size, ", others of \"", name,
         "\" gave ", group->size());
   check(group->take(rank), Code::Option, "Communicator.join: rank ", rank, " of \"", name, "\" is taken");
-  return std::make_shared<Communicator>(device, std::make_shared<LocalTransport>(group, rank), rank, size);
+  try {
+    return std::make_shared<Communicator>(device, std::make_shared<LocalTransport>(group, rank), rank, size);
+  } catch (...) {
+    group->give_back(rank);
+    throw;
+  }
 }
 
 std::vector<Pair> pairs_of(LocalGroup& group, const LocalGroup::Step& step, int peer, int rank) {

@@ -49,6 +49,11 @@ class LocalGroup {
   std::shared_ptr<LocalGroup> part(const std::vector<int>& ranks, int call);
   /** Whether nobody was that rank. */
   bool take(int rank);
+  void give_back(int rank);
+  /** Of one rank: it will make no further call. */
+  void close();
+  /** Whether that is so of all. */
+  bool is_over();
 
  private:
   std::string absent(const Step& step) const;
@@ -61,6 +66,7 @@ class LocalGroup {
   std::string failure_;
   std::map<std::pair<std::vector<int>, int>, std::weak_ptr<LocalGroup>> parts_;
   std::vector<char> taken_;
+  int closed_ = 0;
 };
 
 /** What `peer` sends to `rank`, and where it goes. */

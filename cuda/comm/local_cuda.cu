@@ -72,12 +72,24 @@ void local_exchange(const Cuda& cuda, LocalGroup& group, int rank, const Exchang
       error = std::current_exception();
     }
   }
-  // Who has lent needs not wait for what this rank waits for.
-  group.depart(rank, *step, has_copied && !error ? record(cuda) : nullptr);
-  if (error) std::rethrow_exception(error);
+  // Who has lent needs not wait for what this rank waits for. Nothing may keep a rank from departing, and
+  // from waiting for those who copy from it, who may be well: the others would wait, or copy what is no more.
+  std::shared_ptr<void> copied;
+  const auto attempt = [&](auto&& work) {
+    try {
+      work();
+    } catch (...) {
+      if (!error) error = std::current_exception();
+    }
+  };
+  if (has_copied) attempt([&] { copied = record(cuda); });
+  group.depart(rank, *step, std::move(copied));
   for (const int peer : own.to) {
-    if (const auto& taken = step->places[static_cast<size_t>(peer)].taken) wait_on_stream(cuda, taken);
+    if (const auto& taken = step->places[static_cast<size_t>(peer)].taken) {
+      attempt([&] { wait_on_stream(cuda, taken); });
+    }
   }
+  if (error) std::rethrow_exception(error);
 }
 
 }  // namespace longseq

@@ -65,10 +65,7 @@ Memory allocate(const Cpu& cpu, size_t bytes) {
 
 Memory allocate_staging(const Cpu& cpu, size_t bytes) { return allocate(cpu, bytes); }
 
-void check_room(const Cpu&, size_t bytes) {
-  reserve_host_memory(bytes);
-  unreserve_host_memory(bytes);
-}
+void check_room(const Cpu&, size_t bytes) { check_host_room(bytes); }
 
 void push(const Cpu& cpu, std::function<void()> task) { cpu.queue->push(std::move(task)); }
 

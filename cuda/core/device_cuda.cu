@@ -138,16 +138,21 @@ std::pair<int64_t, int64_t> memory_left(const Gpu& gpu) {
                    (cuda.gpu->use->live - cuda.use->live) / kMebibyte, " MiB by its other queues"));
 }
 
-/** Returns whether all that is queued has been launched, for the queue may be held by a rank that is yet to
- * be called. */
-bool launched(TaskQueue& queue) {
+/** Waits, and returns false where the queue stays held: by a rank that is yet to be called, from this thread
+ * maybe. */
+bool reached(Reached& end, TaskQueue& queue) {
   constexpr int kPatience = 50;
-  const auto here = std::make_shared<Reached>();
-  queue.push_watcher([here](std::exception_ptr) { here->set(nullptr); });
   for (int held = 0; held < kPatience; held = queue.is_held() ? held + 1 : 0) {
-    if (here->wait_for(std::chrono::milliseconds(10))) return true;
+    if (end.wait_for(std::chrono::milliseconds(10))) return true;
   }
   return false;
+}
+
+/** Returns whether all that is queued has been launched. */
+bool launched(TaskQueue& queue) {
+  const auto here = std::make_shared<Reached>();
+  queue.push_watcher([here](std::exception_ptr) { here->set(nullptr); });
+  return reached(*here, queue);
 }
 
 /** Takes memory by `take_some`; once more when all that is about to be freed, on whichever queue, has been.
@@ -298,13 +303,22 @@ Cuda open_cuda(int ordinal, const std::shared_ptr<MemoryUse>& use, bool goes_fir
   cuda_check(cudaDeviceGetStreamPriorityRange(&last, &first), "priorities");
   cuda_check(cudaStreamCreateWithPriority(&stream, cudaStreamNonBlocking, goes_first ? first : last),
              "a stream");
-  Cuda cuda{.queue = TaskQueue::start("longseq-launch", &exit_gate()),
-            .waiter = TaskQueue::start("longseq-wait", &exit_gate()),
-            .stream = {stream,
-                       [&gpu](cudaStream_t freed) {
-                         gpu.small_blocks->drop(freed);
-                         cudaStreamDestroy(freed);
-                       }},
+  std::shared_ptr<CUstream_st> owned(stream, [&gpu](cudaStream_t freed) {
+    gpu.small_blocks->drop(freed);
+    cudaStreamDestroy(freed);
+  });
+  const auto launch = TaskQueue::start("longseq-launch", &exit_gate());
+  const auto wait = [&] {
+    try {
+      return TaskQueue::start("longseq-wait", &exit_gate());
+    } catch (...) {
+      launch->close();  // else its thread would wait for tasks for ever
+      throw;
+    }
+  }();
+  Cuda cuda{.queue = launch,
+            .waiter = wait,
+            .stream = std::move(owned),
             .use = use,
             .kept = std::make_shared<KeptCopies>(),
             .gpu = &gpu};
@@ -369,9 +383,10 @@ std::shared_ptr<void> allocate_for_all(const Cuda& cuda, size_t bytes) {
 void push(const Cuda& cuda, std::function<void()> task) {
   cuda.queue->push(std::move(task));
   if (!waits_for_each_call() || cuda.queue->is_current_thread()) return;
-  Reached end;
-  when_done(cuda, [&end](std::exception_ptr error) { end.set(std::move(error)); });
-  if (const std::exception_ptr error = end.wait()) std::rethrow_exception(error);
+  const auto end = std::make_shared<Reached>();
+  when_done(cuda, [end](std::exception_ptr error) { end->set(std::move(error)); });
+  if (!reached(*end, *cuda.queue)) return;
+  if (const std::exception_ptr error = end->wait()) std::rethrow_exception(error);
 }
 
 void when_done(const Cuda& cuda, Completion done) {

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/cgroup.h"
 #include "core/environment.h"
 #include "core/error.h"
 
@@ -113,29 +114,54 @@ void release(void* data, size_t size) {
   if (!cache().give(data, size)) BlockCache::free_block(data, size);
 }
 
-int64_t read_number(const char* path) {
+int64_t read_number(const std::string& path) {
   std::ifstream file(path);
   int64_t value;
   return file >> value ? value : 0;  // 0 also for cgroup's "max"
 }
 
-int64_t meminfo(const char* field) {
-  std::ifstream file("/proc/meminfo");
+/** Of a file of names and numbers, a line each. */
+int64_t field_of(const std::string& path, const char* field) {
+  std::ifstream file(path);
   std::string name;
-  int64_t kilobytes;
-  for (std::string unit; file >> name >> kilobytes; std::getline(file, unit)) {
-    if (name == field) return kilobytes << 10;
+  int64_t value;
+  for (std::string rest; file >> name >> value; std::getline(file, rest)) {
+    if (name == field) return value;
   }
   return 0;
+}
+
+int64_t meminfo(const char* field) { return field_of("/proc/meminfo", field) << 10; }
+
+/** 0 without one. */
+int64_t group_limit(const std::string& folder) {
+  return std::max(read_number(folder + "/memory.max"), read_number(folder + "/memory.limit_in_bytes"));
 }
 
 int64_t find_limit() {
   if (wanted_memory_limit() < INT64_MAX) return wanted_memory_limit();
   int64_t limit = meminfo("MemTotal:");
-  for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
-    if (const int64_t bytes = read_number(path); bytes > 0 && (limit == 0 || bytes < limit)) limit = bytes;
+  for (const std::string& folder : cgroup_folders("memory")) {
+    if (const int64_t bytes = group_limit(folder); bytes > 0 && (limit == 0 || bytes < limit)) limit = bytes;
   }
   return limit > 0 ? limit : INT64_MAX;
+}
+
+/** What the machine and the cgroups have left, whoever uses the rest; INT64_MAX where nobody says. */
+int64_t left_by_all() {
+  int64_t left = meminfo("MemAvailable:");
+  if (left == 0) left = INT64_MAX;
+  for (const std::string& folder : cgroup_folders("memory")) {
+    const int64_t limit = group_limit(folder);
+    if (limit == 0) continue;
+    // Pages of files that nobody has touched lately are given up for memory that is asked for.
+    const int64_t used =
+        std::max(read_number(folder + "/memory.current"), read_number(folder + "/memory.usage_in_bytes"));
+    const int64_t free_again = std::max(field_of(folder + "/memory.stat", "inactive_file"),
+                                        field_of(folder + "/memory.stat", "total_inactive_file"));
+    left = std::min(left, limit - std::max<int64_t>(0, used - free_again));
+  }
+  return left;
 }
 
 [[noreturn]] void refuse(size_t bytes, int64_t available) {
@@ -178,15 +204,20 @@ void MemoryUse::add(int64_t bytes) {
 
 void reserve_host_memory(size_t bytes) {
   if (bytes > static_cast<size_t>(INT64_MAX) - kHugePage) refuse(bytes, memory_limit() - allocated.load());
-  const int64_t left = memory_limit() - allocated.fetch_add(static_cast<int64_t>(bytes));
-  // What other processes use is looked up only for blocks whose size could matter: it reads a file.
+  // What other processes use is looked up only for blocks whose size could matter: it reads files.
   const bool large = bytes >= size_t{64} << 20;
-  const int64_t machine = large ? meminfo("MemAvailable:") : 0;
-  const int64_t available = machine > 0 ? std::min(left, machine) : left;
-  if (static_cast<int64_t>(bytes) > available) {
-    unreserve_host_memory(bytes);
-    refuse(bytes, available);
-  }
+  const int64_t machine = large ? left_by_all() : INT64_MAX;
+  const auto wanted = static_cast<int64_t>(bytes);
+  // Nothing is held, not even for a moment, for what is refused: others would be refused for it.
+  int64_t held = allocated.load();
+  do {
+    const int64_t available = std::min(memory_limit() - held, machine);
+    if (wanted > available) refuse(bytes, available);
+  } while (!allocated.compare_exchange_weak(held, held + wanted));
+}
+
+void check_host_room(size_t bytes) {
+  if (bytes > static_cast<size_t>(memory_limit())) refuse(bytes, memory_limit() - allocated.load());
 }
 
 void unreserve_host_memory(size_t bytes) { allocated.fetch_sub(static_cast<int64_t>(bytes)); }

@@ -42,6 +42,8 @@ class HostBlock {
  */
 void reserve_host_memory(size_t bytes);
 void unreserve_host_memory(size_t bytes);
+/** Refuses what there is never room for, whatever is held now. */
+void check_host_room(size_t bytes);
 
 /** Memory of any engine: it is given back when the last copy of this is gone, on a GPU in the stream's order.
  */

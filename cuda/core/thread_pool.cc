@@ -12,9 +12,11 @@
 #include <fstream>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "core/cgroup.h"
 #include "core/environment.h"
 
 namespace longseq {
@@ -34,12 +36,18 @@ struct Job {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads) : threads_(threads) {
+  explicit ThreadPool(int threads) {
     for (int i = 1; i < threads; i++) {
-      std::thread([this] {
-        pthread_setname_np(pthread_self(), "longseq-pool");
-        work();
-      }).detach();
+      try {
+        std::thread([this] {
+          pthread_setname_np(pthread_self(), "longseq-pool");
+          work();
+        }).detach();
+      } catch (const std::system_error&) {
+        return;  // the system has no more: those that there are hold on to this
+      }
+      const std::lock_guard lock(mutex_);
+      threads_++;
     }
   }
 
@@ -97,41 +105,25 @@ class ThreadPool {
     }
   }
 
-  const int threads_;
   std::mutex mutex_;
+  int threads_ = 1;
   std::condition_variable wake_;
   std::vector<Job*> jobs_;
 };
 
-/** The cgroup's processor quota in cores, rounded up; 0 without one. Reads version 2 and version 1 files. */
+/** The smallest processor quota of a cgroup in cores, rounded up; 0 without one. */
 int cgroup_cores() {
   double cores = 0;
   const auto limit = [&](double quota, double period) {
     if (quota > 0 && period > 0 && (cores == 0 || quota / period < cores)) cores = quota / period;
   };
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    const bool unified = controllers.empty();
-    if (!unified && controllers.find("cpu") == std::string::npos) continue;
-    // Every ancestor's quota holds too. In a container the path may name the host's tree: its root is then
-    // ours.
-    for (std::string path = line.substr(second + 1);; path.resize(path.rfind('/'))) {
-      if (unified) {
-        std::ifstream file("/sys/fs/cgroup" + path + "/cpu.max");
-        std::string quota;
-        double period;
-        if (file >> quota >> period && quota != "max") limit(std::atof(quota.c_str()), period);
-      } else {
-        std::ifstream quota_file("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_quota_us");
-        std::ifstream period_file("/sys/fs/cgroup/cpu" + path + "/cpu.cfs_period_us");
-        double quota, period;
-        if (quota_file >> quota && period_file >> period) limit(quota, period);
-      }
-      if (path.empty() || path.rfind('/') == std::string::npos) break;
-    }
+  for (const std::string& folder : cgroup_folders("cpu")) {
+    double quota, period;
+    std::string most;
+    std::ifstream unified(folder + "/cpu.max");
+    if (unified >> most >> period && most != "max") limit(std::atof(most.c_str()), period);
+    std::ifstream quota_file(folder + "/cpu.cfs_quota_us"), period_file(folder + "/cpu.cfs_period_us");
+    if (quota_file >> quota && period_file >> period) limit(quota, period);
   }
   return static_cast<int>(std::ceil(cores));
 }

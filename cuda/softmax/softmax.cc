@@ -107,9 +107,11 @@ void softmax_forward(Tensor x, std::optional<Tensor> mask, double scale, bool ca
         ", expected [..., Sq, Sk] for causal");
   check_scale(scale);
   check_like(out, "out", x, "x");
+  Tensor seen = mask ? broadcast_mask(*mask, x) : Tensor{};
+  if (x.elements() == 0) return;  // of rows without columns there may be any number
   const auto device = x.device();
   device->submit(SoftmaxForward{.x = x,
-                                .mask = mask ? broadcast_mask(*mask, x) : Tensor{},
+                                .mask = std::move(seen),
                                 .scale = static_cast<float>(scale),
                                 .causal = causal,
                                 .out = std::move(out)});
@@ -120,6 +122,7 @@ void softmax_backward(Tensor out, Tensor dout, double scale, Tensor dx) {
   check_scale(scale);
   check_like(dout, "dout", out, "out");
   check_like(dx, "dx", out, "out");
+  if (out.elements() == 0) return;
   const auto device = out.device();
   device->submit(SoftmaxBackward{std::move(out), std::move(dout), static_cast<float>(scale), std::move(dx)});
 }

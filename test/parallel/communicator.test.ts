@@ -408,3 +408,17 @@ t.test("ranks that broadcast their parameters go on with the same bits", async (
   );
   t.strictSame(first, second);
 });
+
+t.test("a name is free again once all that had it are disposed of", async (t) => {
+  for (let round = 0; round < 4; round++) {
+    const ranks = [0, 1].map((rank) =>
+      Communicator.join({ name: "again and again", rank, size: 2, device: new Device() }),
+    );
+    const calls = ranks.map((all) => all.allReduce(Tensor.from([1], [], { device: all.device })).wait());
+    t.strictSame(
+      await Promise.all(calls.map((call) => call.item())),
+      [2, 2].map((sum) => sum),
+    );
+    for (const communicator of ranks) communicator.dispose();
+  }
+});

@@ -1,5 +1,5 @@
 // What softmax refuses, with which code and which words.
-import { Device, type DType, softmax, softmaxBackward, Tensor } from "longseq";
+import { Device, type DType, softmax, softmaxBackward, Tape, Tensor } from "longseq";
 import t from "tap";
 import { refuses } from "../support/refusals.ts";
 
@@ -76,4 +76,14 @@ t.test("refusals", async (t) => {
     ],
     [() => softmax(gone), "ERR_DISPOSED", "softmax: x was disposed"],
   ]);
+});
+
+t.test("rows without columns, however many", async (t) => {
+  const x = Tensor.empty([2 ** 31 - 1, 0]);
+  using tape = new Tape();
+  tape.watch(x);
+  const y = softmax(x);
+  const [dx] = tape.backward(y, Tensor.empty([2 ** 31 - 1, 0]), [x]);
+  t.strictSame(dx?.shape, [2 ** 31 - 1, 0]);
+  t.equal((await y.data()).length, 0);
 });
