@@ -5,7 +5,7 @@
 //
 //   npm run example:training [FOLDER]                                            # FOLDER: for the checkpoint
 //   npx longseq launch --ranks 4 -- node build/examples/genome-training.js FOLDER # a process for each of four GPUs
-import { existsSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import {
@@ -121,6 +121,7 @@ function writeAll(places: Tensors, loaded: Tensors): void {
 async function save(rank: Rank, folder: string): Promise<void> {
   const { model, shared, optimizer } = rank;
   const step = { step: String(optimizer.steps) };
+  if (rank.communicator.rank === 0) mkdirSync(folder, { recursive: true });
   await shared.save(join(folder, "parameters.safetensors"), model.parameters, step);
   await shared.save(join(folder, "firstMoments.safetensors"), named(rank, optimizer.firstMoments));
   await shared.save(join(folder, "secondMoments.safetensors"), named(rank, optimizer.secondMoments));

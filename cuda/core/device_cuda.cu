@@ -140,9 +140,8 @@ std::pair<int64_t, int64_t> memory_left(const Gpu& gpu) {
 
 /** Waits, and returns false where the queue stays held: by a rank that is yet to be called, from this thread
  * maybe. */
-bool reached(Reached& end, TaskQueue& queue) {
-  constexpr int kPatience = 50;
-  for (int held = 0; held < kPatience; held = queue.is_held() ? held + 1 : 0) {
+bool reached(Reached& end, TaskQueue& queue, int patience) {
+  for (int held = 0; held < patience; held = queue.is_held() ? held + 1 : 0) {
     if (end.wait_for(std::chrono::milliseconds(10))) return true;
   }
   return false;
@@ -152,7 +151,7 @@ bool reached(Reached& end, TaskQueue& queue) {
 bool launched(TaskQueue& queue) {
   const auto here = std::make_shared<Reached>();
   queue.push_watcher([here](std::exception_ptr) { here->set(nullptr); });
-  return reached(*here, queue);
+  return reached(*here, queue, 50);
 }
 
 /** Takes memory by `take_some`; once more when all that is about to be freed, on whichever queue, has been.
@@ -385,7 +384,7 @@ void push(const Cuda& cuda, std::function<void()> task) {
   if (!waits_for_each_call() || cuda.queue->is_current_thread()) return;
   const auto end = std::make_shared<Reached>();
   when_done(cuda, [end](std::exception_ptr error) { end->set(std::move(error)); });
-  if (!reached(*end, *cuda.queue)) return;
+  if (!reached(*end, *cuda.queue, 2)) return;  // its error comes at the next wait
   if (const std::exception_ptr error = end->wait()) std::rethrow_exception(error);
 }
 
