@@ -41,7 +41,7 @@ export class LocalWatch {
     const who = behind.length === 1 ? `rank ${behind[0]} has` : `ranks ${behind.join(", ")} have`;
     process.emitWarning(
       `Communicator.local: ${who} made fewer calls than others, which wait: call all ranks before anything of one is awaited`,
-      { code: "LONGSEQ_RANKS_WAIT" },
+      { code: "RANKS_WAIT" },
     );
   }
 }
