@@ -138,11 +138,25 @@ int64_t group_limit(const std::string& folder) {
   return std::max(read_number(folder + "/memory.max"), read_number(folder + "/memory.limit_in_bytes"));
 }
 
+/** Folders of the cgroups that limit this process's memory. */
+const std::vector<std::string>& limiting_groups() {
+  static const std::vector<std::string> limiting = [] {
+    std::vector<std::string> folders = cgroup_folders("memory");
+    const int64_t machine = meminfo("MemTotal:");
+    std::erase_if(folders, [&](const std::string& folder) {
+      const int64_t limit = group_limit(folder);
+      return limit == 0 || (machine > 0 && limit >= machine);
+    });
+    return folders;
+  }();
+  return limiting;
+}
+
 int64_t find_limit() {
   if (wanted_memory_limit() < INT64_MAX) return wanted_memory_limit();
   int64_t limit = meminfo("MemTotal:");
-  for (const std::string& folder : cgroup_folders("memory")) {
-    if (const int64_t bytes = group_limit(folder); bytes > 0 && (limit == 0 || bytes < limit)) limit = bytes;
+  for (const std::string& folder : limiting_groups()) {
+    if (const int64_t bytes = group_limit(folder); limit == 0 || bytes < limit) limit = bytes;
   }
   return limit > 0 ? limit : INT64_MAX;
 }
@@ -151,15 +165,13 @@ int64_t find_limit() {
 int64_t left_by_all() {
   int64_t left = meminfo("MemAvailable:");
   if (left == 0) left = INT64_MAX;
-  for (const std::string& folder : cgroup_folders("memory")) {
-    const int64_t limit = group_limit(folder);
-    if (limit == 0) continue;
+  for (const std::string& folder : limiting_groups()) {
     // Pages of files that nobody has touched lately are given up for memory that is asked for.
     const int64_t used =
         std::max(read_number(folder + "/memory.current"), read_number(folder + "/memory.usage_in_bytes"));
     const int64_t free_again = std::max(field_of(folder + "/memory.stat", "inactive_file"),
                                         field_of(folder + "/memory.stat", "total_inactive_file"));
-    left = std::min(left, limit - std::max<int64_t>(0, used - free_again));
+    left = std::min(left, group_limit(folder) - std::max<int64_t>(0, used - free_again));
   }
   return left;
 }
