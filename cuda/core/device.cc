@@ -10,14 +10,14 @@
 namespace longseq {
 namespace {
 
-/** The number of the GPU that "cuda" or "cuda:N" names. */
-int ordinal_of(const std::string& name) {
+/** The number of the GPU that "cuda" or "cuda:N" names; `what` is where it does. */
+int ordinal_of(const std::string& name, const char* what = "device") {
   int ordinal = 0;
   const char* const end = name.data() + name.size();
   const bool names_one = name.starts_with("cuda:") && name.size() > 5;
   const auto [rest, error] = std::from_chars(names_one ? name.data() + 5 : end, end, ordinal);
   check(name == "cuda" || (names_one && error == std::errc{} && rest == end && ordinal >= 0), Code::Device,
-        "device: unknown device \"", name, "\", expected \"cpu\", \"cuda\" or \"cuda:N\"");
+        what, ": unknown device \"", name, "\", expected \"cpu\", \"cuda\" or \"cuda:N\"");
   return ordinal;
 }
 
@@ -79,8 +79,9 @@ std::shared_ptr<Mark> mark(const Cpu& cpu) {
 
 const std::string& Device::default_name() {
   static const std::string name = [] {
-    const std::string_view wanted = text_from("LONGSEQ_DEVICE");
-    return std::string(!wanted.empty() ? wanted : any_gpu<Engine>() ? "cuda" : "cpu");
+    const std::string wanted(text_from("LONGSEQ_DEVICE"));
+    if (!wanted.empty() && wanted != "cpu") ordinal_of(wanted, "LONGSEQ_DEVICE");
+    return !wanted.empty() ? wanted : any_gpu<Engine>() ? "cuda" : "cpu";
   }();
   return name;
 }

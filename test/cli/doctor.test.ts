@@ -79,7 +79,7 @@ t.test("a variable that is wrong is said, and the rest is still there", async (t
 
 t.test("a variable that breaks only what comes later is said too", async (t) => {
   const cases: [name: string, value: string, problem: string][] = [
-    ["LONGSEQ_DEVICE", "tpu", 'unknown device "tpu"'],
+    ["LONGSEQ_DEVICE", "tpu", 'LONGSEQ_DEVICE: unknown device "tpu"'],
     ["LONGSEQ_DEVICE", "cuda:97", "device: "],
     ["LONGSEQ_RANK", "x", "rankFromEnvironment: LONGSEQ_RANK"],
     ["LONGSEQ_RANK", "0", "rankFromEnvironment: LONGSEQ_SIZE has no value"],
