@@ -76,12 +76,7 @@ function headerOf(operation: string, described: readonly Described[], metadata: 
   const entries: [string, unknown][] = [];
   const texts = Object.entries(metadata);
   for (const [key, text] of texts) {
-    if (typeof text !== "string") {
-      throw failure(
-        "ERR_OPTION",
-        `${operation}: metadata ${quote(key)} is a ${typeof text}, expected a string`,
-      );
-    }
+    if (typeof text !== "string") throw wrongKind(`${operation}: metadata ${quote(key)}`, "a string", text);
   }
   if (texts.length > 0) entries.push(["__metadata__", Object.fromEntries(texts)]);
   let begin = 0;

@@ -70,7 +70,7 @@ export async function saveSafetensors(
   metadata: Readonly<Record<string, string>> = {},
 ): Promise<void> {
   checkPath("saveSafetensors", path);
-  if (typeof tensors !== "object" || tensors === null)
+  if (typeof tensors !== "object" || tensors === null || Array.isArray(tensors))
     throw wrongKind("saveSafetensors: tensors", "an object of Tensors", tensors);
   const named = Object.entries(tensors);
   for (const [name, tensor] of named) handleOf(tensor, `saveSafetensors: ${quote(name)}`);

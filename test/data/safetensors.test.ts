@@ -263,6 +263,10 @@ t.test("what is no path, no tensor, no option", async (t) => {
   const refused: [Promise<unknown>, string][] = [
     [saveSafetensors(5 as never, {}), "saveSafetensors: path is number, expected a string"],
     [saveSafetensors(path, null as never), "saveSafetensors: tensors is null, expected an object of Tensors"],
+    [
+      saveSafetensors(path, [w] as never),
+      "saveSafetensors: tensors is an array, expected an object of Tensors",
+    ],
     [saveSafetensors(path, { w: 5 as never }), 'saveSafetensors: "w" is number, expected a Tensor'],
     [saveSafetensors(path, { w }, null as never), "saveSafetensors: metadata is null, expected an object"],
     [loadSafetensors(5 as never), "loadSafetensors: path is number, expected a string"],

@@ -191,7 +191,7 @@ t.test("what cannot be", async (t) => {
   const numbers = { step: 7 } as never;
   await t.rejects(shared.save(join(folder, "none"), tensors, numbers), {
     code: "ERR_OPTION",
-    message: 'save: metadata "step" is a number, expected a string',
+    message: 'save: metadata "step" is number, expected a string',
   });
   await t.rejects(loadParameters(1 as never, table, placement), {
     code: "ERR_OPTION",
