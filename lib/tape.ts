@@ -3,7 +3,7 @@ import { type Hold, type Save, Saved } from "./saved.ts";
 import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
-import { handleOf, sharesMemory, Tensor } from "./tensor.ts";
+import { handleOf, Tensor, writesOf } from "./tensor.ts";
 
 /** From the gradients of an operation's outputs to those of its inputs; null where an input has none, or none is wanted. */
 export type VectorJacobianProduct = (gradients: Tensor[], wanted: readonly boolean[]) => (Tensor | null)[];
@@ -139,16 +139,16 @@ export class Tape implements Disposable {
       }
       step.saved.dispose();
     }
-    // What is the caller's own, or was handed out, must not be handed out as if it were new.
-    const taken: Tensor[] = [gradient];
+    // What is the caller's own, or was handed out, must not be handed out as if it were new. By memory: whose it is.
+    const taken = new Map<object, { maker: Step | undefined; parts: Set<Tensor> }>();
+    taken.set(writesOf(gradient), { maker: undefined, parts: new Set() });
     return wrt.map((tensor) => {
       const found = gradients.get(tensor);
       if (found === undefined) return null;
-      const isTaken = taken.some(
-        (other) => other === found || (sharesMemory(other, found) && makers.get(other) !== makers.get(found)),
-      );
-      if (isTaken) return found.contiguous();
-      taken.push(found);
+      const maker = makers.get(found);
+      const { maker: owner, parts } = taken.get(writesOf(found)) ?? { maker, parts: new Set<Tensor>() };
+      if (owner !== maker || parts.has(found) || found === gradient) return found.contiguous();
+      taken.set(writesOf(found), { maker, parts: parts.add(found) });
       return found;
     });
   }

@@ -27,9 +27,8 @@ type Writes = { count: number; steps: number };
 let wrap: (handle: TensorHandle, description: Description, of?: Tensor) => Tensor;
 /** Says that a public function gives it other values, which what has saved it must hear of. */
 let noteWrite: (tensor: Tensor, isStep?: boolean) => void;
+/** One object for all views of one memory. */
 let writesOf: (tensor: Tensor) => Readonly<Writes>;
-/** Whether one may be a view of what the other is one of. */
-let sharesMemory: (a: Tensor, b: Tensor) => boolean;
 /** Gives a disposed tensor the memory of another, which is disposed then. */
 let refill: (disposed: Tensor, other: Tensor) => void;
 let handleOf: (tensor: Tensor, what: string) => TensorHandle;
@@ -64,7 +63,6 @@ export class Tensor implements Disposable {
       if (isStep) tensor.#writes.steps++;
     };
     writesOf = (tensor) => tensor.#writes;
-    sharesMemory = (a, b) => a.#writes === b.#writes;
     refill = (disposed, other) => {
       disposed.#handle = handleOf(other, "the tensor");
       other.#handle = undefined;
@@ -355,4 +353,4 @@ export class Tensor implements Disposable {
   }
 }
 
-export { handleOf, noteWrite, refill, sharesMemory, wrap, writesOf };
+export { handleOf, noteWrite, refill, wrap, writesOf };
