@@ -33,8 +33,8 @@ const kept = Uint8Array.from({ length: 256 }, (_, byte) => {
 
 /**
  * Reads the records of a FASTA file (Pearson and Lipman, 1988). Gzip is recognised by its first bytes, line ends may be
- * of any kind, lower case (which marks repeats) becomes upper case, and lines that begin with `;` are comments. Sequences hold
- * letters, `-` and `*`; spaces between them do not matter.
+ * of any kind, lower case (which marks repeats) becomes upper case, and lines that begin with `;` are comments.
+ * Sequences hold letters, `-` and `*`; spaces between them do not matter.
  *
  * @throws (as a rejection) `ERR_FILE` where the file cannot be read, or is no FASTA: with the line.
  * @example
@@ -80,19 +80,19 @@ class FastaParser {
   #count = 0;
   #line = 1;
   #state: "line start" | "title" | "comment" | "bases" = "line start";
-  /** Bytes of the mark that are still to come, if there is one. */
-  #mark = [...mark];
+  /** Bytes of the mark that have come; all, where there is none. */
+  #marked = 0;
 
   feed(chunk: Uint8Array): void {
     let first = 0;
-    for (; first < chunk.length && this.#mark.length > 0; first++) {
-      if (chunk[first] !== this.#mark[0]) {
-        const begun = mark.slice(0, mark.length - this.#mark.length);
-        this.#mark = [];
-        this.#read(begun);
-        break;
+    while (first < chunk.length && this.#marked < mark.length) {
+      if (chunk[first] === mark[this.#marked]) {
+        this.#marked++;
+        first++;
+      } else {
+        this.#read(mark.slice(0, this.#marked));
+        this.#marked = mark.length;
       }
-      this.#mark.shift();
     }
     this.#read(chunk.subarray(first));
   }

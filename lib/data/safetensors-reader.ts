@@ -78,16 +78,11 @@ export class SafetensorsReader {
     return entry as ReadableEntry;
   }
 
-  /** The caller's. */
+  /** It belongs to the scope here, also where it cannot be read to its end. */
   async tensor(name: string, device: Device): Promise<Tensor> {
     const entry = this.entry(name);
     const tensor = Tensor.empty(entry.shape, { dtype: dtypes[entry.type], device });
-    try {
-      await this.#fill(tensor, entry);
-    } catch (error) {
-      tensor.dispose();
-      throw error;
-    }
+    await this.#fill(tensor, entry);
     return tensor;
   }
 

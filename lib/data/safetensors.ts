@@ -1,6 +1,7 @@
 // Safetensors in and out (the format of huggingface/safetensors).
 import { type Device, deviceOrDefault } from "../device.ts";
 import { checkOptions, wrongKind } from "../errors.ts";
+import { Scope } from "../scope.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
 import { checkPath } from "./file-errors.ts";
 import { quote } from "./safetensors-header.ts";
@@ -40,18 +41,15 @@ export async function loadSafetensors(
   if (names !== undefined && !(Array.isArray(names) && names.every((name) => typeof name === "string")))
     throw wrongKind("loadSafetensors: names", "an array of strings", names);
   const device = deviceOrDefault("loadSafetensors", options.device);
-  return SafetensorsReader.reading("loadSafetensors", path, async (reader) => {
-    const tensors = new Map<string, Tensor>();
-    try {
+  return SafetensorsReader.reading("loadSafetensors", path, (reader) =>
+    Scope.run(async () => {
+      const tensors = new Map<string, Tensor>();
       const wanted = new Set(names ?? reader.names);
       for (const name of wanted) reader.entry(name); // before any is read
       for (const name of wanted) tensors.set(name, await reader.tensor(name, device));
-    } catch (error) {
-      for (const tensor of tensors.values()) tensor.dispose();
-      throw error;
-    }
-    return { tensors: Object.fromEntries(tensors), metadata: reader.metadata };
-  });
+      return { tensors: Object.fromEntries(tensors), metadata: reader.metadata };
+    }),
+  );
 }
 
 /**

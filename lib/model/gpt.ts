@@ -89,7 +89,7 @@ export class GPT implements Disposable {
         return new TransformerLayer(options, strategy, { parameters: own, recompute, mlpTiles });
       });
     } catch (error) {
-      for (const tensor of this.#owned) tensor.dispose();
+      this.dispose();
       throw error;
     }
   }

@@ -5,6 +5,7 @@ import { SafetensorsReader } from "../data/safetensors-reader.ts";
 import { deviceOrDefault } from "../device.ts";
 import { checkOptions } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";
+import { inDtype } from "../ops/matmul.ts";
 import { Scope } from "../scope.ts";
 import type { Tensor } from "../tensor.ts";
 import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
@@ -47,20 +48,16 @@ export async function loadParameters(
       for (const { name, rows } of stored)
         checkSameShape(`loadParameters: ${name}`, reader.entry(name).shape, shape.with(0, rows));
     }
-    const tensors: Record<string, Tensor> = {};
-    try {
-      for (const parameter of table) {
-        tensors[parameter.name] = await Scope.run(async () => {
-          const stored: Record<string, Tensor> = {};
-          for (const { name } of parameter.stored) stored[name] = await reader.tensor(name, device);
-          const held = shareOfStored("loadParameters", parameter, stored, placement);
-          return options.dtype === undefined || options.dtype === held.dtype ? held : held.to(options.dtype);
-        });
-      }
-    } catch (error) {
-      for (const tensor of Object.values(tensors)) tensor.dispose();
-      throw error;
-    }
-    return { tensors, metadata: reader.metadata };
+    const shareOf = async (parameter: ParameterSpecification) => {
+      const stored: Record<string, Tensor> = {};
+      for (const { name } of parameter.stored) stored[name] = await reader.tensor(name, device);
+      const share = shareOfStored("loadParameters", parameter, stored, placement);
+      return inDtype(share, options.dtype ?? share.dtype);
+    };
+    return Scope.run(async () => {
+      const tensors: Record<string, Tensor> = {};
+      for (const parameter of table) tensors[parameter.name] = await Scope.run(() => shareOf(parameter));
+      return { tensors, metadata: reader.metadata };
+    });
   });
 }

@@ -154,16 +154,11 @@ function eachParameter(
   table: readonly ParameterSpecification[],
   make: (parameter: ParameterSpecification, at: number) => Tensor,
 ): Record<string, Tensor> {
-  const made: Record<string, Tensor> = {};
-  try {
-    for (const [at, parameter] of table.entries()) {
-      made[parameter.name] = Scope.run(() => make(parameter, at));
-    }
-  } catch (error) {
-    for (const tensor of Object.values(made)) tensor.dispose();
-    throw error;
-  }
-  return made;
+  return Scope.run(() =>
+    Object.fromEntries(
+      table.map((parameter, at) => [parameter.name, Scope.run(() => make(parameter, at))] as const),
+    ),
+  );
 }
 
 function filled(shape: readonly number[], value: number, place: TensorOptions): Tensor {

@@ -194,7 +194,8 @@ export class SequenceShard {
    * The next token of each row: shifted before the split, so that a shard's last row has the first token of the next
    * shard as its target. `ignoreIndex` where there is none, or it is another document's.
    *
-   * @param tokens (bytes too) [S] or, with `batch`, [B, S], row by row; or [S + 1] or [B, S + 1], of which the last is a target only.
+   * @param tokens (bytes too) [S] or, with `batch`, [B, S], row by row; or [S + 1] or [B, S + 1], of which the last is a
+   * target only.
    * With boundaries that one is another document's, unless they reach beyond it.
    * @returns [size] or [B, size], int32, the targets of `crossEntropy`.
    * @throws `ERR_SHAPE` for another number of tokens; `ERR_OPTION` for options that cannot be, the boundaries as of
