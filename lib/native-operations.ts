@@ -13,7 +13,7 @@ export interface NativeOperations {
     y: TensorHandle,
     accumulate: boolean,
   ): void;
-  fill(y: TensorHandle, value: number): void;
+  fill(y: TensorPlace, value: number): void;
   fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
   attentionKernels(device: DeviceHandle, dtype: number, implementation: string | null): string;
   attentionForward(
@@ -32,6 +32,32 @@ export interface NativeOperations {
     before: TensorPlace,
     out: TensorPlace,
     logSumExp: TensorPlace,
+    options: NativeAttentionOptions,
+  ): void;
+  /** Whether there are kernels for keys that lie in several tensors. */
+  takesKeyParts(device: DeviceHandle, dtype: number, headDim: number, implementation: string | null): boolean;
+  /** `parts` are source, first row of it, rows, source, ...: multiples of 128 rows. Keys of an earlier one stand before. */
+  attentionForwardOfParts(
+    q: TensorHandle,
+    k: readonly TensorHandle[],
+    v: readonly TensorHandle[],
+    parts: readonly number[],
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+    options: NativeAttentionOptions,
+  ): void;
+  /** dk and dv of each source: of float32 they are added to, and one source's may be rounded. */
+  attentionBackwardOfParts(
+    q: TensorHandle,
+    k: readonly TensorHandle[],
+    v: readonly TensorHandle[],
+    parts: readonly number[],
+    out: TensorHandle,
+    logSumExp: TensorHandle,
+    dout: TensorHandle,
+    dq: TensorHandle,
+    dk: readonly TensorHandle[],
+    dv: readonly TensorHandle[],
     options: NativeAttentionOptions,
   ): void;
   attentionBackward(

@@ -70,6 +70,9 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward>(exports, "attentionForward");
   bind<attention_kernels>(exports, "attentionKernels");
   bind<attention_forward_merged>(exports, "attentionForwardMerged");
+  bind<takes_key_parts>(exports, "takesKeyParts");
+  bind<attention_forward_of_parts>(exports, "attentionForwardOfParts");
+  bind<attention_backward_of_parts>(exports, "attentionBackwardOfParts");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
   bind<query_gradient_begin>(exports, "queryGradientBegin");

@@ -131,7 +131,8 @@ std::shared_ptr<const VisibilityRule> visibility_of(const AttentionOptions& opti
 }
 
 AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
-                                 const AttentionOptions& options) {
+                                 const AttentionOptions& options,
+                                 std::shared_ptr<const KeyParts> parts = nullptr) {
   check(q.rank == 3 || q.rank == 4, Code::Shape, "attention: q has the shape ", shape_text(q),
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
   check(is_float(q.dtype), Code::DType, "attention: q is ", name_of(q.dtype),
@@ -153,8 +154,6 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
         shape_text(k), " (that of k)");
   check(key_heads > 0 ? query_heads % key_heads == 0 : query_heads == 0, Code::Shape, "attention: q has ",
         query_heads, " heads, expected a multiple of ", key_heads, " (the heads of k)");
-  check(q.size(1) <= INT32_MAX && k.size(1) <= INT32_MAX, Code::Shape,
-        "attention: a sequence has at most 2^31 - 1 rows");
   check(std::isfinite(static_cast<float>(options.scale)), Code::Option,
         "attention: scale is not a finite float32");
   check(std::isfinite(static_cast<float>(options.softcap)) && options.softcap >= 0, Code::Option,
@@ -165,7 +164,10 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
                       .score = {},
                       .visibility = nullptr,
                       .out = with_batch(std::move(out), 4),
-                      .log_sum_exp = with_batch(std::move(log_sum_exp), 3)};
+                      .log_sum_exp = with_batch(std::move(log_sum_exp), 3),
+                      .parts = std::move(parts)};
+  check(op.q.size(1) <= INT32_MAX && op.keys() <= INT32_MAX, Code::Shape,
+        "attention: a sequence has at most 2^31 - 1 rows");
   op.score.scale = static_cast<float>(options.scale);
   op.score.softcap = static_cast<float>(options.softcap);
   if (options.alibi_slopes) {
@@ -179,7 +181,7 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
           "attention: alibiSlopes is on another device than q");
     op.score.alibi_slopes = slopes;
   }
-  op.visibility = visibility_of(options, op.q.size(1), op.k.size(1));
+  op.visibility = visibility_of(options, op.q.size(1), op.keys());
   check_like(op.out, "attention: out", op.q, "q");
   check(op.out.dtype == op.q.dtype || op.out.dtype == DType::Float32, Code::DType, "attention: out is ",
         name_of(op.out.dtype), ", expected ", name_of(op.q.dtype), " or float32");
@@ -204,8 +206,49 @@ void check_gradient(const Tensor& gradient, const char* what, const Tensor& like
         name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
 }
 
+/** A source of keys is like the first one, but for its rows. */
+void check_source(const Tensor& x, const char* name, const Tensor& like) {
+  check(x.rank == 4 && x.size(0) == like.size(0) && x.size(2) == like.size(2) && x.size(3) == like.size(3) &&
+            x.dtype == like.dtype && x.device() == like.device() && x.stride(3) == 1,
+        Code::Shape, "attention: a source's ", name, " is ", name_of(x.dtype), " ", shape_text(x),
+        ", expected ", name_of(like.dtype), " as ", shape_text(like), " but for the rows");
+}
+
+std::shared_ptr<KeyParts> checked_parts(const std::vector<Tensor>& k, const std::vector<Tensor>& v,
+                                        const std::vector<int64_t>& flat) {
+  check(!k.empty() && k.size() == v.size() && k.size() <= kMostKeySources, Code::Option,
+        "attention: expected 1 to ", kMostKeySources, " sources of keys, and as many of values");
+  auto out = std::make_shared<KeyParts>();
+  for (size_t i = 0; i < k.size(); i++) {
+    check_source(k[i], "k", k[0]);
+    check_source(v[i], "v", k[0]);
+    check(v[i].size(1) == k[i].size(1), Code::Shape, "attention: a source has ", k[i].size(1), " keys and ",
+          v[i].size(1), " values");
+    out->sources.push_back({.k = k[i], .v = v[i], .dk = {}, .dv = {}});
+  }
+  check(flat.size() % 3 == 0 && flat.size() / 3 <= kMostKeyParts, Code::Option,
+        "attention: expected source, first row and rows of up to ", kMostKeyParts, " parts");
+  for (size_t i = 0; i < flat.size(); i += 3) {
+    const KeyPart part{flat[i], flat[i + 1], flat[i + 2]};
+    check(part.source >= 0 && part.source < static_cast<int64_t>(k.size()) && part.first >= 0 &&
+              part.count > 0 && part.count <= k[static_cast<size_t>(part.source)].size(1) - part.first &&
+              (part.count % kKeyPartRows == 0 || i + 3 == flat.size()),
+          Code::Option, "attention: a part has ", part.count, " rows from ", part.first, " of source ",
+          part.source, ", expected rows that it has, a multiple of ", kKeyPartRows);
+    out->parts.push_back(part);
+  }
+  return out;
+}
+
 DType dtype_of(const AttentionForward& op) { return op.q.dtype; }
 DType dtype_of(const AttentionBackward& op) { return op.forward.q.dtype; }
+
+void check_takes_parts(const Tensor& q, const AttentionOptions& options) {
+  check(q.rank == 4 && !options.mask && !options.deterministic &&
+            takes_key_parts(q.device(), q.dtype, q.size(3), options.implementation),
+        Code::Option, "attention: no kernel takes keys in parts of ", name_of(q.dtype), " ", shape_text(q),
+        " with these options");
+}
 
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
@@ -221,12 +264,61 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
 
 }  // namespace
 
+int64_t AttentionForward::keys() const {
+  if (!parts) return k.size(1);
+  int64_t all = 0;
+  for (const KeyPart& part : parts->parts) all += part.count;
+  return all;
+}
+
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
                        AttentionOptions options) {
   const auto device = q.device();
   queue<ReferenceForward>(checked_forward(std::move(q), std::move(k), std::move(v), std::move(out),
                                           std::move(log_sum_exp), options),
                           device, options.implementation);
+}
+
+void attention_forward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
+                                std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp,
+                                AttentionOptions options) {
+  const auto device = q.device();
+  check_takes_parts(q, options);
+  queue<ReferenceForward>(checked_forward(std::move(q), k[0], v[0], std::move(out), std::move(log_sum_exp),
+                                          options, checked_parts(k, v, parts)),
+                          device, options.implementation);
+}
+
+void attention_backward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
+                                 std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp, Tensor dout,
+                                 Tensor dq, std::vector<Tensor> dk, std::vector<Tensor> dv,
+                                 AttentionOptions options) {
+  const auto device = q.device();
+  check_takes_parts(q, options);
+  const auto keys = checked_parts(k, v, parts);
+  check(dk.size() == k.size() && dv.size() == k.size(), Code::Option, "attention: expected dk and dv of ",
+        k.size(), " sources");
+  int rounded = 0;
+  for (size_t i = 0; i < k.size(); i++) {
+    check_gradient(dk[i], "attention: dk", k[i], "k", false);
+    check_gradient(dv[i], "attention: dv", v[i], "v", false);
+    rounded += dk[i].dtype != DType::Float32 || dv[i].dtype != DType::Float32;
+    keys->sources[i].dk = dk[i];
+    keys->sources[i].dv = dv[i];
+  }
+  check(rounded <= 1, Code::DType, "attention: gradients of ", rounded,
+        " sources of keys are not of float32, expected one at most");
+  AttentionBackward op{.forward = checked_forward(std::move(q), k[0], v[0], std::move(out),
+                                                  std::move(log_sum_exp), options, keys),
+                       .dout = std::move(dout),
+                       .dlog_sum_exp = {},
+                       .dq = std::move(dq),
+                       .dk = dk[0],
+                       .dv = dv[0],
+                       .deterministic = options.deterministic};
+  check_output_gradients(op);
+  check_gradient(op.dq, "attention: dq", op.forward.q, "q", false);
+  queue<ReferenceBackward>(std::move(op), device, options.implementation);
 }
 
 void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor before, Tensor out, Tensor log_sum_exp,

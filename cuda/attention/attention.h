@@ -34,6 +34,24 @@ struct ScoreRule {
   Tensor alibi_slopes;  // [Hq] float32, or none
 };
 
+/** Keys and values of one tensor each, and backward where their gradients go: in float32 they are added to
+ * what is there, maybe beside other calls, else they take its place. */
+struct KeySource {
+  Tensor k, v, dk, dv;  // [B n Hkv D]
+};
+/** Neighbouring rows of a source. */
+struct KeyPart {
+  int64_t source, first, count;
+};
+/** Keys that lie in several tensors: those of one part behind those of another. */
+struct KeyParts {
+  std::vector<KeySource> sources;
+  std::vector<KeyPart> parts;
+};
+inline constexpr int kMostKeySources = 10, kMostKeyParts = 20;
+/** Each part but the last has a multiple of so many rows: a tile of keys is of one part. */
+inline constexpr int64_t kKeyPartRows = 128;
+
 struct AttentionForward {
   Tensor q /*[B Sq Hq D]*/, k /*[B Sk Hkv D]*/, v /*[B Sk Hkv D]*/;
   ScoreRule score;
@@ -43,6 +61,10 @@ struct AttentionForward {
   // Of float32, or none: attention over other keys, whose log-sum-exp log_sum_exp holds, which the call's are
   // merged with. May be `out`. A GPU's, of 16 bits.
   Tensor before = {};
+  // Of kernels that take them, or none: then k and v are the first source's.
+  std::shared_ptr<const KeyParts> parts = nullptr;
+
+  int64_t keys() const;
 };
 
 /**

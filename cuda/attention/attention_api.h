@@ -31,7 +31,18 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
                         bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
 
-/** The backward pass where keys come in parts: what its calls share, and dq of all queries. */
+/** Over keys that lie in several tensors: `parts` are source, first row, rows, source, ... Of engines that
+ * takes_key_parts names. */
+void attention_forward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
+                                std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp,
+                                AttentionOptions options);
+/** dk and dv are the sources': of float32 they are added to. */
+void attention_backward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
+                                 std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp, Tensor dout,
+                                 Tensor dq, std::vector<Tensor> dk, std::vector<Tensor> dv,
+                                 AttentionOptions options);
+
+/** The backward pass where keys come in parts, a call each: what its calls share, and dq of all queries. */
 using QueryGradientHandle = std::shared_ptr<AttentionBackward>;
 /** `options` say the scale and the engine. */
 QueryGradientHandle query_gradient_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout,

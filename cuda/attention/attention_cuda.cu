@@ -54,12 +54,50 @@ void launch_keys(const Cuda& cuda, const GpuCall& call, DType dtype, const Backw
   });
 }
 
-void launch_forward(const Cuda& cuda, const GpuCall& call, DType dtype, Kernels kernels) {
+/** Keys of several tensors as the kernels take them, and what was copied for that. */
+class PartsOfCall {
+ public:
+  PartsOfCall(const Cuda& cuda, const AttentionForward& op) {
+    if (!op.parts) return;
+    const auto rows = [](const Tensor& gradient) { return gradient ? rows_of(gradient) : GpuRows{}; };
+    const auto is_float32 = [](const Tensor& x) { return x && x.dtype == DType::Float32; };
+    for (const KeySource& source : op.parts->sources) {
+      const Tensor k = as_input(cuda, source.k, source.k.dtype), v = as_input(cuda, source.v, source.v.dtype);
+      for (const Tensor& gradient : {source.dk, source.dv}) {
+        check(!gradient || rows_aligned(gradient), Code::Shape,
+              "attention: gradients of a source's rows begin at no multiple of 16 bytes");
+      }
+      inputs_.insert(inputs_.end(), {k, v});
+      keys_.sources.push_back({.k = rows_of(k),
+                               .v = rows_of(v),
+                               .dk = rows(source.dk),
+                               .dv = rows(source.dv),
+                               .rows = k.size(1),
+                               .dk_float32 = is_float32(source.dk),
+                               .dv_float32 = is_float32(source.dv)});
+    }
+    keys_.parts = op.parts->parts;
+  }
+
+  /** Of a kernel's call, which has its own where there are no parts. */
+  template <class Kernel>
+  GpuKeyParts keys_of(const Kernel& kernel) const {
+    return keys_.parts.empty() ? whole_keys(kernel) : keys_;
+  }
+
+ private:
+  std::vector<Tensor> inputs_;
+  GpuKeyParts keys_;
+};
+
+void launch_forward(const Cuda& cuda, const GpuCall& call, const AttentionForward& op) {
+  const DType dtype = op.q.dtype;
+  const PartsOfCall parts(cuda, op);
   launch_queries(cuda, call, dtype, call.kernel, [&](const ForwardSm80& kernel) {
     if (dtype == DType::Float32) {
       launch_forward_float32(cuda, kernel);
-    } else if (kernels == Kernels::Sm90) {
-      launch_forward_sm90(cuda, dtype, kernel);
+    } else if (op.kernels == Kernels::Sm90) {
+      launch_forward_sm90(cuda, dtype, kernel, parts.keys_of(kernel));
     } else {
       launch_forward_sm80(cuda, dtype, kernel);
     }
@@ -76,7 +114,7 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
   kernel.out = {outs, rows / kernel.batch * head_dim, kernel.heads * head_dim, head_dim};
   kernel.out_float32 = true;
   kernel.log_sum_exp = {sums, rows / kernel.batch, kernel.queries};
-  launch_forward(cuda, call, op.q.dtype, op.kernels);
+  launch_forward(cuda, call, op);
   merge_splits(cuda, kernel, op);
 }
 
@@ -180,10 +218,11 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
+  const PartsOfCall parts(cuda, op.forward);
   launch_keys(cuda, call, dtype, kernel, [&](const BackwardSm80& part) {
     if (op.deterministic) clear(cuda, turns, turns.bytes);
     if (op.kernels == Kernels::Sm90) {
-      launch_backward_sm90(cuda, dtype, part);
+      launch_backward_sm90(cuda, dtype, part, parts.keys_of(part));
     } else {
       launch_backward_sm80(cuda, dtype, part);
     }
@@ -204,9 +243,24 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
         if (part.forward.head_dim > kMostSummedSm90) {
           launch_key_gradients_sm90(cuda, dtype, part);
         } else {
-          launch_backward_sm90(cuda, dtype, part);
+          launch_backward_sm90(cuda, dtype, part, whole_keys(part));
         }
       });
+}
+
+/** Those of a call without queries or keys. */
+void clear_gradients(const Cuda& cuda, const AttentionBackward& op) {
+  if (!op.adds_to_dq) run(cuda, Fill{op.dq, 0});
+  if (!op.forward.parts) {
+    if (!op.adds_to_dk) run(cuda, Fill{op.dk, 0});
+    if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
+    return;
+  }
+  for (const KeySource& source : op.forward.parts->sources) {
+    for (const Tensor& gradient : {source.dk, source.dv}) {
+      if (gradient.dtype != DType::Float32) run(cuda, Fill{gradient, 0});
+    }
+  }
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -231,6 +285,15 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
     *x = heads_of(*x, 1, begin * group, count * group);
   }
   forward.score.alibi_slopes = heads_of(forward.score.alibi_slopes, 0, begin * group, count * group);
+  if (forward.parts) {
+    KeyParts parts = *forward.parts;
+    for (KeySource& source : parts.sources) {
+      for (Tensor* const x : {&source.k, &source.v, &source.dk, &source.dv}) {
+        *x = heads_of(*x, 2, begin, count);
+      }
+    }
+    forward.parts = std::make_shared<const KeyParts>(std::move(parts));
+  }
   return part;
 }
 
@@ -242,7 +305,7 @@ int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kern
   if (is_apart(op, kernels, deterministic)) return heads;
   const int64_t head_bytes =
       op.q.elements() / heads / op.q.size(3) * columns_of(kernels, static_cast<int>(op.q.size(3))) * 4;
-  const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
+  const int64_t head_blocks = op.q.size(0) * ceil_div(op.keys(), kGpuTileRows);
   const int64_t filling = ceil_div(kBlocksEach * cuda.gpu->multiprocessors, head_blocks);
   const int64_t parts = ceil_div(heads, std::max(filling, kSumBytes / std::max<int64_t>(head_bytes, 1)));
   return ceil_div(heads, parts);
@@ -286,8 +349,8 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   kernel.dk_float32 = op.dk.dtype == DType::Float32;
   kernel.dv_float32 = op.dv.dtype == DType::Float32;
   kernel.adds_to_dq = op.adds_to_dq;
-  kernel.adds_to_dk = op.adds_to_dk;
-  kernel.adds_to_dv = op.adds_to_dv;
+  kernel.adds_to_dk = op.adds_to_dk || forward.parts;
+  kernel.adds_to_dv = op.adds_to_dv || forward.parts;
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
@@ -339,7 +402,7 @@ void run(const Cuda& cuda, const AttentionForward& op) {
   kernel.out = rows_of(out.written());
   kernel.out_float32 = op.out.dtype == DType::Float32;
   kernel.log_sum_exp = statistics_of(op.log_sum_exp);
-  launch_forward(cuda, call, op.q.dtype, op.kernels);
+  launch_forward(cuda, call, op);
   out.finish();
 }
 
@@ -347,12 +410,7 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   const AttentionForward& forward = op.forward;
   const int64_t heads = forward.k.size(2);
   if (forward.k.size(0) * heads == 0) return;
-  if (is_empty(forward) || forward.k.size(1) == 0) {
-    if (!op.adds_to_dq) run(cuda, Fill{op.dq, 0});
-    if (!op.adds_to_dk) run(cuda, Fill{op.dk, 0});
-    if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
-    return;
-  }
+  if (is_empty(forward) || forward.keys() == 0) return clear_gradients(cuda, op);
   if (op.sums) return run_part(cuda, op);
   const int64_t count = heads_at_once(cuda, forward, op.kernels, op.deterministic);
   for (int64_t begin = 0; begin < heads; begin += count) {

@@ -130,6 +130,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base) {
   const int query_page = Tile::query_of(op, S::kRows) * op.packed * 128;  // as far as a box fills it
   Ring<1> queries;
   Ring<S::kStages> stages;
+  const KeyMaps& keys = launch.keys;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
                               int batch) {
     full.arrive_expecting(S::kTileBytes);
@@ -144,15 +145,19 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base) {
     const int key_head = tile.head / op.group;
     const int following =
         launch.counter == nullptr ? total : static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
+    int part = keys.parts - 1;  // of the block: one comes before the other
     const auto load_keys = [&](int first) {
+      while (keys.begins[part] > first) part--;
       channels.keys_empty(stages.stage).wait(stages.parity ^ 1);
-      load_pages(launch.k, channels.keys_full(stages.stage), base + S::kKeysAt + stages.stage * S::kTileBytes,
-                 first, key_head, tile.batch);
+      load_pages(keys.k[keys.sources[part]], channels.keys_full(stages.stage),
+                 base + S::kKeysAt + stages.stage * S::kTileBytes, first + keys.shifts[part], key_head,
+                 tile.batch);
     };
     const auto load_values = [&](int first) {
       channels.values_empty(stages.stage).wait(stages.parity ^ 1);
-      load_pages(launch.v, channels.values_full(stages.stage),
-                 base + S::kValuesAt + stages.stage * S::kTileBytes, first, key_head, tile.batch);
+      load_pages(keys.v[keys.sources[part]], channels.values_full(stages.stage),
+                 base + S::kValuesAt + stages.stage * S::kTileBytes, first + keys.shifts[part], key_head,
+                 tile.batch);
     };
     auto blocks = tile.blocks(op);
     const bool any = blocks.current().first >= 0;
@@ -420,7 +425,7 @@ __global__ void __launch_bounds__(S::kThreads, 1) forward_kernel(const __grid_co
 }
 
 template <class S, bool kHasMask>
-void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
+void launch_shape(const Cuda& cuda, const ForwardSm80& op, const GpuKeyParts& keys) {
   using T = typename S::T;
   const int each = S::kRows / op.packed;
   // Where heads are packed they are the rows: those of a query lie side by side.
@@ -437,33 +442,33 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op) {
     counter = allocate(cuda, sizeof(int));
     cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
   }
-  const ForwardSm90 launch{queries(), key_map<T>(op, op.k, S::kKeys), key_map<T>(op, op.v, S::kKeys), op,
-                           order,     static_cast<int*>(counter.data)};
+  const ForwardSm90 launch{queries(), key_maps<T>(op, keys, S::kKeys), op, order,
+                           static_cast<int*>(counter.data)};
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }
 
 template <class T, bool kHasMask>
-void launch_typed(const Cuda& cuda, const ForwardSm80& op) {
+void launch_typed(const Cuda& cuda, const ForwardSm80& op, const GpuKeyParts& keys) {
   if (op.head_dim <= 64) {
     // Exponentials bound it, of which three warpgroups have more under way; tiles of 192 cut causal rows
     // coarser.
-    if (!kHasMask && sees_all(op.visible)) return launch_shape<Shape<T, 64, 128, 3>, false>(cuda, op);
-    launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op);
+    if (!kHasMask && sees_all(op.visible)) return launch_shape<Shape<T, 64, 128, 3>, false>(cuda, op, keys);
+    launch_shape<Shape<T, 64, 128>, kHasMask>(cuda, op, keys);
   } else if (op.head_dim <= 80) {
-    launch_shape<Shape<T, 80, 128>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 80, 128>, kHasMask>(cuda, op, keys);
   } else if (op.head_dim <= 96) {
-    launch_shape<Shape<T, 96, 128>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 96, 128>, kHasMask>(cuda, op, keys);
   } else if (op.head_dim <= 128) {
-    launch_shape<Shape<T, 128, 128>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 128, 128>, kHasMask>(cuda, op, keys);
   } else {
-    launch_shape<Shape<T, 256, 64>, kHasMask>(cuda, op);
+    launch_shape<Shape<T, 256, 64>, kHasMask>(cuda, op, keys);
   }
 }
 
 }  // namespace
 
-void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op) {
-  visit_kernel(dtype, op.mask, [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op); });
+void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op, const GpuKeyParts& keys) {
+  visit_kernel(dtype, op.mask, [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op, keys); });
 }
 
 }  // namespace longseq

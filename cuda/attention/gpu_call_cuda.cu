@@ -176,7 +176,8 @@ GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
   kernel.v = rows_of(v_);
   kernel.batch = static_cast<int32_t>(q_.size(0));
   kernel.queries = static_cast<int32_t>(q_.size(1));
-  kernel.keys = static_cast<int32_t>(k_.size(1));
+  kernel.keys = static_cast<int32_t>(op.keys());
+  kernel.keys_in_parts = op.parts != nullptr;
   kernel.heads = static_cast<int32_t>(q_.size(2));
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));

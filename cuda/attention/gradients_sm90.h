@@ -7,17 +7,14 @@
 
 namespace longseq {
 
-/** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. */
+/** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. Where gradients of keys go is for it
+ * to say. */
 template <class S>
-BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order) {
+BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order, const GpuKeyParts& keys) {
   using T = typename S::T;
   const ForwardSm80& forward = op.forward;
-  return {query_map<T>(forward, forward.q, S::kRows),
-          key_map<T>(forward, forward.k, S::kKeys),
-          key_map<T>(forward, forward.v, S::kKeys),
-          query_map<T>(forward, op.dout, S::kRows),
-          op,
-          order};
+  return {query_map<T>(forward, forward.q, S::kRows), query_map<T>(forward, op.dout, S::kRows),
+          key_maps<T>(forward, keys, S::kKeys), op, order};
 }
 
 /**

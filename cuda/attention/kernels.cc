@@ -52,6 +52,13 @@ Kernels choose_kernels(const Device& device, DType dtype, const std::optional<st
                    is_able ? "\", \"sm90\"" : "\""));
 }
 
+bool takes_key_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
+                     const std::optional<std::string>& implementation) {
+  constexpr int64_t kMostHeadDim = 128;  // above it dq is made by a kernel of its own
+  return implementation != "reference" && head_dim <= kMostHeadDim &&
+         choose_kernels(*device, dtype, implementation) == Kernels::Sm90;
+}
+
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation) {
   return name_of(choose_kernels(*device, dtype, implementation));

@@ -20,6 +20,10 @@ Kernels gpu_kernels(int capability, DType dtype);
 /** The fastest, or those that are named. Throws Error(Option) where the device has none of that name. */
 Kernels choose_kernels(const Device& device, DType dtype, const std::optional<std::string>& implementation);
 
+/** Whether they take keys that lie in several tensors (KeyParts), forward and backward. */
+bool takes_key_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
+                     const std::optional<std::string>& implementation);
+
 /** Their name. */
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,
                               const std::optional<std::string>& implementation);

@@ -246,7 +246,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 void launch_key_gradients_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op) {
   visit_kernel(dtype, op.forward.mask, [&]<class T, bool kHasMask>() {
     using S = Shape<T>;
-    const BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1));
+    const BackwardSm90 launch =
+        backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), whole_keys(op.forward));
     longseq::launch<key_gradients_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads,
                                                        S::kSharedBytes, launch);
   });

@@ -111,8 +111,11 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   if (threadIdx.x == 0) {
     const Barrier full = channels.keys_full();
     full.arrive_expecting(2 * S::kKeyBytes);
-    load_pages(launch.k, full, base, S::kKeyPage, keys.first_key, keys.key_head);
-    load_pages(launch.v, full, base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
+    const KeyMaps& maps = launch.keys;
+    const int part = maps.part_of(keys.first_key), source = maps.sources[part],
+              row = keys.first_key + maps.shifts[part];
+    load_pages(maps.k[source], full, base, S::kKeyPage, row, keys.key_head);
+    load_pages(maps.v[source], full, base + S::kValuesAt, S::kKeyPage, row, keys.key_head);
   }
   __syncwarp();
   const int2 seeing =

@@ -96,11 +96,11 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     const int first = blocks.current().first;
     channels.keys_empty(keys.stage).wait(keys.parity ^ 1);
     channels.keys_full(keys.stage).arrive_expecting(S::kTileBytes);
-    load_pages(launch.k, channels.keys_full(keys.stage), base + S::kKeysAt + keys.stage * S::kTileBytes,
-               S::kKeyPage, first, key_head);
+    load_pages(launch.keys.k[0], channels.keys_full(keys.stage),
+               base + S::kKeysAt + keys.stage * S::kTileBytes, S::kKeyPage, first, key_head);
     channels.values_empty(values.stage).wait(values.parity ^ 1);
     channels.values_full(values.stage).arrive_expecting(S::kTileBytes);
-    load_pages(launch.v, channels.values_full(values.stage),
+    load_pages(launch.keys.v[0], channels.values_full(values.stage),
                base + S::kValuesAt + values.stage * S::kTileBytes, S::kKeyPage, first, key_head);
     keys.advance();
     values.advance();
@@ -301,8 +301,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
-  const BackwardSm90 launch =
-      backward_launch<S>(op, order_query_tiles(cuda, op.forward, S::kRows, sizeof(typename S::T), 1));
+  const BackwardSm90 launch = backward_launch<S>(
+      op, order_query_tiles(cuda, op.forward, S::kRows, sizeof(typename S::T), 1), whole_keys(op.forward));
   longseq::launch<query_gradient_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
                                                       launch);
 }

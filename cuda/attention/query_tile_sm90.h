@@ -52,7 +52,7 @@ struct QueryTile {
     return visible_keys(op.visible, query(op, row), op.keys);
   }
   __device__ Blocks blocks(const ForwardSm80& op) const {
-    return Blocks(op.mask, first_query / 128, begin, end);
+    return Blocks(op.mask, first_query / 128, op.keys_in_parts ? begin / kKeys * kKeys : begin, end);
   }
 };
 

@@ -1,9 +1,9 @@
 import { type Device, deviceOrDefault, handleOfDevice } from "../device.ts";
 import { wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
-import type { Tensor } from "../tensor.ts";
+import { noteWrite, type Tensor } from "../tensor.ts";
 import { allGather, allReduce, allToAll, fromRoot, reduceScatter, type SumOptions } from "./collectives.ts";
-import { Link, type Parcel } from "./link.ts";
+import { checkParcels, Link, type Parcel } from "./link.ts";
 import { joinLocal, type LocalOptions, type LocalPlace, timeoutOf } from "./local.ts";
 import { LocalWatch } from "./local-watch.ts";
 import { meetOverNccl, type NcclOptions } from "./nccl.ts";
@@ -129,13 +129,16 @@ export class Communicator implements Disposable {
    * await received[0]?.data(); // [1]
    */
   exchange(send: readonly Parcel[], receive: readonly Parcel[]): Pending<void> {
-    for (const [name, parcels] of [
-      ["send", send],
-      ["receive", receive],
-    ] as const) {
-      if (!Array.isArray(parcels))
-        throw wrongKind(`exchange: ${name}`, "an array of { peer, tensor }", parcels);
-    }
+    checkParcels("send", send);
+    checkParcels("receive", receive);
+    return this.#link.start(() => {
+      this.#link.exchange(send, receive);
+      for (const { tensor } of receive) noteWrite(tensor);
+    }, undefined);
+  }
+
+  /** @internal As `exchange` between ranks that share memory: what is received is `borrowed`, or comes back unwritten. */
+  lend(send: readonly Parcel[], receive: readonly Parcel[]): Pending<void> {
     return this.#link.start(() => this.#link.exchange(send, receive), undefined);
   }
 

@@ -96,7 +96,7 @@ export class LentKeys implements RingKeys {
   }
 
   #exchange(sent: readonly Parcel[], received: readonly Parcel[]): Pending<void> {
-    return this.#communicator.exchange(filled(sent), filled(received));
+    return this.#communicator.lend(filled(sent), filled(received));
   }
 }
 

@@ -1,7 +1,8 @@
 // A rank's queue of exchanges.
 import type { Device } from "../device.ts";
+import { wrongKind } from "../errors.ts";
 import { type CommunicatorHandle, native } from "../native.ts";
-import { handleOf, noteWrite, Tensor } from "../tensor.ts";
+import { handleOf, Tensor } from "../tensor.ts";
 import type { LocalWatch } from "./local-watch.ts";
 import { Pending } from "./pending.ts";
 
@@ -10,6 +11,10 @@ export interface Parcel {
   /** The rank that it goes to, or comes from. */
   peer: number;
   tensor: Tensor;
+}
+
+export function checkParcels(name: string, parcels: readonly Parcel[]): void {
+  if (!Array.isArray(parcels)) throw wrongKind(`exchange: ${name}`, "an array of { peer, tensor }", parcels);
 }
 
 export class Link {
@@ -44,7 +49,6 @@ export class Link {
       parcels.map((parcel) => handleOf(parcel?.tensor, "exchange: a parcel's tensor"));
     const peers = (parcels: readonly Parcel[]) => parcels.map(({ peer }) => peer);
     native.communicatorExchange(this.handle, handles(send), peers(send), handles(receive), peers(receive));
-    for (const { tensor } of receive) noteWrite(tensor);
   }
 
   sum(terms: readonly Tensor[], y: Tensor): void {

@@ -1,6 +1,7 @@
 // Ring attention (Liu et al., 2023): queries stay, keys and values come from one rank after the other, at each step from
 // another distance, and what each block of keys gives is merged by its log-sum-exp. With zigzag shards (Llama 3;
 // Grattafiori et al., 2024, 3.3.2) causal order leaves every rank the same work.
+import { handleOfDevice } from "../device.ts";
 import { native, type TensorPlace } from "../native.ts";
 import {
   type AttentionResult,
@@ -11,9 +12,12 @@ import {
 import { nativeScoring, type Piece } from "../ops/attention-options.ts";
 import { QueryGradient } from "../ops/query-gradient.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { dtypes } from "../values.ts";
 import { placeOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
+import { jointBackward, jointForward } from "./joint-attention.ts";
+import { isJoint, jointPlan } from "./joint-plan.ts";
 import { attendInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
 import { type KeyPlaces, type KeyValues, pair, rowsOf } from "./ring-exchange.ts";
@@ -79,17 +83,43 @@ export function ringAttention(
 ): AttentionCore {
   const ordered = orderedRingAttention(communicator, pieces);
   const partsFor = keptByRule((options) => ringParts(pieces, communicator.rank, options));
+  const jointFor = keptByRule((options) => jointPlan(pieces, communicator.rank, options));
+  const canJoin = isJoint(pieces);
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
     const parts = partsFor(options);
-    const { out, logSumExp } = keep(() => forward(communicator, parts, [q, k, v], options));
+    const isTogether = canJoin && parts.steps.length > 1 && seesAllMemory(communicator, q, options);
+    const joint = isTogether ? jointFor(options) : undefined;
+    const { out, logSumExp } = keep(() =>
+      joint
+        ? jointForward(communicator, joint, [q, k, v], options)
+        : forward(communicator, parts, [q, k, v], options),
+    );
     return {
       out,
       saved: [q, k, v, out, logSumExp],
       backward: (saved, dout, given, isWide) =>
-        backward(communicator, parts, saved as Saved, dout, given, isWide),
+        joint
+          ? jointBackward(communicator, joint, saved as Saved, dout, given, isWide)
+          : backward(communicator, parts, saved as Saved, dout, given, isWide),
     };
   };
+}
+
+/** Whether a kernel reaches all ranks' keys. */
+function seesAllMemory(
+  communicator: Communicator,
+  q: Tensor,
+  { mask, implementation }: ShardedAttentionOptions,
+): boolean {
+  if (mask !== undefined || q.size === 0 || !communicator.sharesMemory) return false;
+  const headDim = q.shape.at(-1) ?? 0;
+  return native.takesKeyParts(
+    handleOfDevice(q.device),
+    dtypes.indexOf(q.dtype),
+    headDim,
+    implementation ?? null,
+  );
 }
 
 type Saved = [q: Tensor, k: Tensor, v: Tensor, out: Tensor, logSumExp: Tensor];
