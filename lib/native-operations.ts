@@ -13,7 +13,7 @@ export interface NativeOperations {
     y: TensorHandle,
     accumulate: boolean,
   ): void;
-  fill(y: TensorPlace, value: number): void;
+  fill(y: TensorHandle, value: number): void;
   fillNormal(y: TensorHandle, seed: number, first: number, mean: number, std: number): void;
   attentionKernels(device: DeviceHandle, dtype: number, implementation: string | null): string;
   attentionForward(
@@ -34,9 +34,14 @@ export interface NativeOperations {
     logSumExp: TensorPlace,
     options: NativeAttentionOptions,
   ): void;
-  /** Whether there are kernels for keys that lie in several tensors. */
-  takesKeyParts(device: DeviceHandle, dtype: number, headDim: number, implementation: string | null): boolean;
-  /** `parts` are source, first row of it, rows, source, ...: multiples of 128 rows. Keys of an earlier one stand before. */
+  /** Whether there are kernels for rows that lie in several tensors. */
+  attentionTakesParts(
+    device: DeviceHandle,
+    dtype: number,
+    headDim: number,
+    implementation: string | null,
+  ): boolean;
+  /** `parts` are source, first row of it, rows, source, ...: in multiples of 128, those of an earlier one before. */
   attentionForwardOfParts(
     q: TensorHandle,
     k: readonly TensorHandle[],
@@ -46,20 +51,32 @@ export interface NativeOperations {
     logSumExp: TensorHandle,
     options: NativeAttentionOptions,
   ): void;
-  /** dk and dv of each source: of float32 they are added to, and one source's may be rounded. */
-  attentionBackwardOfParts(
+  /** How many floats a row of dq is added up in. */
+  querySumColumns(headDim: number): number;
+  /** Makes statistics [B, Hq, Sq, 2], and sums [B, Hq, Sq, columns] of zero. */
+  querySumsBegin(
     q: TensorHandle,
-    k: readonly TensorHandle[],
-    v: readonly TensorHandle[],
-    parts: readonly number[],
     out: TensorHandle,
     logSumExp: TensorHandle,
     dout: TensorHandle,
-    dq: TensorHandle,
-    dk: readonly TensorHandle[],
-    dv: readonly TensorHandle[],
+    statistics: TensorHandle,
+    sums: TensorHandle,
     options: NativeAttentionOptions,
   ): void;
+  /** dk and dv by the queries of several tensors, to whose sums dq is added, maybe beside other calls. */
+  attentionBackwardOfParts(
+    q: readonly TensorHandle[],
+    dout: readonly TensorHandle[],
+    statistics: readonly TensorHandle[],
+    sums: readonly TensorHandle[],
+    parts: readonly number[],
+    k: TensorHandle,
+    v: TensorHandle,
+    dk: TensorHandle,
+    dv: TensorHandle,
+    options: NativeAttentionOptions,
+  ): void;
+  querySumsFinish(sums: TensorHandle, dq: TensorHandle, options: NativeAttentionOptions): void;
   attentionBackward(
     q: TensorHandle,
     k: TensorHandle,

@@ -54,6 +54,8 @@ struct From<std::vector<double>> {
 
 namespace {
 
+double columns_of_query_sums(int64_t head_dim) { return static_cast<double>(query_sum_columns(head_dim)); }
+
 void query_gradient_dispose(Napi::Env env, Napi::Value value) {
   if (auto* const handle = handle_of<QueryGradientHandle>(value)) dispose(env, *handle);
 }
@@ -70,9 +72,12 @@ void bind_operations(Napi::Object exports) {
   bind<attention_forward>(exports, "attentionForward");
   bind<attention_kernels>(exports, "attentionKernels");
   bind<attention_forward_merged>(exports, "attentionForwardMerged");
-  bind<takes_key_parts>(exports, "takesKeyParts");
+  bind<takes_parts>(exports, "attentionTakesParts");
+  bind<columns_of_query_sums>(exports, "querySumColumns");
   bind<attention_forward_of_parts>(exports, "attentionForwardOfParts");
+  bind<query_sums_begin>(exports, "querySumsBegin");
   bind<attention_backward_of_parts>(exports, "attentionBackwardOfParts");
+  bind<query_sums_finish>(exports, "querySumsFinish");
   bind<attention_backward>(exports, "attentionBackward");
   bind<attention_merge>(exports, "attentionMerge");
   bind<query_gradient_begin>(exports, "queryGradientBegin");

@@ -130,9 +130,9 @@ std::shared_ptr<const VisibilityRule> visibility_of(const AttentionOptions& opti
   return rule;
 }
 
-AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
-                                 const AttentionOptions& options,
-                                 std::shared_ptr<const KeyParts> parts = nullptr) {
+AttentionForward checked_inputs(Tensor q, Tensor k, Tensor v, const AttentionOptions& options,
+                                std::shared_ptr<const KeyParts> key_parts = nullptr,
+                                std::shared_ptr<const QueryParts> query_parts = nullptr) {
   check(q.rank == 3 || q.rank == 4, Code::Shape, "attention: q has the shape ", shape_text(q),
         ", expected [B, Sq, Hq, D] or [T, Hq, D]");
   check(is_float(q.dtype), Code::DType, "attention: q is ", name_of(q.dtype),
@@ -163,10 +163,11 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
                       .v = std::move(v),
                       .score = {},
                       .visibility = nullptr,
-                      .out = with_batch(std::move(out), 4),
-                      .log_sum_exp = with_batch(std::move(log_sum_exp), 3),
-                      .parts = std::move(parts)};
-  check(op.q.size(1) <= INT32_MAX && op.keys() <= INT32_MAX, Code::Shape,
+                      .out = {},
+                      .log_sum_exp = {},
+                      .key_parts = std::move(key_parts),
+                      .query_parts = std::move(query_parts)};
+  check(op.queries() <= INT32_MAX && op.keys() <= INT32_MAX, Code::Shape,
         "attention: a sequence has at most 2^31 - 1 rows");
   op.score.scale = static_cast<float>(options.scale);
   op.score.softcap = static_cast<float>(options.softcap);
@@ -181,12 +182,24 @@ AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tenso
           "attention: alibiSlopes is on another device than q");
     op.score.alibi_slopes = slopes;
   }
-  op.visibility = visibility_of(options, op.q.size(1), op.keys());
+  op.visibility = visibility_of(options, op.queries(), op.keys());
+  return op;
+}
+
+AttentionForward with_results(AttentionForward op, Tensor out, Tensor log_sum_exp) {
+  op.out = with_batch(std::move(out), 4);
+  op.log_sum_exp = with_batch(std::move(log_sum_exp), 3);
   check_like(op.out, "attention: out", op.q, "q");
   check(op.out.dtype == op.q.dtype || op.out.dtype == DType::Float32, Code::DType, "attention: out is ",
         name_of(op.out.dtype), ", expected ", name_of(op.q.dtype), " or float32");
   check_log_sum_exp(op.log_sum_exp, "attention: logSumExp", op.q);
   return op;
+}
+
+AttentionForward checked_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
+                                 const AttentionOptions& options) {
+  return with_results(checked_inputs(std::move(q), std::move(k), std::move(v), options), std::move(out),
+                      std::move(log_sum_exp));
 }
 
 void check_output_gradients(const AttentionBackward& op) {
@@ -206,49 +219,58 @@ void check_gradient(const Tensor& gradient, const char* what, const Tensor& like
         name_of(gradient.dtype), ", expected ", name_of(like.dtype), " or float32");
 }
 
-/** A source of keys is like the first one, but for its rows. */
-void check_source(const Tensor& x, const char* name, const Tensor& like) {
-  check(x.rank == 4 && x.size(0) == like.size(0) && x.size(2) == like.size(2) && x.size(3) == like.size(3) &&
-            x.dtype == like.dtype && x.device() == like.device() && x.stride(3) == 1,
-        Code::Shape, "attention: a source's ", name, " is ", name_of(x.dtype), " ", shape_text(x),
-        ", expected ", name_of(like.dtype), " as ", shape_text(like), " but for the rows");
+/** One of several tensors is like the first one, but for its rows. */
+void check_sources(const std::vector<Tensor>& all, const char* name, const Tensor& like, size_t count) {
+  check(all.size() == count && count > 0 && count <= kMostSources, Code::Option, "attention: got ",
+        all.size(), " tensors as ", name, ", expected 1 to ", kMostSources, ", as many as of each");
+  for (const Tensor& x : all) {
+    check(x.rank == 4 && x.size(0) == like.size(0) && x.size(2) == like.size(2) &&
+              x.size(3) == like.size(3) && x.dtype == like.dtype && x.device() == like.device() &&
+              x.stride(3) == 1,
+          Code::Shape, "attention: a tensor of ", name, " is ", name_of(x.dtype), " ", shape_text(x),
+          ", expected ", name_of(like.dtype), " as ", shape_text(like), " but for the rows");
+  }
 }
 
-std::shared_ptr<KeyParts> checked_parts(const std::vector<Tensor>& k, const std::vector<Tensor>& v,
-                                        const std::vector<int64_t>& flat) {
-  check(!k.empty() && k.size() == v.size() && k.size() <= kMostKeySources, Code::Option,
-        "attention: expected 1 to ", kMostKeySources, " sources of keys, and as many of values");
-  auto out = std::make_shared<KeyParts>();
-  for (size_t i = 0; i < k.size(); i++) {
-    check_source(k[i], "k", k[0]);
-    check_source(v[i], "v", k[0]);
-    check(v[i].size(1) == k[i].size(1), Code::Shape, "attention: a source has ", k[i].size(1), " keys and ",
-          v[i].size(1), " values");
-    out->sources.push_back({.k = k[i], .v = v[i], .dk = {}, .dv = {}});
-  }
-  check(flat.size() % 3 == 0 && flat.size() / 3 <= kMostKeyParts, Code::Option,
-        "attention: expected source, first row and rows of up to ", kMostKeyParts, " parts");
+std::vector<Part> checked_parts(const std::vector<int64_t>& flat, const std::vector<Tensor>& sources) {
+  check(flat.size() % 3 == 0 && flat.size() / 3 <= kMostParts, Code::Option,
+        "attention: expected source, first row and rows of up to ", kMostParts, " parts");
+  std::vector<Part> parts;
   for (size_t i = 0; i < flat.size(); i += 3) {
-    const KeyPart part{flat[i], flat[i + 1], flat[i + 2]};
-    check(part.source >= 0 && part.source < static_cast<int64_t>(k.size()) && part.first >= 0 &&
-              part.count > 0 && part.count <= k[static_cast<size_t>(part.source)].size(1) - part.first &&
-              (part.count % kKeyPartRows == 0 || i + 3 == flat.size()),
+    const Part part{flat[i], flat[i + 1], flat[i + 2]};
+    check(part.source >= 0 && part.source < static_cast<int64_t>(sources.size()) && part.first >= 0 &&
+              part.count > 0 && part.first % kPartRows == 0 && part.count % kPartRows == 0 &&
+              part.count <= sources[static_cast<size_t>(part.source)].size(1) - part.first,
           Code::Option, "attention: a part has ", part.count, " rows from ", part.first, " of source ",
-          part.source, ", expected rows that it has, a multiple of ", kKeyPartRows);
-    out->parts.push_back(part);
+          part.source, ", expected rows that it has, in multiples of ", kPartRows);
+    parts.push_back(part);
   }
-  return out;
+  return parts;
+}
+
+void check_takes_parts(const Tensor& q, const AttentionOptions& options) {
+  check(q.rank == 4 && !options.mask && !options.deterministic &&
+            takes_parts(q.device(), q.dtype, q.size(3), options.implementation),
+        Code::Option, "attention: no kernel takes parts of ", name_of(q.dtype), " ", shape_text(q),
+        " with these options");
+}
+
+/** What BeginQuerySums makes of a tensor of queries. */
+void check_query_sums(const Tensor& q, const Tensor& statistics, const Tensor& sums) {
+  const int64_t columns[] = {2, query_sum_columns(q.size(3))};
+  for (const Tensor* const x : {&statistics, &sums}) {
+    const int64_t wanted = columns[x == &sums];
+    check(x->rank == 4 && x->size(0) == q.size(0) && x->size(1) == q.size(2) && x->size(2) == q.size(1) &&
+              x->size(3) == wanted && x->dtype == DType::Float32 && x->contiguous() &&
+              x->device() == q.device() && q.size(1) % kPartRows == 0,
+          Code::Shape, "attention: sums of queries are ", name_of(x->dtype), " ", shape_text(*x),
+          ", expected float32 [", q.size(0), ", ", q.size(2), ", ", q.size(1), ", ", wanted,
+          "] of a multiple of ", kPartRows, " queries");
+  }
 }
 
 DType dtype_of(const AttentionForward& op) { return op.q.dtype; }
 DType dtype_of(const AttentionBackward& op) { return op.forward.q.dtype; }
-
-void check_takes_parts(const Tensor& q, const AttentionOptions& options) {
-  check(q.rank == 4 && !options.mask && !options.deterministic &&
-            takes_key_parts(q.device(), q.dtype, q.size(3), options.implementation),
-        Code::Option, "attention: no kernel takes keys in parts of ", name_of(q.dtype), " ", shape_text(q),
-        " with these options");
-}
 
 /** Hands the operation, or its reference form, to the device's queue. */
 template <class Reference, class Operation>
@@ -264,12 +286,18 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
 
 }  // namespace
 
-int64_t AttentionForward::keys() const {
-  if (!parts) return k.size(1);
-  int64_t all = 0;
-  for (const KeyPart& part : parts->parts) all += part.count;
-  return all;
+namespace {
+
+int64_t rows_of(const std::vector<Part>& parts) {
+  int64_t rows = 0;
+  for (const Part& part : parts) rows += part.count;
+  return rows;
 }
+
+}  // namespace
+
+int64_t AttentionForward::queries() const { return query_parts ? rows_of(query_parts->parts) : q.size(1); }
+int64_t AttentionForward::keys() const { return key_parts ? rows_of(key_parts->parts) : k.size(1); }
 
 void attention_forward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum_exp,
                        AttentionOptions options) {
@@ -284,41 +312,81 @@ void attention_forward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Ten
                                 AttentionOptions options) {
   const auto device = q.device();
   check_takes_parts(q, options);
-  queue<ReferenceForward>(checked_forward(std::move(q), k[0], v[0], std::move(out), std::move(log_sum_exp),
-                                          options, checked_parts(k, v, parts)),
-                          device, options.implementation);
+  check_sources(k, "k", k.at(0), k.size());
+  check_sources(v, "v", k[0], k.size());
+  for (size_t i = 0; i < k.size(); i++) {
+    check(v[i].size(1) == k[i].size(1), Code::Shape, "attention: got ", k[i].size(1), " keys and ",
+          v[i].size(1), " values");
+  }
+  const auto keys = std::make_shared<const KeyParts>(KeyParts{k, v, checked_parts(parts, k)});
+  const AttentionForward op =
+      with_results(checked_inputs(std::move(q), k[0], v[0], options, keys), out, log_sum_exp);
+  queue<ReferenceForward>(op, device, options.implementation);
 }
 
-void attention_backward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
-                                 std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp, Tensor dout,
-                                 Tensor dq, std::vector<Tensor> dk, std::vector<Tensor> dv,
-                                 AttentionOptions options) {
+void query_sums_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout, Tensor statistics, Tensor sums,
+                      AttentionOptions options) {
   const auto device = q.device();
   check_takes_parts(q, options);
-  const auto keys = checked_parts(k, v, parts);
-  check(dk.size() == k.size() && dv.size() == k.size(), Code::Option, "attention: expected dk and dv of ",
-        k.size(), " sources");
-  int rounded = 0;
-  for (size_t i = 0; i < k.size(); i++) {
-    check_gradient(dk[i], "attention: dk", k[i], "k", false);
-    check_gradient(dv[i], "attention: dv", v[i], "v", false);
-    rounded += dk[i].dtype != DType::Float32 || dv[i].dtype != DType::Float32;
-    keys->sources[i].dk = dk[i];
-    keys->sources[i].dv = dv[i];
-  }
-  check(rounded <= 1, Code::DType, "attention: gradients of ", rounded,
-        " sources of keys are not of float32, expected one at most");
-  AttentionBackward op{.forward = checked_forward(std::move(q), k[0], v[0], std::move(out),
-                                                  std::move(log_sum_exp), options, keys),
-                       .dout = std::move(dout),
-                       .dlog_sum_exp = {},
-                       .dq = std::move(dq),
-                       .dk = dk[0],
-                       .dv = dv[0],
-                       .deterministic = options.deterministic};
+  check_query_sums(q, statistics, sums);
+  check_like(out, "attention: out", q, "q");
+  check_log_sum_exp(log_sum_exp, "attention: logSumExp", q);
+  AttentionBackward op;
+  op.forward.q = q;
+  op.forward.out = std::move(out);
+  op.forward.log_sum_exp = std::move(log_sum_exp);
+  op.dout = dout;
   check_output_gradients(op);
-  check_gradient(op.dq, "attention: dq", op.forward.q, "q", false);
+  op.forward.query_parts =
+      std::make_shared<const QueryParts>(QueryParts{{q}, {dout}, {statistics}, {sums}, {}});
+  device->submit(BeginQuerySums{std::move(op)});
+}
+
+void attention_backward_of_parts(std::vector<Tensor> q, std::vector<Tensor> dout,
+                                 std::vector<Tensor> statistics, std::vector<Tensor> sums,
+                                 std::vector<int64_t> parts, Tensor k, Tensor v, Tensor dk, Tensor dv,
+                                 AttentionOptions options) {
+  const Tensor& first = q.at(0);
+  const auto device = first.device();
+  check_takes_parts(first, options);
+  check_sources(q, "q", first, q.size());
+  check_sources(dout, "dout", first, q.size());
+  check(statistics.size() == q.size() && sums.size() == q.size(), Code::Option,
+        "attention: expected statistics and sums of ", q.size(), " tensors of queries");
+  for (size_t i = 0; i < q.size(); i++) {
+    check_query_sums(q[i], statistics[i], sums[i]);
+    check(dout[i].size(1) == q[i].size(1), Code::Shape, "attention: got ", q[i].size(1), " queries, and ",
+          dout[i].size(1), " rows of dout");
+  }
+  const auto queries =
+      std::make_shared<const QueryParts>(QueryParts{q, dout, statistics, sums, checked_parts(parts, q)});
+  AttentionBackward op{
+      .forward = checked_inputs(first, std::move(k), std::move(v), options, nullptr, queries),
+      .dout = dout[0],
+      .dlog_sum_exp = {},
+      .dq = {},
+      .dk = std::move(dk),
+      .dv = std::move(dv)};
+  check_gradient(op.dk, "attention: dk", op.forward.k, "k", false);
+  check_gradient(op.dv, "attention: dv", op.forward.v, "v", false);
   queue<ReferenceBackward>(std::move(op), device, options.implementation);
+}
+
+void query_sums_finish(Tensor sums, Tensor dq, AttentionOptions options) {
+  const auto device = dq.device();
+  AttentionBackward op;
+  op.forward.q = dq;
+  op.forward.score.scale = static_cast<float>(options.scale);
+  check(dq.rank == 4 && is_float(dq.dtype), Code::Shape, "attention: dq is ", name_of(dq.dtype), " ",
+        shape_text(dq), ", expected floats of [B, Sq, Hq, D]");
+  check_query_sums(
+      dq,
+      Tensor::empty(device, DType::Float32, std::array<int64_t, 4>{dq.size(0), dq.size(2), dq.size(1), 2}),
+      sums);
+  op.dq = std::move(dq);
+  op.kernels = Kernels::Sm90;
+  op.forward.query_parts = std::make_shared<const QueryParts>(QueryParts{{}, {}, {}, {sums}, {}});
+  device->submit(FinishQuerySums{std::move(op)});
 }
 
 void attention_forward_merged(Tensor q, Tensor k, Tensor v, Tensor before, Tensor out, Tensor log_sum_exp,

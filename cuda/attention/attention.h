@@ -34,23 +34,26 @@ struct ScoreRule {
   Tensor alibi_slopes;  // [Hq] float32, or none
 };
 
-/** Keys and values of one tensor each, and backward where their gradients go: in float32 they are added to
- * what is there, maybe beside other calls, else they take its place. */
-struct KeySource {
-  Tensor k, v, dk, dv;  // [B n Hkv D]
-};
-/** Neighbouring rows of a source. */
-struct KeyPart {
+/** Neighbouring rows of one of several tensors: the rows of all parts, one part behind the other, are a
+ * call's. Each begins at a multiple of kPartRows and has one of them, so that a tile is of one part. */
+struct Part {
   int64_t source, first, count;
 };
-/** Keys that lie in several tensors: those of one part behind those of another. */
+inline constexpr int kMostSources = 8, kMostParts = 16;
+inline constexpr int64_t kPartRows = 128;
+
+/** Keys and values that lie in several tensors. */
 struct KeyParts {
-  std::vector<KeySource> sources;
-  std::vector<KeyPart> parts;
+  std::vector<Tensor> k, v;  // [B n Hkv D]
+  std::vector<Part> parts;
 };
-inline constexpr int kMostKeySources = 10, kMostKeyParts = 20;
-/** Each part but the last has a multiple of so many rows: a tile of keys is of one part. */
-inline constexpr int64_t kKeyPartRows = 128;
+/** Queries that do, backward, each tensor with its dout, and what BeginQuerySums makes of them. */
+struct QueryParts {
+  std::vector<Tensor> q, dout;  // [B n Hq D]
+  std::vector<Tensor> statistics,
+      sums;  // float32: [B Hq n 2], and [B Hq n query_sum_columns] that dq is added to
+  std::vector<Part> parts;
+};
 
 struct AttentionForward {
   Tensor q /*[B Sq Hq D]*/, k /*[B Sk Hkv D]*/, v /*[B Sk Hkv D]*/;
@@ -61,9 +64,11 @@ struct AttentionForward {
   // Of float32, or none: attention over other keys, whose log-sum-exp log_sum_exp holds, which the call's are
   // merged with. May be `out`. A GPU's, of 16 bits.
   Tensor before = {};
-  // Of kernels that take them, or none: then k and v are the first source's.
-  std::shared_ptr<const KeyParts> parts = nullptr;
+  // Of kernels that take them, or none: then k and v, or q, are the first tensor's.
+  std::shared_ptr<const KeyParts> key_parts = nullptr;
+  std::shared_ptr<const QueryParts> query_parts = nullptr;
 
+  int64_t queries() const;
   int64_t keys() const;
 };
 
@@ -91,7 +96,7 @@ struct AttentionBackward {
   int64_t first_query = 0;                    // among the sums'
 };
 
-/** Of all queries, and no keys: makes the sums, of zero. */
+/** Of all queries, and no keys: makes the sums, of zero, or those of the only query part. */
 struct BeginQuerySums {
   AttentionBackward op;
 };

@@ -31,16 +31,22 @@ void attention_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor log_sum
                         std::optional<Tensor> dlog_sum_exp, Tensor dq, Tensor dk, Tensor dv, bool adds_to_dq,
                         bool adds_to_dk, bool adds_to_dv, AttentionOptions options);
 
-/** Over keys that lie in several tensors: `parts` are source, first row, rows, source, ... Of engines that
- * takes_key_parts names. */
+/** Over keys that lie in several tensors: `parts` are source, first row, rows, source, ... For engines that
+ * takes_parts names. */
 void attention_forward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
                                 std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp,
                                 AttentionOptions options);
-/** dk and dv are the sources': of float32 they are added to. */
-void attention_backward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Tensor> v,
-                                 std::vector<int64_t> parts, Tensor out, Tensor log_sum_exp, Tensor dout,
-                                 Tensor dq, std::vector<Tensor> dk, std::vector<Tensor> dv,
+/** For those engines, the backward pass by keys, where queries lie in several tensors: what is made of each
+ * of these first, for all who have keys that it sees; */
+void query_sums_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout, Tensor statistics, Tensor sums,
+                      AttentionOptions options);
+/** then, wherever there are keys, their dk and dv, and what these add to dq, maybe beside other calls; */
+void attention_backward_of_parts(std::vector<Tensor> q, std::vector<Tensor> dout,
+                                 std::vector<Tensor> statistics, std::vector<Tensor> sums,
+                                 std::vector<int64_t> parts, Tensor k, Tensor v, Tensor dk, Tensor dv,
                                  AttentionOptions options);
+/** and dq. */
+void query_sums_finish(Tensor sums, Tensor dq, AttentionOptions options);
 
 /** The backward pass where keys come in parts, a call each: what its calls share, and dq of all queries. */
 using QueryGradientHandle = std::shared_ptr<AttentionBackward>;

@@ -54,50 +54,38 @@ void launch_keys(const Cuda& cuda, const GpuCall& call, DType dtype, const Backw
   });
 }
 
-/** Keys of several tensors as the kernels take them, and what was copied for that. */
-class PartsOfCall {
+/** Several tensors as the kernels take them, and what was copied for that. */
+class Sources {
  public:
-  PartsOfCall(const Cuda& cuda, const AttentionForward& op) {
-    if (!op.parts) return;
-    const auto rows = [](const Tensor& gradient) { return gradient ? rows_of(gradient) : GpuRows{}; };
-    const auto is_float32 = [](const Tensor& x) { return x && x.dtype == DType::Float32; };
-    for (const KeySource& source : op.parts->sources) {
-      const Tensor k = as_input(cuda, source.k, source.k.dtype), v = as_input(cuda, source.v, source.v.dtype);
-      for (const Tensor& gradient : {source.dk, source.dv}) {
-        check(!gradient || rows_aligned(gradient), Code::Shape,
-              "attention: gradients of a source's rows begin at no multiple of 16 bytes");
-      }
-      inputs_.insert(inputs_.end(), {k, v});
-      keys_.sources.push_back({.k = rows_of(k),
-                               .v = rows_of(v),
-                               .dk = rows(source.dk),
-                               .dv = rows(source.dv),
-                               .rows = k.size(1),
-                               .dk_float32 = is_float32(source.dk),
-                               .dv_float32 = is_float32(source.dv)});
+  template <class Input>
+  Sources(const std::vector<Tensor>& given, Input input) {
+    for (const Tensor& x : given) {
+      inputs_.push_back(input(x));
+      rows_.push_back({rows_of(inputs_.back()), x.size(1)});
     }
-    keys_.parts = op.parts->parts;
   }
-
-  /** Of a kernel's call, which has its own where there are no parts. */
-  template <class Kernel>
-  GpuKeyParts keys_of(const Kernel& kernel) const {
-    return keys_.parts.empty() ? whole_keys(kernel) : keys_;
-  }
+  const std::vector<GpuSource>& rows() const { return rows_; }
 
  private:
   std::vector<Tensor> inputs_;
-  GpuKeyParts keys_;
+  std::vector<GpuSource> rows_;
 };
+
+void launch_forward_hopper(const Cuda& cuda, const ForwardSm80& kernel, const AttentionForward& op) {
+  const DType dtype = op.q.dtype;
+  if (!op.key_parts) return launch_forward_sm90(cuda, dtype, kernel, whole_keys(kernel));
+  const auto input = [&](const Tensor& x) { return as_input(cuda, x, dtype); };
+  const Sources k(op.key_parts->k, input), v(op.key_parts->v, input);
+  launch_forward_sm90(cuda, dtype, kernel, {k.rows(), v.rows(), op.key_parts->parts});
+}
 
 void launch_forward(const Cuda& cuda, const GpuCall& call, const AttentionForward& op) {
   const DType dtype = op.q.dtype;
-  const PartsOfCall parts(cuda, op);
   launch_queries(cuda, call, dtype, call.kernel, [&](const ForwardSm80& kernel) {
     if (dtype == DType::Float32) {
       launch_forward_float32(cuda, kernel);
     } else if (op.kernels == Kernels::Sm90) {
-      launch_forward_sm90(cuda, dtype, kernel, parts.keys_of(kernel));
+      launch_forward_hopper(cuda, kernel, op);
     } else {
       launch_forward_sm80(cuda, dtype, kernel);
     }
@@ -119,7 +107,8 @@ void forward_in_parts(const Cuda& cuda, GpuCall& call, const AttentionForward& o
 }
 
 int columns_of(Kernels kernels, int head_dim) {
-  return kernels == Kernels::Sm90 ? backward_columns_sm90(head_dim) : backward_columns_sm80(head_dim);
+  return kernels == Kernels::Sm90 ? static_cast<int>(query_sum_columns(head_dim))
+                                  : backward_columns_sm80(head_dim);
 }
 
 /** dq by blocks of queries, which write it as it is, and then dk and dv: launch_query, launch_keys. */
@@ -218,11 +207,10 @@ void backward_together(const Cuda& cuda, const GpuCall& call, BackwardSm80& kern
     turns = allocate(cuda, static_cast<size_t>(rows / 16) * sizeof(int32_t));
     kernel.dq_turns = static_cast<int32_t*>(turns.data);
   }
-  const PartsOfCall parts(cuda, op.forward);
   launch_keys(cuda, call, dtype, kernel, [&](const BackwardSm80& part) {
     if (op.deterministic) clear(cuda, turns, turns.bytes);
     if (op.kernels == Kernels::Sm90) {
-      launch_backward_sm90(cuda, dtype, part, parts.keys_of(part));
+      launch_backward_sm90(cuda, dtype, part, whole_queries(part));
     } else {
       launch_backward_sm80(cuda, dtype, part);
     }
@@ -243,24 +231,9 @@ void backward_16_bits(const Cuda& cuda, const GpuCall& call, BackwardSm80& kerne
         if (part.forward.head_dim > kMostSummedSm90) {
           launch_key_gradients_sm90(cuda, dtype, part);
         } else {
-          launch_backward_sm90(cuda, dtype, part, whole_keys(part));
+          launch_backward_sm90(cuda, dtype, part, whole_queries(part));
         }
       });
-}
-
-/** Those of a call without queries or keys. */
-void clear_gradients(const Cuda& cuda, const AttentionBackward& op) {
-  if (!op.adds_to_dq) run(cuda, Fill{op.dq, 0});
-  if (!op.forward.parts) {
-    if (!op.adds_to_dk) run(cuda, Fill{op.dk, 0});
-    if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
-    return;
-  }
-  for (const KeySource& source : op.forward.parts->sources) {
-    for (const Tensor& gradient : {source.dk, source.dv}) {
-      if (gradient.dtype != DType::Float32) run(cuda, Fill{gradient, 0});
-    }
-  }
 }
 
 /** Some of a tensor's heads; none of no tensor. */
@@ -285,15 +258,6 @@ AttentionBackward some_heads(const AttentionBackward& op, int64_t begin, int64_t
     *x = heads_of(*x, 1, begin * group, count * group);
   }
   forward.score.alibi_slopes = heads_of(forward.score.alibi_slopes, 0, begin * group, count * group);
-  if (forward.parts) {
-    KeyParts parts = *forward.parts;
-    for (KeySource& source : parts.sources) {
-      for (Tensor* const x : {&source.k, &source.v, &source.dk, &source.dv}) {
-        *x = heads_of(*x, 2, begin, count);
-      }
-    }
-    forward.parts = std::make_shared<const KeyParts>(std::move(parts));
-  }
   return part;
 }
 
@@ -305,7 +269,7 @@ int64_t heads_at_once(const Cuda& cuda, const AttentionForward& op, Kernels kern
   if (is_apart(op, kernels, deterministic)) return heads;
   const int64_t head_bytes =
       op.q.elements() / heads / op.q.size(3) * columns_of(kernels, static_cast<int>(op.q.size(3))) * 4;
-  const int64_t head_blocks = op.q.size(0) * ceil_div(op.keys(), kGpuTileRows);
+  const int64_t head_blocks = op.q.size(0) * ceil_div(op.k.size(1), kGpuTileRows);
   const int64_t filling = ceil_div(kBlocksEach * cuda.gpu->multiprocessors, head_blocks);
   const int64_t parts = ceil_div(heads, std::max(filling, kSumBytes / std::max<int64_t>(head_bytes, 1)));
   return ceil_div(heads, parts);
@@ -349,8 +313,8 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   kernel.dk_float32 = op.dk.dtype == DType::Float32;
   kernel.dv_float32 = op.dv.dtype == DType::Float32;
   kernel.adds_to_dq = op.adds_to_dq;
-  kernel.adds_to_dk = op.adds_to_dk || forward.parts;
-  kernel.adds_to_dv = op.adds_to_dv || forward.parts;
+  kernel.adds_to_dk = op.adds_to_dk;
+  kernel.adds_to_dv = op.adds_to_dv;
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
@@ -385,6 +349,34 @@ void run_part(const Cuda& cuda, const AttentionBackward& op) {
   run_heads(cuda, part);
 }
 
+/** dk and dv by the queries of several tensors, to whose sums dq is added. */
+void run_query_parts(const Cuda& cuda, const AttentionBackward& op) {
+  const AttentionForward& forward = op.forward;
+  const QueryParts& parts = *forward.query_parts;
+  const DType dtype = forward.q.dtype;
+  const GpuCall call(cuda, forward);
+  const Sources q(parts.q, [&](const Tensor& x) { return query_input(cuda, x, forward.score.scale); }),
+      dout(parts.dout, [&](const Tensor& x) { return as_input(cuda, x, dtype); });
+  GpuQueryParts queries{q.rows(), dout.rows(), {}, {}, {}, parts.parts};
+  for (size_t i = 0; i < parts.q.size(); i++) {
+    queries.statistics.push_back(reinterpret_cast<const float2*>(parts.statistics[i].data<float>()));
+    queries.sums.push_back(parts.sums[i].data<float>());
+    queries.padded.push_back(parts.q[i].size(1));
+  }
+  BackwardSm80 kernel{};
+  kernel.forward = call.kernel;
+  kernel.scale = positive_scale(forward.score.scale);
+  kernel.dq_sum = queries.sums[0];
+  const GpuResult dk(cuda, op.dk), dv(cuda, op.dv);
+  kernel.dk = rows_of(dk.written());
+  kernel.dv = rows_of(dv.written());
+  kernel.dk_float32 = op.dk.dtype == DType::Float32;
+  kernel.dv_float32 = op.dv.dtype == DType::Float32;
+  launch_backward_sm90(cuda, dtype, kernel, queries);
+  dk.finish();
+  dv.finish();
+}
+
 }  // namespace
 
 int compute_capability(const Cuda& cuda) { return cuda.gpu->compute_capability; }
@@ -410,7 +402,13 @@ void run(const Cuda& cuda, const AttentionBackward& op) {
   const AttentionForward& forward = op.forward;
   const int64_t heads = forward.k.size(2);
   if (forward.k.size(0) * heads == 0) return;
-  if (is_empty(forward) || forward.keys() == 0) return clear_gradients(cuda, op);
+  if (is_empty(forward) || forward.k.size(1) == 0) {
+    if (!op.adds_to_dq) run(cuda, Fill{op.dq, 0});
+    if (!op.adds_to_dk) run(cuda, Fill{op.dk, 0});
+    if (!op.adds_to_dv) run(cuda, Fill{op.dv, 0});
+    return;
+  }
+  if (forward.query_parts) return run_query_parts(cuda, op);
   if (op.sums) return run_part(cuda, op);
   const int64_t count = heads_at_once(cuda, forward, op.kernels, op.deterministic);
   for (int64_t begin = 0; begin < heads; begin += count) {
@@ -422,6 +420,11 @@ void run(const Cuda& cuda, const BeginQuerySums& begin) {
   const AttentionBackward& op = begin.op;
   const Tensor& q = op.forward.q;
   if (is_empty(op.forward)) return;
+  if (const auto& parts = op.forward.query_parts) {
+    find_row_statistics(cuda, op, q.size(1), q.size(0) * q.size(2),
+                        reinterpret_cast<float2*>(parts->statistics[0].data<float>()));
+    return run(cuda, Fill{parts->sums[0], 0});
+  }
   const int64_t rows = q.size(0) * q.size(2) * padded(q.size(1));
   const int64_t elements = is_apart(op.forward, op.kernels, op.deterministic)
                                ? q.elements()
@@ -436,8 +439,10 @@ void run(const Cuda& cuda, const FinishQuerySums& finish) {
   const AttentionBackward& op = finish.op;
   const Tensor& q = op.forward.q;
   if (is_empty(op.forward)) return;
-  check_sums(op);
-  if (is_apart(op.forward, op.kernels, op.deterministic)) return run(cuda, Copy{rows_among_sums(op), op.dq});
+  const auto& parts = op.forward.query_parts;
+  if (!parts) check_sums(op);
+  if (!parts && is_apart(op.forward, op.kernels, op.deterministic))
+    return run(cuda, Copy{rows_among_sums(op), op.dq});
   BackwardSm80 kernel{};
   kernel.forward.batch = static_cast<int32_t>(q.size(0));
   kernel.forward.queries = static_cast<int32_t>(q.size(1));
@@ -445,7 +450,7 @@ void run(const Cuda& cuda, const FinishQuerySums& finish) {
   kernel.forward.head_dim = static_cast<int32_t>(q.size(3));
   kernel.padded_queries = padded(q.size(1));
   kernel.dq_columns = columns_of(op.kernels, kernel.forward.head_dim);
-  kernel.dq_sum = static_cast<float*>(op.sums->dq.data);
+  kernel.dq_sum = parts ? parts->sums[0].data<float>() : static_cast<float*>(op.sums->dq.data);
   kernel.dq = rows_of(op.dq);
   kernel.sum_scale = sum_scale(op);
   finish_query_gradient(cuda, kernel, op.dq, op.kernels);

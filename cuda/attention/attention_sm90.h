@@ -14,29 +14,33 @@
 
 namespace longseq {
 
-/** What KeyParts are on the GPU. */
-struct GpuKeySource {
-  GpuRows k, v, dk, dv;
-  int64_t rows;
-  bool dk_float32, dv_float32;
-};
-struct GpuKeyParts {
-  std::vector<GpuKeySource> sources;
-  std::vector<KeyPart> parts;
-};
+/** Which rows are of which tensor. */
+struct PartTable {
+  int32_t count;
+  // Of each part: its first row among all, what leads from those to its tensor's rows, and that tensor.
+  int32_t begins[kMostParts], shifts[kMostParts], sources[kMostParts];
 
-/** Where keys lie: boxes of 64 columns of the sources, and which part is of which. */
-struct KeyMaps {
-  CUtensorMap k[kMostKeySources], v[kMostKeySources];
-  int32_t parts;
-  // Of each part: its first among all keys, what leads from those to its rows, and its source.
-  int32_t begins[kMostKeyParts], shifts[kMostKeyParts], sources[kMostKeyParts];
-
-  __device__ int part_of(int key) const {
-    int part = parts - 1;
-    while (begins[part] > key) part--;
+  __device__ int part_of(int row) const {
+    int part = count - 1;
+    while (begins[part] > row) part--;
     return part;
   }
+};
+
+/** Keys and values of several tensors, or of one: boxes of 64 columns. */
+struct KeyMaps {
+  CUtensorMap k[kMostSources], v[kMostSources];
+  PartTable table;
+};
+
+/** Queries, the same. */
+struct QueryMaps {
+  CUtensorMap q[kMostSources], dout[kMostSources];
+  // As BackwardSm80 has them, and how many queries a head has there.
+  const float2* statistics[kMostSources];
+  float* sums[kMostSources];
+  int32_t padded[kMostSources];
+  PartTable table;
 };
 
 /** A launch of the forward kernel: boxes of 64 columns of q, k and v, and which tile is whose. */
@@ -50,13 +54,11 @@ struct ForwardSm90 {
 
 /** A launch of a backward kernel. */
 struct BackwardSm90 {
-  CUtensorMap q, dout;
-  KeyMaps keys;
+  QueryMaps queries;
+  CUtensorMap k, v;
   BackwardSm80 op;
   BlockOrder order;
-  // Of the sources, where they are of float32; else boxes of 16 rows, of one source at most.
-  GpuRows dk_rows[kMostKeySources] = {}, dv_rows[kMostKeySources] = {};
-  CUtensorMap dk = {}, dv = {};
+  CUtensorMap dk = {}, dv = {};  // 16 rows, where a kernel writes them so
 };
 
 /** Boxes of 64 columns, `rows` rows and `heads` heads. Sizes are those of D, S, H, B. */
@@ -71,58 +73,51 @@ template <class T>
 CUtensorMap query_map(const ForwardSm80& op, const GpuRows& of, int rows) {
   return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.queries, op.heads, op.batch}, rows);
 }
-/** Of keys, values, or their gradients, of which the tensor has `all`. */
+/** Of the keys, the values, or their gradients. */
 template <class T>
-CUtensorMap key_map(const ForwardSm80& op, const GpuRows& of, int64_t all, int rows) {
-  return tensor_map(kDTypeOf<T>, of, {op.head_dim, all, op.heads / op.group, op.batch}, rows);
+CUtensorMap key_map(const ForwardSm80& op, const GpuRows& of, int rows) {
+  return tensor_map(kDTypeOf<T>, of, {op.head_dim, op.keys, op.heads / op.group, op.batch}, rows);
 }
 
-/** In boxes of so many rows. */
-template <class T>
-KeyMaps key_maps(const ForwardSm80& op, const GpuKeyParts& keys, int rows) {
-  KeyMaps maps;
-  for (size_t i = 0; i < keys.sources.size(); i++) {
-    const GpuKeySource& source = keys.sources[i];
-    maps.k[i] = key_map<T>(op, source.k, source.rows, rows);
-    maps.v[i] = key_map<T>(op, source.v, source.rows, rows);
-  }
-  maps.parts = static_cast<int32_t>(keys.parts.size());
-  int32_t begin = 0;
-  for (size_t i = 0; i < keys.parts.size(); i++) {
-    const KeyPart& part = keys.parts[i];
-    maps.begins[i] = begin;
-    maps.shifts[i] = static_cast<int32_t>(part.first) - begin;
-    maps.sources[i] = static_cast<int32_t>(part.source);
-    begin += static_cast<int32_t>(part.count);
-  }
-  return maps;
-}
-
-/** Keys that are all of one tensor. */
+/** Rows of several tensors that lie one behind the other, each with so many. */
+struct GpuSource {
+  GpuRows rows;
+  int64_t count;
+};
+/** What KeyParts are on the GPU, or a call's own keys. */
+struct GpuKeyParts {
+  std::vector<GpuSource> k, v;
+  std::vector<Part> parts;
+};
+struct GpuQueryParts {
+  std::vector<GpuSource> q, dout;
+  std::vector<const float2*> statistics;
+  std::vector<float*> sums;
+  std::vector<int64_t> padded;
+  std::vector<Part> parts;
+};
 inline GpuKeyParts whole_keys(const ForwardSm80& op) {
-  const GpuKeySource source{
-      .k = op.k, .v = op.v, .dk = {}, .dv = {}, .rows = op.keys, .dk_float32 = false, .dv_float32 = false};
-  return {{source}, {{0, 0, op.keys}}};
+  return {{{op.k, op.keys}}, {{op.v, op.keys}}, {{0, 0, op.keys}}};
 }
-inline GpuKeyParts whole_keys(const BackwardSm80& op) {
-  GpuKeyParts keys = whole_keys(op.forward);
-  GpuKeySource& source = keys.sources[0];
-  source.dk = op.dk;
-  source.dv = op.dv;
-  source.dk_float32 = op.dk_float32;
-  source.dv_float32 = op.dv_float32;
-  return keys;
+inline GpuQueryParts whole_queries(const BackwardSm80& op) {
+  const int64_t queries = op.forward.queries;
+  return {{{op.forward.q, queries}}, {{op.dout, queries}}, {op.statistics}, {op.dq_sum},
+          {op.padded_queries},       {{0, 0, queries}}};
 }
+
+PartTable part_table(const std::vector<Part>& parts);
+/** In boxes of so many rows. */
+KeyMaps key_maps(DType dtype, const ForwardSm80& op, const GpuKeyParts& keys, int rows);
+QueryMaps query_maps(DType dtype, const ForwardSm80& op, const GpuQueryParts& queries, int rows);
 
 /** Of bfloat16 or float16. */
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op, const GpuKeyParts& keys);
 /** The largest D at which dq can be summed by blocks of keys. */
 inline constexpr int kMostSummedSm90 = 128;
-/** Columns of dq_sum. */
-int backward_columns_sm90(int head_dim);
 /** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. D is at most
  * kMostSummedSm90; above it dk and dv are the next one's. */
-void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op, const GpuKeyParts& keys);
+void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op,
+                          const GpuQueryParts& queries);
 /** Of how many heads of keys the rows must be prepared before, if that is to prepare the others'. */
 int heads_prepared_before_sm90(const Cuda& cuda, const BackwardSm80& op);
 void launch_key_gradients_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op);

@@ -236,9 +236,8 @@ class Consumer {
       row_before = rows.row;
       release(channels_.queries_empty(stage));
     }
-    const GpuRows& dv_rows = launch_.dv_rows[source()];
-    if (dv_rows.data != nullptr) {
-      if (turn > 0 || !op_.adds_to_dv) write(dv, dv_rows, OfKeys::kWeightUnit, op_.adds_to_dv);
+    if (op_.dv_float32) {
+      write(dv, op_.dv, OfKeys::kWeightUnit, op_.adds_to_dv);
     } else {
       named_barrier(1 + group_, 128);  // the warpgroup's last product with its values is done
       send(dv, launch_.dv, OfKeys::kWeightUnit);
@@ -251,9 +250,8 @@ class Consumer {
         channels_.sums_added().arrive();
       }
     }
-    const GpuRows& dk_rows = launch_.dk_rows[source()];
-    if (dk_rows.data != nullptr) {
-      if (turn > 0 || !op_.adds_to_dk) write(dk, dk_rows, op_.scale, op_.adds_to_dk);
+    if (op_.dk_float32) {
+      write(dk, op_.dk, op_.scale, op_.adds_to_dk);
     } else {
       if (lane_ == 0) wait_reductions<0>();
       __syncwarp();
@@ -351,11 +349,12 @@ class Consumer {
   }
 
   /** Adds this warp's 16 rows of what begin_query_gradient began, in the order of tile/sum.h. */
-  __device__ void add_query_gradient(const QueryGradient& dq, int first_row, int stage) const {
-    if (first_row < 0 || !makes(stage)) return;
+  __device__ void add_query_gradient(const QueryGradient& dq, int tile_row, int stage) const {
+    if (tile_row < 0 || !makes(stage)) return;
     const int row = (S::kSharesRows ? 64 * group_ : 0) + 16 * warp_;
     const auto sums = [&] {
-      return op_.dq_sum + sum_offset(int64_t{first_row} + row, first_column(), S::kHeadDim);
+      return launch_.queries.sums[RowOfSource::source(tile_row)] +
+             sum_offset(int64_t{RowOfSource::row(tile_row)} + row, first_column(), S::kHeadDim);
     };
     if constexpr (S::kSums == Sums::ByThreads) {
       float* const to = sums() + sum_lane_offset(lane_);
@@ -382,16 +381,11 @@ class Consumer {
     reduce_bytes(sums(), shared_address(mine), kBytes);
   }
 
-  /** Of the block's keys; found anew each time: registers are few. */
-  __device__ int part() const { return launch_.keys.part_of(KeyTile<S>(launch_).first_key); }
-  __device__ int source() const { return launch_.keys.sources[part()]; }
-
   /** To rows of float32. */
   __device__ void write(const Gradient& gradient, const GpuRows& to, float factor, bool adds) const {
     const KeyTile<S> keys(launch_);
-    const int shift = launch_.keys.shifts[part()];
-    write_gradient<T>(gradient, to, keys.batch, keys.key_head, of_keys_.key() + shift,
-                      op_.forward.keys + shift, op_.forward.head_dim, factor, true, adds);
+    write_gradient<T>(gradient, to, keys.batch, keys.key_head, of_keys_.key(), op_.forward.keys,
+                      op_.forward.head_dim, factor, true, adds);
   }
 
   /** To rows of 16 bits, by way of the place of this warp's values, which nobody needs any more. */
@@ -412,10 +406,10 @@ class Consumer {
     __syncwarp();
     if (lane_ != 0) return;
     const KeyTile<S> keys(launch_);
-    const int first_key = keys.first_key + launch_.keys.shifts[part()];
 #pragma unroll
     for (int page = 0; page < S::kPages; page++) {
-      store_box(to, from + page * S::kKeyPage, 64 * page, first_key + first_row, keys.key_head, keys.batch);
+      store_box(to, from + page * S::kKeyPage, 64 * page, keys.first_key + first_row, keys.key_head,
+                keys.batch);
     }
   }
 
@@ -451,20 +445,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 }
 
 template <class S, bool kHasMask>
-void launch_shape(const Cuda& cuda, const BackwardSm80& op, const GpuKeyParts& keys) {
-  BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), keys);
-  const auto place = [&](bool is_float32, const GpuRows& of, int64_t rows, GpuRows& to, CUtensorMap& boxes) {
-    if (is_float32) {
-      to = of;
-    } else {
-      boxes = key_map<typename S::T>(op.forward, of, rows, 16);
-    }
-  };
-  for (size_t i = 0; i < keys.sources.size(); i++) {
-    const GpuKeySource& source = keys.sources[i];
-    place(source.dk_float32, source.dk, source.rows, launch.dk_rows[i], launch.dk);
-    place(source.dv_float32, source.dv, source.rows, launch.dv_rows[i], launch.dv);
-  }
+void launch_shape(const Cuda& cuda, const BackwardSm80& op, const GpuQueryParts& queries) {
+  BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), queries);
+  if (!op.dk_float32) launch.dk = key_map<typename S::T>(op.forward, op.dk, 16);
+  if (!op.dv_float32) launch.dv = key_map<typename S::T>(op.forward, op.dv, 16);
   longseq::launch<backward_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
                                                 launch);
 }
@@ -476,26 +460,24 @@ bool keeps_step(const BackwardSm80& op) {
 }
 
 template <class T, bool kHasMask>
-void launch_typed(const Cuda& cuda, const BackwardSm80& op, const GpuKeyParts& keys) {
+void launch_typed(const Cuda& cuda, const BackwardSm80& op, const GpuQueryParts& queries) {
   const auto of_sums = [&]<Sums kAt64, Sums kAt96, Sums kAt128>() {
     if (op.forward.head_dim <= 64) {
-      launch_shape<Shape<T, 64, 128, kAt64>, kHasMask>(cuda, op, keys);
+      launch_shape<Shape<T, 64, 128, kAt64>, kHasMask>(cuda, op, queries);
     } else if (op.forward.head_dim <= 96) {
-      launch_shape<Shape<T, 96, 64, kAt96>, kHasMask>(cuda, op, keys);
+      launch_shape<Shape<T, 96, 64, kAt96>, kHasMask>(cuda, op, queries);
     } else {
-      launch_shape<Shape<T, 128, 64, kAt128>, kHasMask>(cuda, op, keys);
+      launch_shape<Shape<T, 128, 64, kAt128>, kHasMask>(cuda, op, queries);
     }
   };
   if (op.dq_sum == nullptr) return of_sums.template operator()<Sums::None, Sums::None, Sums::None>();
   if constexpr (!kHasMask) {
-    if (keeps_step(op)) return launch_shape<Shape<T, 128, 64, Sums::ByCopies>, false>(cuda, op, keys);
+    if (keeps_step(op)) return launch_shape<Shape<T, 128, 64, Sums::ByCopies>, false>(cuda, op, queries);
   }
   of_sums.template operator()<Sums::ByThreads, Sums::ByCopies, Sums::ByThreads>();
 }
 
 }  // namespace
-
-int backward_columns_sm90(int head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
 
 int heads_prepared_before_sm90(const Cuda& cuda, const BackwardSm80& op) {
   const ForwardSm80& forward = op.forward;
@@ -507,9 +489,10 @@ int heads_prepared_before_sm90(const Cuda& cuda, const BackwardSm80& op) {
   return has_time && !keeps_step(op) ? first : all;
 }
 
-void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op, const GpuKeyParts& keys) {
+void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op,
+                          const GpuQueryParts& queries) {
   visit_kernel(dtype, op.forward.mask,
-               [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op, keys); });
+               [&]<class T, bool kHasMask>() { launch_typed<T, kHasMask>(cuda, op, queries); });
 }
 
 }  // namespace longseq

@@ -131,6 +131,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base) {
   Ring<1> queries;
   Ring<S::kStages> stages;
   const KeyMaps& keys = launch.keys;
+  const PartTable& table = keys.table;
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
                               int batch) {
     full.arrive_expecting(S::kTileBytes);
@@ -145,18 +146,18 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base) {
     const int key_head = tile.head / op.group;
     const int following =
         launch.counter == nullptr ? total : static_cast<int>(gridDim.x) + atomicAdd(launch.counter, 1);
-    int part = keys.parts - 1;  // of the block: one comes before the other
+    int part = table.count - 1;  // of the block: one comes before the other
     const auto load_keys = [&](int first) {
-      while (keys.begins[part] > first) part--;
+      while (table.begins[part] > first) part--;
       channels.keys_empty(stages.stage).wait(stages.parity ^ 1);
-      load_pages(keys.k[keys.sources[part]], channels.keys_full(stages.stage),
-                 base + S::kKeysAt + stages.stage * S::kTileBytes, first + keys.shifts[part], key_head,
+      load_pages(keys.k[table.sources[part]], channels.keys_full(stages.stage),
+                 base + S::kKeysAt + stages.stage * S::kTileBytes, first + table.shifts[part], key_head,
                  tile.batch);
     };
     const auto load_values = [&](int first) {
       channels.values_empty(stages.stage).wait(stages.parity ^ 1);
-      load_pages(keys.v[keys.sources[part]], channels.values_full(stages.stage),
-                 base + S::kValuesAt + stages.stage * S::kTileBytes, first + keys.shifts[part], key_head,
+      load_pages(keys.v[table.sources[part]], channels.values_full(stages.stage),
+                 base + S::kValuesAt + stages.stage * S::kTileBytes, first + table.shifts[part], key_head,
                  tile.batch);
     };
     auto blocks = tile.blocks(op);
@@ -442,7 +443,7 @@ void launch_shape(const Cuda& cuda, const ForwardSm80& op, const GpuKeyParts& ke
     counter = allocate(cuda, sizeof(int));
     cuda_check(cudaMemsetAsync(counter.data, 0, sizeof(int), cuda.stream.get()), "clearing");
   }
-  const ForwardSm90 launch{queries(), key_maps<T>(op, keys, S::kKeys), op, order,
+  const ForwardSm90 launch{queries(), key_maps(kDTypeOf<T>, op, keys, S::kKeys), op, order,
                            static_cast<int*>(counter.data)};
   longseq::launch<forward_kernel<S, kHasMask>>(cuda, dim3(blocks), S::kThreads, S::kSharedBytes, launch);
 }

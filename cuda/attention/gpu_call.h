@@ -17,6 +17,8 @@ bool rows_aligned(const Tensor& x);
 Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype);
 /** The kernels take scores times a positive scale: of another, the sign goes to the queries and to dq. */
 float positive_scale(float scale);
+/** q as they take it. */
+Tensor query_input(const Cuda& cuda, const Tensor& q, float scale);
 /** 1, -1 or 0. */
 float sign_of(float scale);
 

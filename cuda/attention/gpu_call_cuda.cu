@@ -50,14 +50,6 @@ Tensor negated(const Cuda& cuda, const Tensor& x) {
   return copy;
 }
 
-Tensor with_sign(const Cuda& cuda, const Tensor& q, float scale) {
-  if (scale > 0) return as_input(cuda, q, q.dtype);
-  if (scale < 0) return negated(cuda, q);
-  const Tensor zeros = scratch_like(cuda, q, q.dtype);
-  run(cuda, Fill{zeros, 0});
-  return zeros;
-}
-
 DeviceRule device_rule(const Cuda& cuda, const VisibilityRule& rule) {
   DeviceRule out{.memory = {}, .view = view_of(rule)};
   const size_t documents = rule.documents.size() * 8, key_documents = rule.key_documents.size() * 8,
@@ -154,6 +146,14 @@ Tensor as_input(const Cuda& cuda, const Tensor& x, DType dtype) {
   return copy;
 }
 
+Tensor query_input(const Cuda& cuda, const Tensor& q, float scale) {
+  if (scale > 0) return as_input(cuda, q, q.dtype);
+  if (scale < 0) return negated(cuda, q);
+  const Tensor zeros = scratch_like(cuda, q, q.dtype);
+  run(cuda, Fill{zeros, 0});
+  return zeros;
+}
+
 float positive_scale(float scale) { return scale == 0 ? 1 : std::fabs(scale); }
 
 float sign_of(float scale) { return static_cast<float>((scale > 0) - (scale < 0)); }
@@ -168,16 +168,16 @@ void GpuResult::finish() const {
 }
 
 GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
-    : q_(with_sign(cuda, op.q, op.score.scale)),
+    : q_(query_input(cuda, op.q, op.score.scale)),
       k_(as_input(cuda, op.k, op.k.dtype)),
       v_(as_input(cuda, op.v, op.v.dtype)) {
   kernel.q = rows_of(q_);
   kernel.k = rows_of(k_);
   kernel.v = rows_of(v_);
   kernel.batch = static_cast<int32_t>(q_.size(0));
-  kernel.queries = static_cast<int32_t>(q_.size(1));
+  kernel.queries = static_cast<int32_t>(op.queries());
   kernel.keys = static_cast<int32_t>(op.keys());
-  kernel.keys_in_parts = op.parts != nullptr;
+  kernel.keys_in_parts = op.key_parts != nullptr;
   kernel.heads = static_cast<int32_t>(q_.size(2));
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));

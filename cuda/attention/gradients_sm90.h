@@ -7,14 +7,13 @@
 
 namespace longseq {
 
-/** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. Where gradients of keys go is for it
- * to say. */
+/** Of a kernel that copies S::kRows queries and S::kKeys keys at a time. */
 template <class S>
-BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order, const GpuKeyParts& keys) {
+BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order, const GpuQueryParts& queries) {
   using T = typename S::T;
   const ForwardSm80& forward = op.forward;
-  return {query_map<T>(forward, forward.q, S::kRows), query_map<T>(forward, op.dout, S::kRows),
-          key_maps<T>(forward, keys, S::kKeys), op, order};
+  return {query_maps(kDTypeOf<T>, forward, queries, S::kRows), key_map<T>(forward, forward.k, S::kKeys),
+          key_map<T>(forward, forward.v, S::kKeys), op, order};
 }
 
 /**

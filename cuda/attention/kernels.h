@@ -20,9 +20,11 @@ Kernels gpu_kernels(int capability, DType dtype);
 /** The fastest, or those that are named. Throws Error(Option) where the device has none of that name. */
 Kernels choose_kernels(const Device& device, DType dtype, const std::optional<std::string>& implementation);
 
-/** Whether they take keys that lie in several tensors (KeyParts), forward and backward. */
-bool takes_key_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
-                     const std::optional<std::string>& implementation);
+/** Whether they take keys that lie in several tensors (KeyParts), and backward queries (QueryParts). */
+bool takes_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
+                 const std::optional<std::string>& implementation);
+/** How many floats sm90's kernels add a row of dq up in. */
+int64_t query_sum_columns(int64_t head_dim);
 
 /** Their name. */
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,

@@ -247,7 +247,7 @@ void launch_key_gradients_sm90(const Cuda& cuda, DType dtype, const BackwardSm80
   visit_kernel(dtype, op.forward.mask, [&]<class T, bool kHasMask>() {
     using S = Shape<T>;
     const BackwardSm90 launch =
-        backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), whole_keys(op.forward));
+        backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), whole_queries(op));
     longseq::launch<key_gradients_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads,
                                                        S::kSharedBytes, launch);
   });

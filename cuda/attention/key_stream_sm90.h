@@ -16,9 +16,19 @@ struct StagedTile {
   int first;      // query; -1: there are no more
   int head;       // of the query
   int tile;       // of the mask, or -1
-  int row;        // its first, among all heads' padded queries: fewer than 2^31, or q would fill any memory
+  int row;        // its first, among all heads' padded queries of its source, and the source: see RowOfSource
   bool sees_all;  // each of its queries all of the block's keys
   bool hides[2];  // none of its queries sees any of the first, or the second 64 keys
+};
+
+/** The row of a tile's first query and its tensor in one register: rows are multiples of 64, and fewer than
+ * 2^31, or q would fill any memory. */
+struct RowOfSource {
+  static constexpr int kTileRows = 64;
+  static_assert(kMostSources <= kTileRows);
+  __device__ static int of(int row, int source) { return row + source; }
+  __device__ static int source(int of) { return of % kTileRows; }
+  __device__ static int row(int of) { return of / kTileRows * kTileRows; }
 };
 
 template <class S>
@@ -111,11 +121,8 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   if (threadIdx.x == 0) {
     const Barrier full = channels.keys_full();
     full.arrive_expecting(2 * S::kKeyBytes);
-    const KeyMaps& maps = launch.keys;
-    const int part = maps.part_of(keys.first_key), source = maps.sources[part],
-              row = keys.first_key + maps.shifts[part];
-    load_pages(maps.k[source], full, base, S::kKeyPage, row, keys.key_head);
-    load_pages(maps.v[source], full, base + S::kValuesAt, S::kKeyPage, row, keys.key_head);
+    load_pages(launch.k, full, base, S::kKeyPage, keys.first_key, keys.key_head);
+    load_pages(launch.v, full, base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
   }
   __syncwarp();
   const int2 seeing =
@@ -138,12 +145,16 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
                at_last = visible_keys(forward.visible, last, forward.keys);
     const bool sees_all = at_last.x <= keys.first_key && at_first.y >= keys.first_key + S::kKeys;
     const auto hides = [&](int key) { return at_last.y <= key || at_first.x >= key + 64; };
+    static_assert(S::kRows % RowOfSource::kTileRows == 0);
+    const QueryMaps& queries = launch.queries;
+    const int part = queries.table.part_of(first), source = queries.table.sources[part],
+              of_source = first + queries.table.shifts[part];
     const int row =
-        static_cast<int>((int64_t{keys.batch} * forward.heads + head) * op.padded_queries) + first;
+        static_cast<int>((int64_t{keys.batch} * forward.heads + head) * queries.padded[source]) + of_source;
     const StagedTile tile = {first,
                              head,
                              rows.tile,
-                             row,
+                             RowOfSource::of(row, source),
                              sees_all && rows.tile < 0,
                              {hides(keys.first_key), hides(keys.first_key + 64)}};
     rows = tiles.next();
@@ -152,16 +163,17 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     staged[stage] = tile;
     const Barrier queries_full = channels.queries_full(stage),
                   gradients_full = channels.gradients_full(stage);
-    load_pages(launch.q, queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage, first, head);
+    load_pages(queries.q[source], queries_full, base + S::kQueriesAt + stage * S::kRowBytes, S::kRowPage,
+               of_source, head);
     if (waits) wait_prepared(launch);
     waits = false;
     queries_full.arrive_expecting(S::kRowBytes + S::kStatisticBytes);
-    sm90::copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, op.statistics + row,
+    sm90::copy_bytes(base + S::kStatisticsAt + stage * S::kStatisticBytes, queries.statistics[source] + row,
                      S::kStatisticBytes, queries_full);
     channels.gradients_empty(stage).wait(stages.parity ^ 1);
     gradients_full.arrive_expecting(S::kRowBytes);
-    load_pages(launch.dout, gradients_full, base + S::kGradientsAt + stage * S::kRowBytes, S::kRowPage, first,
-               head);
+    load_pages(queries.dout[source], gradients_full, base + S::kGradientsAt + stage * S::kRowBytes,
+               S::kRowPage, of_source, head);
   }
   channels.queries_empty(stages.stage).wait(stages.parity ^ 1);
   staged[stages.stage].first = -1;

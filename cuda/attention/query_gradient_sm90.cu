@@ -87,20 +87,20 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
     }
   };
   channels.queries_full().arrive_expecting(2 * S::kQueryBytes);
-  load_pages(launch.q, channels.queries_full(), base, S::kQueryPage, tile.first_query, tile.head);
-  load_pages(launch.dout, channels.queries_full(), base + S::kGradientsAt, S::kQueryPage, tile.first_query,
-             tile.head);
+  load_pages(launch.queries.q[0], channels.queries_full(), base, S::kQueryPage, tile.first_query, tile.head);
+  load_pages(launch.queries.dout[0], channels.queries_full(), base + S::kGradientsAt, S::kQueryPage,
+             tile.first_query, tile.head);
   Ring<S::kKeyStages> keys;
   Ring<S::kValueStages> values;
   for (auto blocks = tile.blocks(op); blocks.current().first >= 0; blocks.advance()) {
     const int first = blocks.current().first;
     channels.keys_empty(keys.stage).wait(keys.parity ^ 1);
     channels.keys_full(keys.stage).arrive_expecting(S::kTileBytes);
-    load_pages(launch.keys.k[0], channels.keys_full(keys.stage),
-               base + S::kKeysAt + keys.stage * S::kTileBytes, S::kKeyPage, first, key_head);
+    load_pages(launch.k, channels.keys_full(keys.stage), base + S::kKeysAt + keys.stage * S::kTileBytes,
+               S::kKeyPage, first, key_head);
     channels.values_empty(values.stage).wait(values.parity ^ 1);
     channels.values_full(values.stage).arrive_expecting(S::kTileBytes);
-    load_pages(launch.keys.v[0], channels.values_full(values.stage),
+    load_pages(launch.v, channels.values_full(values.stage),
                base + S::kValuesAt + values.stage * S::kTileBytes, S::kKeyPage, first, key_head);
     keys.advance();
     values.advance();
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op) {
   const BackwardSm90 launch = backward_launch<S>(
-      op, order_query_tiles(cuda, op.forward, S::kRows, sizeof(typename S::T), 1), whole_keys(op.forward));
+      op, order_query_tiles(cuda, op.forward, S::kRows, sizeof(typename S::T), 1), whole_queries(op));
   longseq::launch<query_gradient_kernel<S, kHasMask>>(cuda, launch.order.grid(), S::kThreads, S::kSharedBytes,
                                                       launch);
 }

@@ -47,4 +47,43 @@ CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t,
   return map;
 }
 
+PartTable part_table(const std::vector<Part>& parts) {
+  PartTable table{};
+  table.count = static_cast<int32_t>(parts.size());
+  int32_t begin = 0;
+  for (size_t i = 0; i < parts.size(); i++) {
+    table.begins[i] = begin;
+    table.shifts[i] = static_cast<int32_t>(parts[i].first) - begin;
+    table.sources[i] = static_cast<int32_t>(parts[i].source);
+    begin += static_cast<int32_t>(parts[i].count);
+  }
+  return table;
+}
+
+KeyMaps key_maps(DType dtype, const ForwardSm80& op, const GpuKeyParts& keys, int rows) {
+  KeyMaps maps;
+  const auto map = [&](const GpuSource& of) {
+    return tensor_map(dtype, of.rows, {op.head_dim, of.count, op.heads / op.group, op.batch}, rows);
+  };
+  std::ranges::transform(keys.k, maps.k, map);
+  std::ranges::transform(keys.v, maps.v, map);
+  maps.table = part_table(keys.parts);
+  return maps;
+}
+
+QueryMaps query_maps(DType dtype, const ForwardSm80& op, const GpuQueryParts& queries, int rows) {
+  QueryMaps maps;
+  const auto map = [&](const GpuSource& of) {
+    return tensor_map(dtype, of.rows, {op.head_dim, of.count, op.heads, op.batch}, rows);
+  };
+  std::ranges::transform(queries.q, maps.q, map);
+  std::ranges::transform(queries.dout, maps.dout, map);
+  std::ranges::copy(queries.statistics, maps.statistics);
+  std::ranges::copy(queries.sums, maps.sums);
+  std::ranges::transform(queries.padded, maps.padded,
+                         [](int64_t rows) { return static_cast<int32_t>(rows); });
+  maps.table = part_table(queries.parts);
+  return maps;
+}
+
 }  // namespace longseq

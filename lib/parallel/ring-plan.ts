@@ -50,7 +50,7 @@ export function ringPlan(
 }
 
 /** From the first row of any to the last. */
-export function hullOf(all: readonly Rows[]): Rows {
+function hullOf(all: readonly Rows[]): Rows {
   const filled = all.filter(({ length }) => length > 0);
   if (filled.length === 0) return { start: 0, length: 0 };
   const start = Math.min(...filled.map((rows) => rows.start));

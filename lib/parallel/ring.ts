@@ -106,7 +106,7 @@ export function ringAttention(
   };
 }
 
-/** Whether a kernel reaches all ranks' keys. */
+/** Whether a kernel reaches all ranks' rows. */
 function seesAllMemory(
   communicator: Communicator,
   q: Tensor,
@@ -114,7 +114,7 @@ function seesAllMemory(
 ): boolean {
   if (mask !== undefined || q.size === 0 || !communicator.sharesMemory) return false;
   const headDim = q.shape.at(-1) ?? 0;
-  return native.takesKeyParts(
+  return native.attentionTakesParts(
     handleOfDevice(q.device),
     dtypes.indexOf(q.dtype),
     headDim,

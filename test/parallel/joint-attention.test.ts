@@ -1,4 +1,4 @@
-// Ranks that share a GPU's memory: one call over all their keys is attention over the whole sequence.
+// Ranks that share a GPU's memory: one call over all their rows is attention over the whole sequence.
 import fc from "fast-check";
 import { type AttentionOptions, add, attention, attentionKernels, ring, Tape, Tensor, zigzag } from "longseq";
 import t from "tap";
@@ -8,7 +8,7 @@ import { localRanks } from "../support/ranks.ts";
 const strategies = { ring, zigzag };
 const dtype = "bfloat16";
 const own = attentionKernels({ dtype });
-const skip = own !== "sm90" && `keys in parts are taken by sm90, and here runs ${own}`;
+const skip = own !== "sm90" && `parts of rows are taken by sm90, and here runs ${own}`;
 
 const cases = fc.record({
   way: fc.constantFrom("ring" as const, "zigzag" as const),

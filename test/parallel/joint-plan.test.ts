@@ -1,9 +1,8 @@
-// Which keys ranks that share memory see of each other: all that are visible, in whole tiles, and added up where another
-// rank sees them too.
+// Which rows of ranks that share memory meet: all that do, in whole tiles.
 import fc from "fast-check";
-import { SequenceShard, sees } from "longseq";
+import { type Piece, SequenceShard, sees } from "longseq";
 import t from "tap";
-import { isJoint, type JointPlan, jointPlan } from "../../lib/parallel/joint-plan.ts";
+import { isJoint, type JointMeeting, jointPlan } from "../../lib/parallel/joint-plan.ts";
 
 const tile = 128;
 
@@ -13,15 +12,13 @@ const tilesOf = (shard: SequenceShard) =>
     Array.from({ length: length / tile }, (_, i) => ({ start: start + i * tile, length: tile })),
   );
 
-/** The tiles of a plan's parts: whose, which of that rank's, and whether it is added up. */
-const partsOf = ({ parts, owners }: JointPlan, rank: number) =>
+/** The tiles of a meeting's parts: whose, and which of that rank's. */
+const partsOf = ({ parts, peers }: JointMeeting) =>
   Array.from({ length: parts.length / 3 }, (_, i) => {
     const [source = 0, first = 0, rows = 0] = parts.slice(3 * i);
-    const owner = source < 2 ? rank : (owners[source - 2]?.peer as number);
     return Array.from({ length: rows / tile }, (_, at) => ({
-      owner,
+      peer: peers[source] as number,
       index: first / tile + at,
-      isShared: source > 0,
     }));
   }).flat();
 
@@ -49,45 +46,36 @@ t.test("a plan", (t) => {
     const pieces = shards.map((shard) => shard.pieces);
     t.ok(isJoint(pieces));
     const plans = pieces.map((_, rank) => jointPlan(pieces, rank, options));
-    for (const [rank, plan] of plans.entries()) {
-      const parts = partsOf(plan, rank);
-      const standing = parts.map(({ owner, index }) => tilesOf(shards[owner] as SequenceShard)[index]?.start);
-      t.strictSame(
-        standing,
-        standing.toSorted((a, b) => (a ?? 0) - (b ?? 0)),
-        "in order",
-      );
-      t.equal(plan.meeting.keys.length, tile * parts.length);
-      t.ok(plan.parts.length / 3 <= 20 && plan.owners.length <= 7, "as many as kernels take");
-      for (const [owner, shard] of shards.entries()) {
-        const all = tilesOf(shard);
-        const given = new Set(parts.filter((part) => part.owner === owner).map(({ index }) => index));
-        const visible = all.flatMap((one, i) => (sees(pieces[rank] ?? [], [one], options) ? [i] : []));
-        t.ok(
-          visible.every((i) => given.has(i)),
-          "all that is visible",
+    for (const [rank, { forward, backward }] of plans.entries()) {
+      const own = pieces[rank] ?? [];
+      t.equal(forward.meeting.queries.length, shards[rank]?.size);
+      t.equal(backward.meeting.keys.length, shards[rank]?.size);
+      for (const [meeting, rows, isVisible] of [
+        [forward, forward.meeting.keys, (key) => sees(own, [key], options)],
+        [backward, backward.meeting.queries, (query) => sees([query], own, options)],
+      ] satisfies [JointMeeting, { length: number }, (piece: Piece) => boolean][]) {
+        const parts = partsOf(meeting);
+        const standing = parts.map(({ peer, index }) => tilesOf(shards[peer] as SequenceShard)[index]?.start);
+        t.strictSame(
+          standing,
+          standing.toSorted((a, b) => (a ?? 0) - (b ?? 0)),
+          "in order",
         );
-        if (owner === rank) t.equal(given.size, all.length, "gradients of all own keys are made");
-        const isPeer = plan.owners.some(({ peer }) => peer === owner);
-        t.equal(isPeer, owner !== rank && given.size > 0);
-        t.equal(isPeer, plans[owner]?.viewers.includes(rank), "who sees is seen");
-        const shared = plans[owner]?.shared.flatMap(({ start, length }) =>
-          Array.from({ length: length / tile }, (_, i) => start / tile + i),
-        );
-        if (isPeer)
+        t.equal(rows.length, tile * parts.length);
+        t.ok(meeting.parts.length / 3 <= 16 && meeting.peers.length <= 8, "as many as kernels take");
+        t.equal(meeting.peers[0], rank);
+        for (const [other, shard] of shards.entries()) {
+          const given = new Set(parts.filter(({ peer }) => peer === other).map(({ index }) => index));
+          const visible = tilesOf(shard).flatMap((piece, i) => (isVisible(piece) ? [i] : []));
           t.ok(
-            [...given].every((i) => shared?.includes(i)),
-            "what is seen is added up",
+            visible.every((i) => given.has(i)),
+            "all that is visible",
           );
+          t.equal(meeting.peers.includes(other), other === rank || given.size > 0);
+        }
       }
-      const added = parts.filter(({ owner, isShared }) => owner === rank && isShared);
-      t.strictSame(
-        added.map(({ index }) => index).toSorted((a, b) => a - b),
-        plan.shared.flatMap(({ start, length }) =>
-          Array.from({ length: length / tile }, (_, i) => start / tile + i),
-        ),
-        "and by its owner too",
-      );
+      for (const [other, plan] of plans.entries())
+        t.equal(forward.peers.includes(other), plan.backward.peers.includes(rank), "who sees is seen");
     }
   });
   fc.assert(property);
