@@ -256,17 +256,19 @@ void check_takes_parts(const Tensor& q, const AttentionOptions& options) {
 }
 
 /** What BeginQuerySums makes of a tensor of queries. */
-void check_query_sums(const Tensor& q, const Tensor& statistics, const Tensor& sums) {
-  const int64_t columns[] = {2, query_sum_columns(q.size(3))};
-  for (const Tensor* const x : {&statistics, &sums}) {
-    const int64_t wanted = columns[x == &sums];
-    check(x->rank == 4 && x->size(0) == q.size(0) && x->size(1) == q.size(2) && x->size(2) == q.size(1) &&
-              x->size(3) == wanted && x->dtype == DType::Float32 && x->contiguous() &&
-              x->device() == q.device() && q.size(1) % kPartRows == 0,
-          Code::Shape, "attention: sums of queries are ", name_of(x->dtype), " ", shape_text(*x),
-          ", expected float32 [", q.size(0), ", ", q.size(2), ", ", q.size(1), ", ", wanted,
-          "] of a multiple of ", kPartRows, " queries");
-  }
+void check_of_queries(const Tensor& x, const char* name, const Tensor& q, int64_t columns) {
+  check(x.rank == 4 && x.size(0) == q.size(0) && x.size(1) == q.size(2) && x.size(2) == q.size(1) &&
+            x.size(3) == columns && x.dtype == DType::Float32 && x.contiguous() && x.device() == q.device() &&
+            q.size(1) % kPartRows == 0,
+        Code::Shape, "attention: ", name, " of queries are ", name_of(x.dtype), " ", shape_text(x),
+        ", expected float32 [", q.size(0), ", ", q.size(2), ", ", q.size(1), ", ", columns,
+        "] of a multiple of ", kPartRows, " queries");
+}
+void check_statistics(const Tensor& statistics, const Tensor& q) {
+  check_of_queries(statistics, "statistics", q, 2);
+}
+void check_sums(const Tensor& sums, const Tensor& q) {
+  check_of_queries(sums, "sums", q, query_sum_columns(q.size(3)));
 }
 
 DType dtype_of(const AttentionForward& op) { return op.q.dtype; }
@@ -328,7 +330,8 @@ void query_sums_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout, Ten
                       AttentionOptions options) {
   const auto device = q.device();
   check_takes_parts(q, options);
-  check_query_sums(q, statistics, sums);
+  check_statistics(statistics, q);
+  check_sums(sums, q);
   check_like(out, "attention: out", q, "q");
   check_log_sum_exp(log_sum_exp, "attention: logSumExp", q);
   AttentionBackward op;
@@ -354,7 +357,8 @@ void attention_backward_of_parts(std::vector<Tensor> q, std::vector<Tensor> dout
   check(statistics.size() == q.size() && sums.size() == q.size(), Code::Option,
         "attention: expected statistics and sums of ", q.size(), " tensors of queries");
   for (size_t i = 0; i < q.size(); i++) {
-    check_query_sums(q[i], statistics[i], sums[i]);
+    check_statistics(statistics[i], q[i]);
+    check_sums(sums[i], q[i]);
     check(dout[i].size(1) == q[i].size(1), Code::Shape, "attention: got ", q[i].size(1), " queries, and ",
           dout[i].size(1), " rows of dout");
   }
@@ -379,10 +383,7 @@ void query_sums_finish(Tensor sums, Tensor dq, AttentionOptions options) {
   op.forward.score.scale = static_cast<float>(options.scale);
   check(dq.rank == 4 && is_float(dq.dtype), Code::Shape, "attention: dq is ", name_of(dq.dtype), " ",
         shape_text(dq), ", expected floats of [B, Sq, Hq, D]");
-  check_query_sums(
-      dq,
-      Tensor::empty(device, DType::Float32, std::array<int64_t, 4>{dq.size(0), dq.size(2), dq.size(1), 2}),
-      sums);
+  check_sums(sums, dq);
   op.dq = std::move(dq);
   op.kernels = Kernels::Sm90;
   op.forward.query_parts = std::make_shared<const QueryParts>(QueryParts{{}, {}, {}, {sums}, {}});

@@ -61,6 +61,7 @@ struct ForwardSm80 {
   int32_t packed_inverse;  // 2^16 / packed, rounded up
   int32_t splits;          // parts that the keys are cut into; each writes a partial result of its own
   bool out_float32;
+  bool is_beside_others;  // calls on other streams, which fill what it leaves of the GPU when it ends
   bool keys_in_parts;  // then a block of keys begins at a multiple of its size: such a block is of one part
   GpuRows before;      // of float32: merged with, as log_sum_exp is with what it holds; or none
 

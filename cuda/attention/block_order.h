@@ -88,12 +88,14 @@ inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int
   const int64_t heads = op.heads / op.packed, sharing = std::max(op.group / op.packed, 1);
   const int64_t elements =
       (2 * int64_t{op.keys} / sharing + 2 * int64_t{op.queries} * op.packed) * op.head_dim;
-  return order_blocks(cuda, ceil_div(int64_t{op.queries} * op.packed, rows), heads * op.batch,
-                      cached_heads(cuda, elements * element_bytes), blocks_each);
+  const int64_t tiles = ceil_div(int64_t{op.queries} * op.packed, rows);
+  BlockOrder order =
+      order_blocks(cuda, tiles, heads * op.batch, cached_heads(cuda, elements * element_bytes), blocks_each);
+  if (op.is_beside_others) order.last = std::min(order.together, order.heads);
+  return order;
 }
 
-/** Of tiles of `rows` keys, for which queries and gradients are streamed, 8 bytes for an element of a query:
- * of 16 bits, and sums of dq in float32, or both of float32. */
+/** Of tiles of `rows` keys, for which queries, gradients and sums of dq are streamed. */
 inline BlockOrder order_key_tiles(const Cuda& cuda, const BackwardSm80& op, int rows, int blocks_each) {
   const ForwardSm80& forward = op.forward;
   const int64_t tiles = ceil_div(forward.keys, rows),
@@ -103,13 +105,14 @@ inline BlockOrder order_key_tiles(const Cuda& cuda, const BackwardSm80& op, int 
   if (op.dq_turns != nullptr && !sees_all(forward.visible)) {
     return order_blocks(cuda, tiles, heads, heads, blocks_each);
   }
-  const int64_t cached = cached_heads(cuda, 8 * int64_t{forward.group} * forward.queries * forward.head_dim);
-  // No more heads than fill the multiprocessors once: the sums of the others' dq are complete earlier.
+  // As many heads as fill the multiprocessors once: fewer would not run alone, and with more the sums of the
+  // others' dq would be complete later.
   const int64_t filling = (blocks_each * cuda.gpu->multiprocessors + tiles / 2) / std::max<int64_t>(tiles, 1);
-  BlockOrder order =
-      order_blocks(cuda, tiles, heads, std::min(cached, std::max<int64_t>(filling, 1)), blocks_each);
-  // Nor in the last section, where no tile has much less work than others.
-  if (forward.visible.most <= forward.queries / 8) order.last = std::min(order.together, order.heads);
+  BlockOrder order = order_blocks(cuda, tiles, heads, filling, blocks_each);
+  // So has the last section, where no tile has much less work than others.
+  if (forward.is_beside_others || forward.visible.most <= forward.queries / 8) {
+    order.last = std::min(order.together, order.heads);
+  }
   return order;
 }
 

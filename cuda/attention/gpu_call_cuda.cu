@@ -177,7 +177,7 @@ GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
   kernel.batch = static_cast<int32_t>(q_.size(0));
   kernel.queries = static_cast<int32_t>(op.queries());
   kernel.keys = static_cast<int32_t>(op.keys());
-  kernel.keys_in_parts = op.key_parts != nullptr;
+  kernel.keys_in_parts = kernel.is_beside_others = op.key_parts != nullptr;
   kernel.heads = static_cast<int32_t>(q_.size(2));
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));

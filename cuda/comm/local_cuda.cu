@@ -55,10 +55,19 @@ void queue_wait(const Cuda& queue, const std::shared_ptr<Fence>& fence, Owner ow
 
 void local_exchange(const Cuda& cuda, LocalGroup& group, int rank, const Exchange& own) {
   const auto step = group.meet(rank, {.exchange = &own, .ready = record(cuda), .taken = nullptr});
+  // Nothing may keep a rank from departing, and from waiting for those who copy from it, who may be well: the
+  // others would wait, or copy what is no more.
   std::exception_ptr error;
+  const auto attempt = [&](auto&& work) {
+    try {
+      work();
+    } catch (...) {
+      if (!error) error = std::current_exception();
+    }
+  };
   bool has_copied = false;
   for (int peer = 0; peer < group.size(); peer++) {
-    try {
+    attempt([&] {
       const std::vector<Pair> pairs = pairs_of(group, *step, peer, rank);
       if (!pairs.empty() && peer != rank) {
         wait_on_stream(cuda, step->places[static_cast<size_t>(peer)].ready);
@@ -68,20 +77,10 @@ void local_exchange(const Cuda& cuda, LocalGroup& group, int rank, const Exchang
         copy_from(cuda, *pair.from, *pair.to);
         has_copied = true;
       }
-    } catch (...) {
-      error = std::current_exception();
-    }
+    });
   }
-  // Who has lent needs not wait for what this rank waits for. Nothing may keep a rank from departing, and
-  // from waiting for those who copy from it, who may be well: the others would wait, or copy what is no more.
+  // Who has lent needs not wait for what this rank waits for.
   std::shared_ptr<void> copied;
-  const auto attempt = [&](auto&& work) {
-    try {
-      work();
-    } catch (...) {
-      if (!error) error = std::current_exception();
-    }
-  };
   if (has_copied) attempt([&] { copied = record(cuda); });
   group.depart(rank, *step, std::move(copied));
   for (const int peer : own.to) {
