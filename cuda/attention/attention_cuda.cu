@@ -159,6 +159,23 @@ bool finishes_within(const GpuCall& call, const AttentionBackward& op) {
          !(call.mask && call.mask->in_panels);
 }
 
+/** Of all batches, each share of one a head of its own. */
+int64_t key_heads(const BackwardSm80& kernel) {
+  return int64_t{kernel.forward.batch} * (kernel.forward.heads / kernel.forward.group);
+}
+
+/** Into how many parts the query heads of a group are divided, for as many blocks: where there are few
+ * blocks, and those of causal order have unlike work, multiprocessors would wait for the longest. */
+int shares_of_keys(const Cuda& cuda, const BackwardSm80& kernel, const AttentionBackward& op) {
+  if (is_apart(op.forward, op.kernels, op.deterministic)) return 1;
+  const ForwardSm80& forward = kernel.forward;
+  const int64_t blocks = ceil_div(int64_t{forward.keys}, kGpuTileRows) * key_heads(kernel);
+  const int64_t wanted = (sees_all(forward.visible) ? 2 : 4) * cuda.gpu->multiprocessors;
+  int shares = 1;
+  while (shares < forward.group && (forward.group % shares != 0 || blocks * shares < wanted)) shares++;
+  return shares;
+}
+
 /** Of how many heads of keys the queries' rows, statistics and sums, are prepared before the kernels run. */
 int64_t heads_prepared_before(const Cuda& cuda, const GpuCall& call, const BackwardSm80& kernel,
                               const AttentionBackward& op) {
@@ -167,7 +184,7 @@ int64_t heads_prepared_before(const Cuda& cuda, const GpuCall& call, const Backw
       finishes_within(call, op) && rows_aligned(forward.out) && rows_aligned(op.dout)) {
     return heads_prepared_before_sm90(cuda, kernel);
   }
-  return forward.k.size(0) * forward.k.size(2);
+  return key_heads(kernel);
 }
 
 void clear(const Cuda& cuda, const Memory& memory, size_t bytes) {
@@ -179,7 +196,7 @@ Memory query_sums(const Cuda& cuda, const GpuCall& call, BackwardSm80& kernel, c
                   int64_t prepared) {
   const auto head_bytes =
       static_cast<size_t>(kernel.forward.group * kernel.padded_queries * kernel.dq_columns) * sizeof(float);
-  const auto heads = static_cast<size_t>(kernel.forward.batch * op.forward.k.size(2));
+  const auto heads = static_cast<size_t>(key_heads(kernel));
   const auto progress =
       static_cast<size_t>(round_up(static_cast<int64_t>(heads * sizeof(HeadProgress)), 256));
   Memory sums = allocate(cuda, progress + heads * head_bytes);
@@ -284,6 +301,34 @@ Memory statistics_of_rows(const Cuda& cuda, const AttentionBackward& op, int64_t
   return statistics;
 }
 
+/** Gradients of a kernel's shares of keys, in float32, where it has more than one. */
+class KeyShares {
+ public:
+  KeyShares(const Cuda& cuda, BackwardSm80& kernel, const Tensor& k)
+      : cuda_(cuda), shares_(kernel.key_shares) {
+    if (shares_ == 1) return;
+    const int64_t row = k.size(2) * shares_ * k.size(3), elements = k.size(0) * k.size(1) * row;
+    memory_ = allocate(cuda, static_cast<size_t>(2 * elements) * sizeof(float));
+    dk_ = static_cast<float*>(memory_.data);
+    dv_ = dk_ + elements;
+    kernel.dk = {dk_, k.size(1) * row, row, k.size(3)};
+    kernel.dv = {dv_, k.size(1) * row, row, k.size(3)};
+    kernel.dk_float32 = kernel.dv_float32 = true;
+    kernel.adds_to_dk = kernel.adds_to_dv = false;
+  }
+  void finish(const Tensor& dk, bool adds_to_dk, const Tensor& dv, bool adds_to_dv) const {
+    if (shares_ == 1) return;
+    sum_shares(cuda_, dk_, shares_, dk, adds_to_dk);
+    sum_shares(cuda_, dv_, shares_, dv, adds_to_dv);
+  }
+
+ private:
+  const Cuda& cuda_;
+  const int shares_;
+  Memory memory_;
+  float *dk_ = nullptr, *dv_ = nullptr;
+};
+
 void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   const AttentionForward& forward = op.forward;
   const GpuCall call(cuda, forward);
@@ -297,8 +342,10 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   kernel.forward.out = rows_of(forward.out);
   kernel.forward.log_sum_exp = statistics_of(forward.log_sum_exp);
   if (op.dlog_sum_exp) kernel.dlog_sum_exp = statistics_of(op.dlog_sum_exp);
+  kernel.key_shares = shares_of_keys(cuda, kernel, op);
+  kernel.forward.group /= kernel.key_shares;
   const int64_t prepared = heads_prepared_before(cuda, call, kernel, op);
-  kernel.prepares = prepared < forward.k.size(0) * forward.k.size(2);
+  kernel.prepares = prepared < key_heads(kernel);
   Memory own;
   if (op.sums) {
     kernel.statistics = static_cast<float2*>(op.sums->statistics.data) + op.first_query;
@@ -315,11 +362,13 @@ void run_heads(const Cuda& cuda, const AttentionBackward& op) {
   kernel.adds_to_dq = op.adds_to_dq;
   kernel.adds_to_dk = op.adds_to_dk;
   kernel.adds_to_dv = op.adds_to_dv;
+  const KeyShares shares(cuda, kernel, forward.k);
   if (dtype == DType::Float32) {
     backward_float32(cuda, call, kernel, op);
   } else {
     backward_16_bits(cuda, call, kernel, op, prepared);
   }
+  shares.finish(dk.written(), op.adds_to_dk, dv.written(), op.adds_to_dv);
   dk.finish();
   dv.finish();
 }
@@ -365,6 +414,7 @@ void run_query_parts(const Cuda& cuda, const AttentionBackward& op) {
   }
   BackwardSm80 kernel{};
   kernel.forward = call.kernel;
+  kernel.key_shares = 1;
   kernel.scale = positive_scale(forward.score.scale);
   kernel.dq_sum = queries.sums[0];
   kernel.forward.is_beside_others = true;

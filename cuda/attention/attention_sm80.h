@@ -96,6 +96,9 @@ struct BackwardSm80 {
   // queries' dq; null: blocks add in any order.
   int32_t* dq_turns;
   int64_t padded_queries;
+  // So many blocks have the same keys, each with a part of the query heads that share these: forward.group
+  // are of one, key heads as many more, and each has gradients of its own.
+  int32_t key_shares;
   int32_t first_key_block;  // of the mask's 128 keys; not 0 where keys are a part of those that it has
   GpuMask mask_columns;     // the mask's blocks along the keys, of its own tiles
   GpuMask mask_transposed;  // the same with tiles of their own, whose rows are keys; for float32

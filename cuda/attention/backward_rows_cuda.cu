@@ -155,6 +155,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/** Of a key head's shares, which lie side by side. */
+struct ShareRows {
+  const float* of_shares;
+  GpuRows to;
+  int64_t elements;  // of `to`
+  int32_t shares, keys, heads, head_dim;
+  bool adds;
+};
+
+template <class T>
+__global__ void sum_shares_kernel(ShareRows rows) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < rows.elements;
+       i += int64_t{gridDim.x} * kThreads) {
+    const int64_t row = i / rows.head_dim, column = i % rows.head_dim;
+    const float* const from = rows.of_shares + row * rows.shares * rows.head_dim + column;
+    float sum = 0;
+    for (int share = 0; share < rows.shares; share++) sum += from[int64_t{share} * rows.head_dim];
+    const int64_t key = row / rows.heads;
+    T* const to = static_cast<T*>(rows.to.data) + key / rows.keys * rows.to.batch +
+                  key % rows.keys * rows.to.row + row % rows.heads * rows.to.head + column;
+    *to = from_float<T>(rows.adds ? sum + static_cast<float>(*to) : sum);
+  }
+}
+
 }  // namespace
 
 void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t padded_queries, int64_t pairs,
@@ -191,6 +215,21 @@ void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tenso
       return launch<finish_kernel<Packed>>(cuda, blocks, kThreads, 0, op, is_of_sm90);
     }
     launch<finish_elements_kernel<T, false>>(cuda, blocks, kThreads, 0, op, is_of_sm90);
+  });
+}
+
+void sum_shares(const Cuda& cuda, const float* of_shares, int shares, const Tensor& gradient, bool adds) {
+  const ShareRows rows{.of_shares = of_shares,
+                       .to = rows_of(gradient),
+                       .elements = gradient.elements(),
+                       .shares = shares,
+                       .keys = static_cast<int32_t>(gradient.size(1)),
+                       .heads = static_cast<int32_t>(gradient.size(2)),
+                       .head_dim = static_cast<int32_t>(gradient.size(3)),
+                       .adds = adds};
+  const int64_t blocks = std::clamp<int64_t>(ceil_div(rows.elements, kThreads), 1, 4096);
+  visit_float(gradient.dtype, [&]<class T>(T) {
+    launch<sum_shares_kernel<T>>(cuda, dim3(static_cast<unsigned>(blocks)), kThreads, 0, rows);
   });
 }
 

@@ -165,10 +165,10 @@ class BackwardTile : BackwardStream<S> {
 
   __device__ void run_key_warp() {
     const ForwardSm80& forward = op_.forward;
-    this->template load_rows<S::kKeys>(tiles_, rows_of(forward.k, key_head_), forward.k.row, first_key_,
-                                       forward.keys);
-    this->template load_rows<S::kKeys>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_), forward.v.row,
+    this->template load_rows<S::kKeys>(tiles_, rows_of(forward.k, key_head_ / op_.key_shares), forward.k.row,
                                        first_key_, forward.keys);
+    this->template load_rows<S::kKeys>(tiles_ + S::kKeyBytes, rows_of(forward.v, key_head_ / op_.key_shares),
+                                       forward.v.row, first_key_, forward.keys);
     commit_copies();
     wait_copies<0>();
     block_barrier();

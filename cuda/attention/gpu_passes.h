@@ -17,4 +17,8 @@ void find_row_statistics(const Cuda& cuda, const AttentionBackward& op, int64_t 
  * operation says so; dq is the operation's. */
 void finish_query_gradient(const Cuda& cuda, const BackwardSm80& op, const Tensor& dq, Kernels made_by);
 
+/** gradient [B S Hkv D] = the sum of each key head's shares, [B S Hkv shares D] in float32, added to what is
+ * there where `adds`. */
+void sum_shares(const Cuda& cuda, const float* of_shares, int shares, const Tensor& gradient, bool adds);
+
 }  // namespace longseq

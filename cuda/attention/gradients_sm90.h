@@ -12,8 +12,10 @@ template <class S>
 BackwardSm90 backward_launch(const BackwardSm80& op, const BlockOrder& order, const GpuQueryParts& queries) {
   using T = typename S::T;
   const ForwardSm80& forward = op.forward;
-  return {query_maps(kDTypeOf<T>, forward, queries, S::kRows), key_map<T>(forward, forward.k, S::kKeys),
-          key_map<T>(forward, forward.v, S::kKeys), op, order};
+  ForwardSm80 of_keys = forward;
+  of_keys.group *= op.key_shares;
+  return {query_maps(kDTypeOf<T>, forward, queries, S::kRows), key_map<T>(of_keys, forward.k, S::kKeys),
+          key_map<T>(of_keys, forward.v, S::kKeys), op, order};
 }
 
 /**

@@ -121,8 +121,9 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
   if (threadIdx.x == 0) {
     const Barrier full = channels.keys_full();
     full.arrive_expecting(2 * S::kKeyBytes);
-    load_pages(launch.k, full, base, S::kKeyPage, keys.first_key, keys.key_head);
-    load_pages(launch.v, full, base + S::kValuesAt, S::kKeyPage, keys.first_key, keys.key_head);
+    const int head = keys.key_head / op.key_shares;
+    load_pages(launch.k, full, base, S::kKeyPage, keys.first_key, head);
+    load_pages(launch.v, full, base + S::kValuesAt, S::kKeyPage, keys.first_key, head);
   }
   __syncwarp();
   const int2 seeing =
