@@ -221,8 +221,8 @@ void check_gradient(const Tensor& gradient, const char* what, const Tensor& like
 
 /** One of several tensors is like the first one, but for its rows. */
 void check_sources(const std::vector<Tensor>& all, const char* name, const Tensor& like, size_t count) {
-  check(all.size() == count && count > 0 && count <= kMostSources, Code::Option, "attention: got ",
-        all.size(), " tensors as ", name, ", expected 1 to ", kMostSources, ", as many as of each");
+  check(all.size() == count, Code::Option, "attention: got ", all.size(), " tensors as ", name, ", expected ",
+        count);
   for (const Tensor& x : all) {
     check(x.rank == 4 && x.size(0) == like.size(0) && x.size(2) == like.size(2) &&
               x.size(3) == like.size(3) && x.dtype == like.dtype && x.device() == like.device() &&
@@ -233,8 +233,8 @@ void check_sources(const std::vector<Tensor>& all, const char* name, const Tenso
 }
 
 std::vector<Part> checked_parts(const std::vector<int64_t>& flat, const std::vector<Tensor>& sources) {
-  check(flat.size() % 3 == 0 && flat.size() / 3 <= kMostParts, Code::Option,
-        "attention: expected source, first row and rows of up to ", kMostParts, " parts");
+  check(!flat.empty() && flat.size() % 3 == 0 && flat.size() / 3 <= kMostParts, Code::Option,
+        "attention: expected source, first row and rows of 1 to ", kMostParts, " parts");
   std::vector<Part> parts;
   for (size_t i = 0; i < flat.size(); i += 3) {
     const Part part{flat[i], flat[i + 1], flat[i + 2]};
@@ -246,6 +246,12 @@ std::vector<Part> checked_parts(const std::vector<int64_t>& flat, const std::vec
     parts.push_back(part);
   }
   return parts;
+}
+
+const Tensor& first_of(const std::vector<Tensor>& sources) {
+  check(!sources.empty() && sources.size() <= kMostSources, Code::Option, "attention: got ", sources.size(),
+        " tensors, expected 1 to ", kMostSources);
+  return sources[0];
 }
 
 void check_takes_parts(const Tensor& q, const AttentionOptions& options) {
@@ -286,10 +292,6 @@ void queue(Operation op, const std::shared_ptr<Device>& device,
   device->submit(std::move(op));
 }
 
-}  // namespace
-
-namespace {
-
 int64_t rows_of(const std::vector<Part>& parts) {
   int64_t rows = 0;
   for (const Part& part : parts) rows += part.count;
@@ -314,7 +316,7 @@ void attention_forward_of_parts(Tensor q, std::vector<Tensor> k, std::vector<Ten
                                 AttentionOptions options) {
   const auto device = q.device();
   check_takes_parts(q, options);
-  check_sources(k, "k", k.at(0), k.size());
+  check_sources(k, "k", first_of(k), k.size());
   check_sources(v, "v", k[0], k.size());
   for (size_t i = 0; i < k.size(); i++) {
     check(v[i].size(1) == k[i].size(1), Code::Shape, "attention: got ", k[i].size(1), " keys and ",
@@ -341,7 +343,7 @@ void query_sums_begin(Tensor q, Tensor out, Tensor log_sum_exp, Tensor dout, Ten
   op.dout = dout;
   check_output_gradients(op);
   op.forward.query_parts =
-      std::make_shared<const QueryParts>(QueryParts{{q}, {dout}, {statistics}, {sums}, {}});
+      std::make_shared<const QueryParts>(QueryParts{{q}, {dout}, {statistics}, {sums}, {{0, 0, q.size(1)}}});
   device->submit(BeginQuerySums{std::move(op)});
 }
 
@@ -349,7 +351,7 @@ void attention_backward_of_parts(std::vector<Tensor> q, std::vector<Tensor> dout
                                  std::vector<Tensor> statistics, std::vector<Tensor> sums,
                                  std::vector<int64_t> parts, Tensor k, Tensor v, Tensor dk, Tensor dv,
                                  AttentionOptions options) {
-  const Tensor& first = q.at(0);
+  const Tensor& first = first_of(q);
   const auto device = first.device();
   check_takes_parts(first, options);
   check_sources(q, "q", first, q.size());
@@ -371,6 +373,7 @@ void attention_backward_of_parts(std::vector<Tensor> q, std::vector<Tensor> dout
       .dq = {},
       .dk = std::move(dk),
       .dv = std::move(dv)};
+  check(op.forward.k.size(1) > 0, Code::Shape, "attention: there are no keys");
   check_gradient(op.dk, "attention: dk", op.forward.k, "k", false);
   check_gradient(op.dv, "attention: dv", op.forward.v, "v", false);
   queue<ReferenceBackward>(std::move(op), device, options.implementation);
@@ -386,7 +389,8 @@ void query_sums_finish(Tensor sums, Tensor dq, AttentionOptions options) {
   check_sums(sums, dq);
   op.dq = std::move(dq);
   op.kernels = Kernels::Sm90;
-  op.forward.query_parts = std::make_shared<const QueryParts>(QueryParts{{}, {}, {}, {sums}, {}});
+  op.forward.query_parts =
+      std::make_shared<const QueryParts>(QueryParts{{}, {}, {}, {sums}, {{0, 0, sums.size(2)}}});
   device->submit(FinishQuerySums{std::move(op)});
 }
 

@@ -416,8 +416,7 @@ void run_query_parts(const Cuda& cuda, const AttentionBackward& op) {
   kernel.forward = call.kernel;
   kernel.key_shares = 1;
   kernel.scale = positive_scale(forward.score.scale);
-  kernel.dq_sum = queries.sums[0];
-  kernel.forward.is_beside_others = true;
+  kernel.dq_sum = queries.sums[0];  // there is dq to make
   const GpuResult dk(cuda, op.dk), dv(cuda, op.dv);
   kernel.dk = rows_of(dk.written());
   kernel.dv = rows_of(dv.written());

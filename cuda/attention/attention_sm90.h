@@ -112,8 +112,6 @@ QueryMaps query_maps(DType dtype, const ForwardSm80& op, const GpuQueryParts& qu
 
 /** Of bfloat16 or float16. */
 void launch_forward_sm90(const Cuda& cuda, DType dtype, const ForwardSm80& op, const GpuKeyParts& keys);
-/** The largest D at which dq can be summed by blocks of keys. */
-inline constexpr int kMostSummedSm90 = 128;
 /** Of bfloat16 or float16: dk, dv, and into dq_sum, where there is one, dq in units of 1. D is at most
  * kMostSummedSm90; above it dk and dv are the next one's. */
 void launch_backward_sm90(const Cuda& cuda, DType dtype, const BackwardSm80& op,

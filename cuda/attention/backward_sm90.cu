@@ -446,6 +446,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
 template <class S, bool kHasMask>
 void launch_shape(const Cuda& cuda, const BackwardSm80& op, const GpuQueryParts& queries) {
+  static_assert(!S::kMakesQueryGradient || query_sum_columns(S::kHeadDim) == S::kHeadDim);
   BackwardSm90 launch = backward_launch<S>(op, order_key_tiles(cuda, op, S::kKeys, 1), queries);
   if (!op.dk_float32) launch.dk = key_map<typename S::T>(op.forward, op.dk, 16);
   if (!op.dv_float32) launch.dv = key_map<typename S::T>(op.forward, op.dv, 16);

@@ -12,8 +12,9 @@ namespace longseq {
 
 /**
  * Sections of heads one after the other, so that what a section's blocks read again and again stays in the
- * cache. Within a section the longest tiles come first, those of all its heads side by side. The last section
- * is the larger one: the short tiles at its end even out when the multiprocessors finish.
+ * cache, as far as it has room. Within a section the longest tiles come first, those of all its heads side by
+ * side. The last section is the larger one, where nothing else fills the GPU: the short tiles at its end even
+ * out when the multiprocessors finish.
  */
 struct BlockOrder {
   int32_t tiles;     // of a head
@@ -77,11 +78,6 @@ inline BlockOrder order_blocks(const Cuda& cuda, int64_t tiles, int64_t heads, i
           static_cast<int32_t>(std::min(std::max(even, section), heads))};
 }
 
-/** So many heads the cache has room for, of which blocks share `head_bytes`. */
-inline int64_t cached_heads(const Cuda& cuda, int64_t head_bytes) {
-  return cuda.gpu->cache_bytes * 3 / 4 / std::max<int64_t>(head_bytes, 1);
-}
-
 /** Of tiles of `rows` queries, for which keys and values are streamed. */
 inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int rows, int element_bytes,
                                     int blocks_each) {
@@ -89,8 +85,9 @@ inline BlockOrder order_query_tiles(const Cuda& cuda, const ForwardSm80& op, int
   const int64_t elements =
       (2 * int64_t{op.keys} / sharing + 2 * int64_t{op.queries} * op.packed) * op.head_dim;
   const int64_t tiles = ceil_div(int64_t{op.queries} * op.packed, rows);
-  BlockOrder order =
-      order_blocks(cuda, tiles, heads * op.batch, cached_heads(cuda, elements * element_bytes), blocks_each);
+  // So many heads the cache has room for.
+  const int64_t cached = cuda.gpu->cache_bytes * 3 / 4 / std::max<int64_t>(elements * element_bytes, 1);
+  BlockOrder order = order_blocks(cuda, tiles, heads * op.batch, cached, blocks_each);
   if (op.is_beside_others) order.last = std::min(order.together, order.heads);
   return order;
 }

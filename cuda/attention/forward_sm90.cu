@@ -132,6 +132,7 @@ __device__ void produce(const ForwardSm90& launch, uint32_t base) {
   Ring<S::kStages> stages;
   const KeyMaps& keys = launch.keys;
   const PartTable& table = keys.table;
+  static_assert(kPartRows % S::kKeys == 0);
   const auto load_pages = [&](const CUtensorMap& map, const Barrier& full, uint32_t to, int row, int head,
                               int batch) {
     full.arrive_expecting(S::kTileBytes);

@@ -168,16 +168,18 @@ void GpuResult::finish() const {
 }
 
 GpuCall::GpuCall(const Cuda& cuda, const AttentionForward& op)
-    : q_(query_input(cuda, op.q, op.score.scale)),
-      k_(as_input(cuda, op.k, op.k.dtype)),
-      v_(as_input(cuda, op.v, op.v.dtype)) {
+    // What comes in parts is made ready where these are.
+    : q_(op.query_parts ? op.q : query_input(cuda, op.q, op.score.scale)),
+      k_(op.key_parts ? op.k : as_input(cuda, op.k, op.k.dtype)),
+      v_(op.key_parts ? op.v : as_input(cuda, op.v, op.v.dtype)) {
   kernel.q = rows_of(q_);
   kernel.k = rows_of(k_);
   kernel.v = rows_of(v_);
   kernel.batch = static_cast<int32_t>(q_.size(0));
   kernel.queries = static_cast<int32_t>(op.queries());
   kernel.keys = static_cast<int32_t>(op.keys());
-  kernel.keys_in_parts = kernel.is_beside_others = op.key_parts != nullptr;
+  kernel.keys_in_parts = op.key_parts != nullptr;
+  kernel.is_beside_others = op.key_parts || op.query_parts;
   kernel.heads = static_cast<int32_t>(q_.size(2));
   kernel.group = static_cast<int32_t>(q_.size(2) / std::max<int64_t>(k_.size(2), 1));
   kernel.head_dim = static_cast<int32_t>(q_.size(3));

@@ -52,12 +52,9 @@ Kernels choose_kernels(const Device& device, DType dtype, const std::optional<st
                    is_able ? "\", \"sm90\"" : "\""));
 }
 
-int64_t query_sum_columns(int64_t head_dim) { return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128; }
-
 bool takes_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
                  const std::optional<std::string>& implementation) {
-  constexpr int64_t kMostHeadDim = 128;  // above it dq is made by a kernel of its own
-  return implementation != "reference" && head_dim <= kMostHeadDim &&
+  return implementation != "reference" && head_dim <= kMostSummedSm90 &&
          choose_kernels(*device, dtype, implementation) == Kernels::Sm90;
 }
 

@@ -23,8 +23,12 @@ Kernels choose_kernels(const Device& device, DType dtype, const std::optional<st
 /** Whether they take keys that lie in several tensors (KeyParts), and backward queries (QueryParts). */
 bool takes_parts(const std::shared_ptr<Device>& device, DType dtype, int64_t head_dim,
                  const std::optional<std::string>& implementation);
-/** How many floats sm90's kernels add a row of dq up in. */
-int64_t query_sum_columns(int64_t head_dim);
+/** The largest D at which sm90's kernels sum dq by blocks of keys. */
+inline constexpr int64_t kMostSummedSm90 = 128;
+/** How many floats they add a row of dq up in: their own D. */
+constexpr int64_t query_sum_columns(int64_t head_dim) {
+  return head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : kMostSummedSm90;
+}
 
 /** Their name. */
 std::string attention_kernels(const std::shared_ptr<Device>& device, DType dtype,

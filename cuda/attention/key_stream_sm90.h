@@ -146,7 +146,7 @@ __device__ void produce(const BackwardSm90& launch, uint32_t base) {
                at_last = visible_keys(forward.visible, last, forward.keys);
     const bool sees_all = at_last.x <= keys.first_key && at_first.y >= keys.first_key + S::kKeys;
     const auto hides = [&](int key) { return at_last.y <= key || at_first.x >= key + 64; };
-    static_assert(S::kRows % RowOfSource::kTileRows == 0);
+    static_assert(S::kRows % RowOfSource::kTileRows == 0 && kPartRows % S::kRows == 0);
     const QueryMaps& queries = launch.queries;
     const int part = queries.table.part_of(first), source = queries.table.sources[part],
               of_source = first + queries.table.shifts[part];

@@ -137,7 +137,7 @@ export class Communicator implements Disposable {
     }, undefined);
   }
 
-  /** @internal As `exchange` between ranks that share memory: what is received is `borrowed`, or comes back unwritten. */
+  /** @internal As `exchange`, but notes no write: what comes back was only read, or has never been on a tape. */
   lend(send: readonly Parcel[], receive: readonly Parcel[]): Pending<void> {
     return this.#link.start(() => this.#link.exchange(send, receive), undefined);
   }

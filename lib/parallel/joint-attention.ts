@@ -3,7 +3,7 @@
 // are made by one rank.
 import { native, type TensorHandle } from "../native.ts";
 import { type AttentionResult, gradientsLike } from "../ops/attention.ts";
-import { nativeScoring } from "../ops/attention-options.ts";
+import { nativeRule, nativeScoring } from "../ops/attention-options.ts";
 import { handleOf, Tensor } from "../tensor.ts";
 import { asContiguous, borrowed } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
@@ -12,7 +12,14 @@ import type { JointMeeting, JointPlan } from "./joint-plan.ts";
 import { ruleAt } from "./ring-meeting.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
-export function jointForward(
+export function jointPasses(communicator: Communicator, plan: JointPlan) {
+  return {
+    forward: forward.bind(null, communicator, plan),
+    backward: backward.bind(null, communicator, plan),
+  };
+}
+
+function forward(
   communicator: Communicator,
   plan: JointPlan,
   [q, k, v]: readonly [Tensor, Tensor, Tensor],
@@ -36,7 +43,7 @@ export function jointForward(
   return { out, logSumExp };
 }
 
-export function jointBackward(
+function backward(
   communicator: Communicator,
   plan: JointPlan,
   [q, k, v, out, logSumExp]: readonly [Tensor, Tensor, Tensor, Tensor, Tensor],
@@ -54,7 +61,7 @@ export function jointBackward(
   ];
   const statistics = Tensor.empty([batch, heads, rows, 2], { device });
   const sums = Tensor.empty([batch, heads, rows, native.querySumColumns(headDim)], { device });
-  const given = nativeOptionsAt(q, plan.backward, options);
+  const scoring = [...nativeScoring(q, options), ...nativeRule({})] as const;
   native.querySumsBegin(
     handleOf(q, "attention: q"),
     handleOf(out, "attention: out"),
@@ -62,14 +69,15 @@ export function jointBackward(
     handleOf(dout, "attention: dout"),
     handleOf(statistics, "statistics"),
     handleOf(sums, "sums"),
-    given,
+    scoring,
   );
   const own = [...[q, dout].map(asContiguous), statistics, sums];
+  const given = nativeOptionsAt(q, plan.backward, options);
+  const keys = [handleOf(k, "attention: k"), handleOf(v, "attention: v")] as const;
   lent(communicator, own, plan.forward, plan.backward, ([q = [], dout = [], statistics = [], sums = []]) => {
-    const keys = [handleOf(k, "attention: k"), handleOf(v, "attention: v")] as const;
     native.attentionBackwardOfParts(q, dout, statistics, sums, plan.backward.parts, ...keys, dk, dv, given);
   });
-  native.querySumsFinish(handleOf(sums, "sums"), dq, given);
+  native.querySumsFinish(handleOf(sums, "sums"), dq, scoring);
   return gradients;
 }
 

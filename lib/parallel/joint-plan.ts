@@ -2,13 +2,14 @@
 // see, and which queries see its keys, in whole tiles.
 import type { Piece } from "../ops/attention-options.ts";
 import { type Meeting, meetingOf, type Rows } from "./ring-meeting.ts";
-import { keysSeen, queriesSeeing } from "./ring-plan.ts";
+import { isNeeded, keysSeen, queriesSeeing } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
-/** Parts begin and end at multiples of it, as cuda/attention/attention.h has it. */
+/** As cuda/attention/attention.h has them: parts begin and end at multiples of so many rows, */
 const tileRows = 128;
-/** Of up to two parts each. */
-const mostRanks = 8;
+/** and there are so many of so many tensors. */
+const mostParts = 16;
+const mostSources = 8;
 
 /** Rows of this rank that meet those of several, its own among them: a call of attention. */
 export interface JointMeeting {
@@ -20,6 +21,8 @@ export interface JointMeeting {
 }
 
 export interface JointPlan {
+  /** Any rank sees what another has; the same on all of them. */
+  isShared: boolean;
   /** This rank's queries, and all keys that they see. */
   forward: JointMeeting;
   /** Its keys, and all queries that see them. */
@@ -29,7 +32,8 @@ export interface JointPlan {
 /** Whether tiles are of one rank each, of which all have the same, and parts are few enough; so it is on all ranks. */
 export function isJoint(pieces: readonly (readonly Piece[])[]): boolean {
   return (
-    pieces.length <= mostRanks &&
+    pieces.length <= mostSources &&
+    pieces.flat().length <= mostParts &&
     pieces.every((held) => rowsIn(held) > 0 && rowsIn(held) === rowsIn(pieces[0] ?? [])) &&
     pieces.flat().every(({ length }) => length % tileRows === 0)
   );
@@ -61,7 +65,12 @@ export function jointPlan(
       peers: met.map(({ peer }) => peer),
     };
   };
+  const isSeen = (queries: readonly Piece[], keys: readonly Piece[]) =>
+    keys.some((piece) => isNeeded(queries, piece, options));
   return {
+    isShared: pieces.some((queries, by) =>
+      pieces.some((keys, owner) => owner !== by && isSeen(queries, keys)),
+    ),
     forward: joint(
       (piece) => keysSeen(own, [piece], options),
       (keys) => meetingOf(runOf(own), runOf(keys), options),

@@ -16,7 +16,7 @@ import { dtypes } from "../values.ts";
 import { placeOf } from "../view.ts";
 import type { Communicator } from "./communicator.ts";
 import { type AttentionCore, attend, type Gradients } from "./core.ts";
-import { jointBackward, jointForward } from "./joint-attention.ts";
+import { jointPasses } from "./joint-attention.ts";
 import { isJoint, jointPlan } from "./joint-plan.ts";
 import { attendInto } from "./key-values.ts";
 import { orderedRingAttention } from "./ordered-ring.ts";
@@ -87,22 +87,23 @@ export function ringAttention(
   const canJoin = isJoint(pieces);
   return (q, k, v, options, keep) => {
     if (options.deterministic) return ordered(q, k, v, options, keep);
-    const parts = partsFor(options);
-    const isTogether = canJoin && parts.steps.length > 1 && seesAllMemory(communicator, q, options);
-    const joint = isTogether ? jointFor(options) : undefined;
-    const { out, logSumExp } = keep(() =>
-      joint
-        ? jointForward(communicator, joint, [q, k, v], options)
-        : forward(communicator, parts, [q, k, v], options),
-    );
+    const joint = canJoin && seesAllMemory(communicator, q, options) ? jointFor(options) : undefined;
+    const passes = joint?.isShared
+      ? jointPasses(communicator, joint)
+      : passesInSteps(communicator, partsFor(options));
+    const { out, logSumExp } = keep(() => passes.forward([q, k, v], options));
     return {
       out,
       saved: [q, k, v, out, logSumExp],
-      backward: (saved, dout, given, isWide) =>
-        joint
-          ? jointBackward(communicator, joint, saved as Saved, dout, given, isWide)
-          : backward(communicator, parts, saved as Saved, dout, given, isWide),
+      backward: (saved, dout, given, isWide) => passes.backward(saved as Saved, dout, given, isWide),
     };
+  };
+}
+
+function passesInSteps(communicator: Communicator, parts: RingParts) {
+  return {
+    forward: forward.bind(null, communicator, parts),
+    backward: backward.bind(null, communicator, parts),
   };
 }
 
