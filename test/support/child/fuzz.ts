@@ -51,7 +51,7 @@ for (const [name, [call, ...args]] of Object.entries(everything)) {
 /** Every function, constructor and method that users may call. */
 const isClass = (value: unknown) => /^class\b/.test(String(value));
 const uncallable = new Set(["constructor", "dispose", "prototype", "length", "name"]);
-const internal = new Set(["Tape.of", "Tape.gradients", "Tape.note", "Scope.owns"]);
+const internal = new Set(["Tape.of", "Tape.gradients", "Tape.note", "Scope.owns", "Communicator.lend"]);
 const hasPrivateConstructor = new Set([
   "Tensor",
   "AttentionMask",
