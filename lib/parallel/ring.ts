@@ -33,6 +33,9 @@ import { checkCommunicator, replicated, type ShardedAttentionOptions, type Strat
  * are sent to the ranks that see them, by order, window, documents or mask, and to no others. With `deterministic`,
  * results have the same bits at 1, 2, 4 and 8 ranks, and those of `zigzag`.
  *
+ * Up to 8 ranks of one process and one thread that share a Hopper GPU, in 16 bits, need no steps where stretches are
+ * multiples of 128 tokens: a call each way reaches all of them, for a few percent more than one rank takes.
+ *
  * @param length tokens of the whole sequence; any number.
  * @example
  * const outs = Communicator.local([new Device("cpu"), new Device("cpu")]).map((communicator) => {
