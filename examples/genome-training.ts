@@ -44,7 +44,7 @@ interface Rank {
   communicator: Communicator;
   model: GPT;
   shared: SharedParameters;
-  optimizer: AdamW;
+  optimizer: AdamW<Tensors>;
 }
 
 const alphabet = "ACGTN";
@@ -98,17 +98,10 @@ async function openRank(
   const { tensors, metadata } = await load("parameters");
   writeAll(model.parameters, tensors);
   const steps = Number(metadata.step ?? 0);
-  const optimizer = new AdamW(Object.values(model.parameters), { betas: [0.9, 0.95], steps });
-  const rank = { communicator, model, shared, optimizer };
-  writeAll(named(rank, optimizer.firstMoments), (await load("firstMoments")).tensors);
-  writeAll(named(rank, optimizer.secondMoments), (await load("secondMoments")).tensors);
-  return rank;
-}
-
-/** What the optimizer has of each parameter, by the parameters' names. */
-function named({ model }: Pick<Rank, "model">, tensors: readonly Tensor[]): Tensors {
-  const names = Object.keys(model.parameters);
-  return Object.fromEntries(names.map((name, i) => [name, tensors[i] as Tensor]));
+  const optimizer = new AdamW(model.parameters, { betas: [0.9, 0.95], steps });
+  writeAll(optimizer.firstMoments, (await load("firstMoments")).tensors);
+  writeAll(optimizer.secondMoments, (await load("secondMoments")).tensors);
+  return { communicator, model, shared, optimizer };
 }
 
 function writeAll(places: Tensors, loaded: Tensors): void {
@@ -123,8 +116,8 @@ async function save(rank: Rank, folder: string): Promise<void> {
   const step = { step: String(optimizer.steps) };
   if (rank.communicator.rank === 0) mkdirSync(folder, { recursive: true });
   await shared.save(join(folder, "parameters.safetensors"), model.parameters, step);
-  await shared.save(join(folder, "firstMoments.safetensors"), named(rank, optimizer.firstMoments));
-  await shared.save(join(folder, "secondMoments.safetensors"), named(rank, optimizer.secondMoments));
+  await shared.save(join(folder, "firstMoments.safetensors"), optimizer.firstMoments);
+  await shared.save(join(folder, "secondMoments.safetensors"), optimizer.secondMoments);
 }
 
 /** Each rank gets its rows of the sequence, and of the bases that follow them. */
@@ -148,7 +141,7 @@ async function trainStep(
       Scope.run(async () => {
         const gradients = shared.completeGradients(passes[i]?.gradients ?? {});
         const { factor } = await shared.clipByGlobalNorm(gradients, 1);
-        optimizer.step(Object.values(gradients), { learningRate, gradientScale: factor });
+        optimizer.step(gradients, { learningRate, gradientScale: factor });
       }),
     ),
   );
@@ -163,11 +156,10 @@ function gradientsOf(rank: Rank, sequence: Uint8Array): { loss: Tensor; gradient
   return Scope.run(() => {
     const { model, communicator } = rank;
     const { tokens, targets } = rowsOf(rank, sequence);
-    const parameters = Object.values(model.parameters);
     using tape = new Tape();
-    tape.watch(...parameters);
+    tape.watch(model.parameters);
     const loss = model.loss(tokens, targets);
-    return { loss, gradients: named(rank, tape.backward(loss, one(communicator.device), parameters)) };
+    return { loss, gradients: tape.backward(loss, one(communicator.device), model.parameters) };
   });
 }
 

@@ -33,7 +33,7 @@ export {
 export { presets } from "./model/presets.ts";
 export type { Recompute, RecomputeOptions } from "./model/recompute.ts";
 export { SharedParameters } from "./model/shared-parameters.ts";
-export { initialParameters, shareParameters, type Tensors } from "./model/shares.ts";
+export { initialParameters, shareParameters } from "./model/shares.ts";
 export { type RankTensors, wholeGradients, wholeParameters } from "./model/wholes.ts";
 export type { ActivatedLinearOptions } from "./ops/activated-linear.ts";
 export {
@@ -117,6 +117,7 @@ export { sees, type VisibilityOptions, visiblePairs } from "./parallel/visibilit
 export { Scope } from "./scope.ts";
 export { Tape } from "./tape.ts";
 export { Tensor } from "./tensor.ts";
+export type { Alike, TensorGroup, Tensors } from "./tensor-group.ts";
 export type { TensorOptions } from "./tensor-options.ts";
 export { tiled } from "./tiled.ts";
 export type { DType, TensorValues } from "./values.ts";

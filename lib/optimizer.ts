@@ -2,6 +2,7 @@ import { checkOptions, failure, type OptionNames, shown, wrongKind } from "./err
 import { native } from "./native.ts";
 import { Scope } from "./scope.ts";
 import { handleOf, noteWrite, Tensor, writesOf } from "./tensor.ts";
+import { type Alike, alike, matching, nameIn, type TensorGroup, tensorsOf } from "./tensor-group.ts";
 
 /** The numbers of AdamW, the same for all of its parameters. */
 export interface AdamWOptions {
@@ -49,15 +50,16 @@ const adamWOptionNames: OptionNames<AdamWOptions> = {
  * optimizer.step(gradients, { gradientScale: factor });
  * console.log(await norm.item());
  */
-export class AdamW implements Disposable {
-  /** Those that are updated. */
-  readonly parameters: readonly Tensor[];
+export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implements Disposable {
+  /** Those that are updated, in an array or by name, as they were given; so are the others. */
+  readonly parameters: Readonly<Alike<Group>>;
   /** float32: a parameter that is that itself, else a copy of it at the time this was made. */
-  readonly masters: readonly Tensor[];
+  readonly masters: Readonly<Alike<Group>>;
   /** m of each parameter. */
-  readonly firstMoments: readonly Tensor[];
+  readonly firstMoments: Readonly<Alike<Group>>;
   /** v of each parameter. */
-  readonly secondMoments: readonly Tensor[];
+  readonly secondMoments: Readonly<Alike<Group>>;
+  readonly #all: Record<"parameters" | "masters" | "firstMoments" | "secondMoments", readonly Tensor[]>;
   readonly #options: Required<Omit<AdamWOptions, "steps">>;
   #steps: number;
   #owned: Tensor[] = [];
@@ -67,11 +69,11 @@ export class AdamW implements Disposable {
   /**
    * Moments of zeros, and the master weights.
    *
-   * @param parameters contiguous, on one device, each once; float32, bfloat16 or float16.
+   * @param parameters in an array or by name: contiguous, on one device, each once; float32, bfloat16 or float16.
    * @throws `ERR_OPTION`, `ERR_DTYPE`, `ERR_SHAPE` (not contiguous), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    */
-  constructor(parameters: readonly Tensor[], options: AdamWOptions = {}) {
-    if (!Array.isArray(parameters)) throw wrongKind("adamW: parameters", "an array of Tensors", parameters);
+  constructor(parameters: Group, options: AdamWOptions = {}) {
+    const all = [...tensorsOf("adamW: parameters", parameters)];
     checkOptions("adamW", options, adamWOptionNames);
     const { learningRate = 1e-3, betas = [0.9, 0.999], epsilon = 1e-8, weightDecay = 0.01 } = options;
     if (!Array.isArray(betas) || betas.length !== 2) {
@@ -84,15 +86,12 @@ export class AdamW implements Disposable {
     this.#options = { learningRate, betas: [...betas] as [number, number], epsilon, weightDecay };
     this.#steps = steps;
     this.#update([], [], [], [], [], this.#options.learningRate, null); // refuses numbers that cannot be
-    this.parameters = [...(parameters as readonly Tensor[])];
-    for (const [at, parameter] of this.parameters.entries()) {
+    for (const [at, parameter] of all.entries()) {
       handleOf(parameter, "adamW: a parameter");
-      const first = this.parameters.indexOf(parameter);
+      const first = all.indexOf(parameter);
       if (first < at) {
-        throw failure(
-          "ERR_OPTION",
-          `adamW: parameters[${at}] is parameters[${first}] again, expected each once`,
-        );
+        const [name, before] = [at, first].map((i) => `parameters${nameIn(parameters, i)}`);
+        throw failure("ERR_OPTION", `adamW: ${name} is ${before} again, expected each once`);
       }
       if (!isFloat(parameter)) {
         throw failure(
@@ -103,13 +102,15 @@ export class AdamW implements Disposable {
       if (!parameter.isContiguous) throw failure("ERR_SHAPE", "adamW: a parameter is not contiguous");
     }
     try {
-      this.masters = this.parameters.map((parameter) =>
+      const masters = all.map((parameter) =>
         parameter.dtype === "float32" ? parameter : this.#own(master(parameter)),
       );
-      const zeros = () =>
-        this.parameters.map(({ shape, device }) => this.#own(Tensor.zeros(shape, { device })));
-      this.firstMoments = zeros();
-      this.secondMoments = zeros();
+      const zeros = () => all.map(({ shape, device }) => this.#own(Tensor.zeros(shape, { device })));
+      this.#all = { parameters: all, masters, firstMoments: zeros(), secondMoments: zeros() };
+      this.parameters = alike(parameters, all);
+      this.masters = alike(parameters, masters);
+      this.firstMoments = alike(parameters, this.#all.firstMoments);
+      this.secondMoments = alike(parameters, this.#all.secondMoments);
       this.#writes = this.#countWrites();
     } catch (error) {
       this.dispose();
@@ -125,7 +126,7 @@ export class AdamW implements Disposable {
   /**
    * Queues a step.
    *
-   * @param gradients one a parameter, of its shape, contiguous; float32, bfloat16 or float16.
+   * @param gradients one a parameter, in their order or by their names, of its shape, contiguous; float32, bfloat16 or float16.
    * @param options learningRate: this step's, default that of the optimiser. gradientScale: one float32 on the device,
    * that the gradients are multiplied by, as the factor of `clipByGlobalNorm`; where it is not finite, parameters and
    * moments stay as they are.
@@ -136,22 +137,23 @@ export class AdamW implements Disposable {
    * optimizer.step([Tensor.from([0, 0], [2])], { learningRate: 1e-4 });
    * await bias.data(); // [1, 1]
    */
-  step(gradients: readonly Tensor[], options: { learningRate?: number; gradientScale?: Tensor } = {}): void {
-    if (!Array.isArray(gradients)) throw wrongKind("adamW: gradients", "an array of Tensors", gradients);
+  step(gradients: TensorGroup, options: { learningRate?: number; gradientScale?: Tensor } = {}): void {
+    const inOrder = matching("adamW: gradients", gradients, this.parameters);
     checkOptions("adamW.step", options, { learningRate: true, gradientScale: true });
     const { learningRate = this.#options.learningRate, gradientScale } = options;
-    const copies = this.parameters.map((parameter) => (parameter.dtype === "float32" ? null : parameter));
+    const { parameters, masters, firstMoments, secondMoments } = this.#all;
+    const copies = parameters.map((parameter) => (parameter.dtype === "float32" ? null : parameter));
     this.#follow();
     this.#update(
-      this.masters,
-      gradients,
-      this.firstMoments,
-      this.secondMoments,
+      masters,
+      inOrder,
+      firstMoments,
+      secondMoments,
       copies,
       learningRate,
       gradientScale === undefined ? null : gradientScale,
     );
-    for (const parameter of this.parameters) noteWrite(parameter, true);
+    for (const parameter of parameters) noteWrite(parameter, true);
     this.#writes = this.#countWrites();
     this.#steps++;
   }
@@ -169,9 +171,10 @@ export class AdamW implements Disposable {
   /** But for steps, of this and of others: their parameters may be neighbours in memory. */
   #countWrites() {
     const writes = (tensor: Tensor) => writesOf(tensor).count - writesOf(tensor).steps;
-    return this.parameters.map((parameter, at) => ({
+    const { parameters, masters } = this.#all;
+    return parameters.map((parameter, at) => ({
       parameter: writes(parameter),
-      master: writes(this.masters[at] as Tensor),
+      master: writes(masters[at] as Tensor),
     }));
   }
 
@@ -179,7 +182,7 @@ export class AdamW implements Disposable {
   #follow(): void {
     for (const [at, now] of this.#countWrites().entries()) {
       const before = this.#writes[at];
-      const [parameter, master] = [this.parameters[at] as Tensor, this.masters[at] as Tensor];
+      const [parameter, master] = [this.#all.parameters[at] as Tensor, this.#all.masters[at] as Tensor];
       if (master === parameter || now.parameter === before?.parameter || now.master !== before?.master)
         continue;
       native.copy(handleOf(parameter, "adamW: a parameter"), handleOf(master, "adamW: a master"));

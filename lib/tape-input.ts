@@ -1,14 +1,14 @@
 // What a backward pass may be asked for.
 import { failure, wrongKind } from "./errors.ts";
 import { handleOf, Tensor } from "./tensor.ts";
+import { nameIn, type TensorGroup, tensorsOf } from "./tensor-group.ts";
 
 /** Of the tensors alone: which tape they are on is the tape's to say. */
-export function checkBackward(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): void {
+export function checkBackward(output: Tensor, gradient: Tensor, wrt: TensorGroup): void {
   handleOf(gradient, "backward: gradient");
   if (!(output instanceof Tensor)) throw wrongKind("backward: output", "a Tensor", output);
-  if (!Array.isArray(wrt)) throw wrongKind("backward: wrt", "an array of Tensors", wrt);
-  for (const [at, tensor] of (wrt as readonly Tensor[]).entries()) {
-    if (!(tensor instanceof Tensor)) throw wrongKind(`backward: wrt[${at}]`, "a Tensor", tensor);
+  for (const [at, tensor] of tensorsOf("backward: wrt", wrt).entries()) {
+    if (!(tensor instanceof Tensor)) throw wrongKind(`backward: wrt${nameIn(wrt, at)}`, "a Tensor", tensor);
   }
   if (gradient.dtype !== output.dtype) {
     throw failure(

@@ -4,6 +4,7 @@ import { Scope } from "./scope.ts";
 import { TapeGradients } from "./tape-gradients.ts";
 import { checkBackward } from "./tape-input.ts";
 import { handleOf, Tensor, writesOf } from "./tensor.ts";
+import { type Alike, alike, nameIn, type TensorGroup, tensorsOf } from "./tensor-group.ts";
 
 /** From the gradients of an operation's outputs to those of its inputs; null where an input has none, or none is wanted. */
 export type VectorJacobianProduct = (gradients: Tensor[], wanted: readonly boolean[]) => (Tensor | null)[];
@@ -38,7 +39,7 @@ export class Tape implements Disposable {
   #isClosed = false;
 
   /**
-   * Follows these tensors from here on. A tensor is on one tape at most: the last that watched it. An operation on tensors
+   * Follows these tensors, alone or in groups, from here on. A tensor is on one tape at most: the last that watched it. An operation on tensors
    * of two open tapes is refused, with `ERR_OPTION`.
    *
    * @throws `ERR_DISPOSED`; `ERR_OPTION` for what is no Tensor.
@@ -50,9 +51,11 @@ export class Tape implements Disposable {
    * const [dx] = tape.backward(y, Tensor.from([5, 6], [2]), [x]);
    * await dx?.data(); // [0, 5, 6, 0]
    */
-  watch(...tensors: readonly Tensor[]): void {
+  watch(...tensors: readonly (Tensor | TensorGroup)[]): void {
     if (this.#isClosed) throw failure("ERR_DISPOSED", "watch: the tape was disposed");
-    for (const tensor of tensors) {
+    const each = (given: Tensor | TensorGroup) =>
+      given instanceof Tensor ? [given] : tensorsOf("watch: a tensor", given);
+    for (const tensor of tensors.flatMap(each)) {
       handleOf(tensor, "watch: a tensor");
       tapes.set(tensor, this);
     }
@@ -64,8 +67,8 @@ export class Tape implements Disposable {
    *
    * @param output made of what this tape watches.
    * @param gradient of the output's shape and dtype.
-   * @param wrt what this tape watches, or what was made of that.
-   * @returns new tensors in the order of `wrt`, each of that tensor's shape and dtype.
+   * @param wrt what this tape watches, or what was made of that: in an array, or by name.
+   * @returns new tensors, in an array or by name as `wrt`, each of that tensor's shape and dtype.
    * @throws `ERR_OPTION` where the output or one of `wrt` is not on this tape, the output's steps are used up, or what an
    * operation saved was changed; `ERR_SHAPE`, `ERR_DTYPE` for another gradient; `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    * @example
@@ -73,15 +76,19 @@ export class Tape implements Disposable {
    * const [q, k] = [Tensor.normal([1, 8, 2, 64]), Tensor.normal([1, 256, 2, 64])];
    * tape.watch(q, k);
    * const out = attention(q, k, k);
-   * const [dq, dk] = tape.backward(out, Tensor.normal(out.shape), [q, k]);
-   * dk?.shape; // [1, 256, 2, 64]
+   * const gradients = tape.backward(out, Tensor.normal(out.shape), { q, k });
+   * gradients.k.shape; // [1, 256, 2, 64]
    */
-  backward(output: Tensor, gradient: Tensor, wrt: readonly Tensor[]): Tensor[] {
+  backward<const Group extends TensorGroup>(output: Tensor, gradient: Tensor, wrt: Group): Alike<Group> {
     checkBackward(output, gradient, wrt);
     this.#checkFollowed(output, wrt);
+    const tensors = tensorsOf("backward: wrt", wrt);
     return Scope.run(() => {
-      const found = this.gradients(output, gradient, wrt);
-      return wrt.map((tensor, at) => found[at] ?? zerosLike(tensor));
+      const found = this.gradients(output, gradient, tensors);
+      return alike(
+        wrt,
+        tensors.map((tensor, at) => found[at] ?? zerosLike(tensor)),
+      );
     });
   }
 
@@ -99,7 +106,7 @@ export class Tape implements Disposable {
     }
   }
 
-  #checkFollowed(output: Tensor, wrt: readonly Tensor[]): void {
+  #checkFollowed(output: Tensor, wrt: TensorGroup): void {
     if (this.#isClosed) throw failure("ERR_DISPOSED", "backward: the tape was disposed");
     if (tapes.get(output) !== this) {
       const why = this.#usedUp.has(output)
@@ -107,9 +114,10 @@ export class Tape implements Disposable {
         : "";
       throw failure("ERR_OPTION", `backward: output is not on this tape${why}`);
     }
-    for (const [at, tensor] of wrt.entries()) {
+    for (const [at, tensor] of tensorsOf("backward: wrt", wrt).entries()) {
       if (tapes.get(tensor) === this) continue;
-      throw failure("ERR_OPTION", `backward: wrt[${at}] is not on this tape: watch it before it is used`);
+      const name = `wrt${nameIn(wrt, at)}`;
+      throw failure("ERR_OPTION", `backward: ${name} is not on this tape: watch it before it is used`);
     }
   }
 

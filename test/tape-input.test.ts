@@ -13,7 +13,14 @@ t.test("bad input", async (t) => {
   const y = x.to("bfloat16");
   refuses(t, [
     [() => tape.watch(gone), "ERR_DISPOSED", /^watch: a tensor was disposed/],
-    [() => tape.watch({} as never), "ERR_OPTION", /^watch: a tensor is object/],
+    [() => tape.watch({ x: {} } as never), "ERR_OPTION", /^watch: a tensor is object/],
+    [() => tape.watch(1 as never), "ERR_OPTION", /^watch: a tensor is number/],
+    [
+      () => tape.backward(x, x, { gone: 1 as never }),
+      "ERR_OPTION",
+      /wrt\["gone"\] is number, expected a Tensor/,
+    ],
+    [() => tape.backward(x, x, { x, z: gone }), "ERR_OPTION", /wrt\["z"\] is not on this tape/],
     [() => tape.backward(y, x, [x]), "ERR_DTYPE", /gradient is float32, expected bfloat16/],
     [() => tape.backward(x, Tensor.zeros([1]), [x]), "ERR_SHAPE", /gradient is \[1\]/],
     [() => tape.backward(Tensor.zeros(shape), x, [x]), "ERR_OPTION", /not on this tape/],

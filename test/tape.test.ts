@@ -163,6 +163,22 @@ t.test("tensors may be disposed between forward and backward", async (t) => {
   t.strictSame(await run(true), await run(false));
 });
 
+t.test("by name", async (t) => {
+  const named = { x: Tensor.normal([3, 4], { seed: 1 }), unused: Tensor.zeros([2]) };
+  using tape = new Tape();
+  tape.watch(named);
+  const dy = Tensor.normal([3, 2], { seed: 2 });
+  const gradients = tape.backward(named.x.slice(1, 0, 2), dy, named);
+  t.strictSame(Object.keys(gradients), ["x", "unused"]);
+  t.strictSame(Array.from(await gradients.unused.data()), [0, 0]);
+  t.strictSame(Array.from(await gradients.x.slice(1, 0, 2).data()), Array.from(await dy.data()));
+  using again = new Tape();
+  again.watch([named.x], named.unused);
+  const [dx, nothing] = again.backward(named.x.slice(1, 0, 2), dy, [named.x, named.unused]);
+  t.strictSame(Array.from(await dx.data()), Array.from(await gradients.x.data()));
+  t.equal(nothing.size, 2);
+});
+
 t.test("what the output does not depend on has a gradient of zeros", async (t) => {
   const [q, k, other] = [normal(1), normal(2), normal(3)];
   using tape = new Tape();

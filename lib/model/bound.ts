@@ -4,8 +4,8 @@ import { checkGradientSum, summedInto } from "../ops/gradient-sum.ts";
 import type { LinearOptions } from "../ops/linear.ts";
 import { type AddNormResult, addLayerNorm, addRmsNorm, layerNorm, rmsNorm } from "../ops/norm.ts";
 import type { Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import type { LayerConfiguration } from "./configuration.ts";
-import type { Tensors } from "./shares.ts";
 
 type NormParameters = [weight: Tensor, ...bias: Tensor[]];
 type Norm = (x: Tensor, ...parameters: NormParameters) => Tensor;

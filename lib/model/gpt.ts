@@ -1,4 +1,5 @@
 // A GPT: the token embedding, layers, and the loss, for the rows of the sequence that a rank holds.
+
 import { checkOptions, failure, type OptionNames } from "../errors.ts";
 import { add } from "../ops/elementwise.ts";
 import { embedding } from "../ops/embedding.ts";
@@ -9,6 +10,7 @@ import type { Strategy } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { record } from "../tape.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import { referenceTo } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
 import { type GptConfiguration, type GptOptions, gptConfiguration } from "./configuration.ts";
@@ -21,7 +23,7 @@ import {
 } from "./layer-options.ts";
 import { checkPlacement, gptParameters } from "./parameters.ts";
 import { positionsOf, positionTable } from "./position.ts";
-import { givenOrInitial, type Tensors } from "./shares.ts";
+import { givenOrInitial } from "./shares.ts";
 
 /** How a model's layers look at the sequence, and which targets count. */
 export interface GptLossOptions extends LayerForwardOptions {
@@ -46,14 +48,13 @@ const lossOptionNames: OptionNames<GptLossOptions> = { ...layerForwardOptionName
  * const tokens = Int32Array.from({ length: 129 }, (_, i) => (i * i) % 100);
  * const { shard } = model.strategy;
  * using tape = new Tape();
- * const parameters = Object.values(model.parameters);
- * tape.watch(...parameters);
+ * tape.watch(model.parameters);
  * const loss = model.loss(
  *   Tensor.from(shard.takeValues(tokens.subarray(0, 128)), [1, shard.size]),
  *   Tensor.from(shard.labels(tokens), [1, shard.size]),
  * );
- * const gradients = tape.backward(loss, Tensor.from([1], []), parameters);
- * new AdamW(parameters, { learningRate: 1e-3 }).step(gradients);
+ * const gradients = tape.backward(loss, Tensor.from([1], []), model.parameters);
+ * new AdamW(model.parameters, { learningRate: 1e-3 }).step(gradients);
  */
 export class GPT implements Disposable {
   readonly configuration: Readonly<GptConfiguration>;

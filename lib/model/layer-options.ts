@@ -1,9 +1,9 @@
 // What a layer or model is made with beside its shape, and how it is called.
 import type { OptionNames } from "../errors.ts";
 import { type ShardedAttentionOptions, shardedAttentionOptionNames } from "../parallel/strategy.ts";
+import type { Tensors } from "../tensor-group.ts";
 import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
 import type { RecomputeOptions } from "./recompute.ts";
-import type { Tensors } from "./shares.ts";
 
 /** Where a layer's or model's parameters come from. */
 export interface ModuleOptions extends RecomputeOptions, TensorOptions {

@@ -1,4 +1,5 @@
 // The transformer layer, once for every way of splitting it over ranks.
+
 import { checkpointed, type KeepForAgain } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";
@@ -11,6 +12,7 @@ import type { ShardedAttentionOptions, Strategy } from "../parallel/strategy.ts"
 import { savedAs } from "../recipe.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, type Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import { tiled } from "../tiled.ts";
 import { asContiguous } from "../view.ts";
 import { BoundParameters, checkGradients } from "./bound.ts";
@@ -30,7 +32,7 @@ import {
 import { checkPlacement, layerParameters } from "./parameters.ts";
 import { checkReset, rowPositions } from "./position.ts";
 import { checkpointAroundAttention, type Recompute, recomputes } from "./recompute.ts";
-import { givenOrInitial, type Tensors } from "./shares.ts";
+import { givenOrInitial } from "./shares.ts";
 
 /**
  * A layer of a transformer, of GPT's kind or Llama's, with the norms before the branches:

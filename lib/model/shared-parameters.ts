@@ -1,15 +1,17 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
+
 import { concatenate } from "../ops/concatenate.ts";
 import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";
 import { checkCommunicator } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import type { TensorOptions } from "../tensor-options.ts";
 import { asContiguous, referenceTo } from "../view.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
 import { saveShared } from "./save-parameters.ts";
-import { checkedTensors, type Tensors } from "./shares.ts";
+import { checkedTensors } from "./shares.ts";
 import { type Stretch, stretchesOf } from "./stretches.ts";
 import { asStored, partOf } from "./wholes.ts";
 

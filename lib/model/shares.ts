@@ -5,12 +5,10 @@ import { concatenate } from "../ops/concatenate.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import { type TensorOptions, tensorOptionNames } from "../tensor-options.ts";
 import type { DType } from "../values.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
-
-/** Tensors by name. */
-export type Tensors = Readonly<Record<string, Tensor>>;
 
 /** A parameter has a seed of its own: those of two parameters never meet, whatever the seed of the model. */
 const mostParameters = 2 ** 20;

@@ -1,13 +1,15 @@
 // The whole of what ranks hold: parameters, and their gradients.
+
 import { failure, wrongKind } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import { add } from "../ops/elementwise.ts";
 import type { Range } from "../parallel/strategy.ts";
 import { Scope } from "../scope.ts";
 import type { Tensor } from "../tensor.ts";
+import type { Tensors } from "../tensor-group.ts";
 import { referenceTo } from "../view.ts";
 import { checkPlacement, checkTable, type ParameterSpecification, type Placement } from "./parameters.ts";
-import { checked, lengthOf, type Tensors } from "./shares.ts";
+import { checked, lengthOf } from "./shares.ts";
 
 /** What a rank holds of each parameter, by the names of the table. */
 export interface RankTensors {

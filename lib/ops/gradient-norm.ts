@@ -2,20 +2,21 @@ import { Device } from "../device.ts";
 import { failure, wrongKind } from "../errors.ts";
 import { native } from "../native.ts";
 import { handleOf, Tensor } from "../tensor.ts";
+import { type TensorGroup, tensorsOf } from "../tensor-group.ts";
 import { queued } from "./queued.ts";
 
 /**
  * The Euclidean norm of all elements of the tensors that are given, as one vector: of what this rank holds, where ranks
  * share a model ({@link SharedParameters}). Deterministic: the same bits at any thread count.
  *
- * @param tensors contiguous, on one device; float32, bfloat16 or float16. None at all have the norm 0.
+ * @param tensors in an array or by name: contiguous, on one device; float32, bfloat16 or float16. None at all have the norm 0.
  * @returns [] float32; not finite where an element is not, or the sum of squares outgrows float32.
  * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
  *
  * @example
  * await globalNorm([Tensor.from([3, 0], [2]), Tensor.from([4], [1])]).data(); // [5]
  */
-export function globalNorm(tensors: readonly Tensor[]): Tensor {
+export function globalNorm(tensors: TensorGroup): Tensor {
   const handles = handlesOf("globalNorm", tensors);
   const norm = scalar(tensors);
   return queued([norm], () => {
@@ -42,10 +43,7 @@ export function globalNorm(tensors: readonly Tensor[]): Tensor {
  * const { norm, factor } = clipByGlobalNorm(gradients, 1);
  * await norm.data(); // [5]
  */
-export function clipByGlobalNorm(
-  gradients: readonly Tensor[],
-  maxNorm: number,
-): { norm: Tensor; factor: Tensor } {
+export function clipByGlobalNorm(gradients: TensorGroup, maxNorm: number): { norm: Tensor; factor: Tensor } {
   const handles = handlesOf("clipByGlobalNorm", gradients);
   checkMaxNorm(maxNorm);
   const [norm, factor] = [scalar(gradients), scalar(gradients)];
@@ -62,11 +60,11 @@ export function checkMaxNorm(maxNorm: number): void {
   }
 }
 
-function handlesOf(what: string, tensors: readonly Tensor[]) {
-  if (!Array.isArray(tensors)) throw wrongKind(`${what}: tensors`, "an array of Tensors", tensors);
-  return (tensors as readonly Tensor[]).map((tensor) => handleOf(tensor, `${what}: a tensor`));
+function handlesOf(what: string, tensors: TensorGroup) {
+  return tensorsOf(`${what}: tensors`, tensors).map((tensor) => handleOf(tensor, `${what}: a tensor`));
 }
 
-function scalar(tensors: readonly Tensor[]): Tensor {
-  return Tensor.empty([], { device: tensors[0]?.device ?? Device.default });
+function scalar(tensors: TensorGroup): Tensor {
+  const [first] = tensorsOf("globalNorm: tensors", tensors);
+  return Tensor.empty([], { device: first?.device ?? Device.default });
 }

@@ -17,7 +17,7 @@ t.test("making an optimiser", async (t) => {
     [
       () => new AdamW(parameter as never),
       "ERR_OPTION",
-      "adamW: parameters is object, expected an array of Tensors",
+      "adamW: parameters is object, expected an array of Tensors, or Tensors by name",
     ],
     [() => new AdamW([1] as never), "ERR_OPTION", "adamW: a parameter is number, expected a Tensor"],
     [() => new AdamW([gone]), "ERR_DISPOSED", "adamW: a parameter was disposed"],
@@ -51,7 +51,12 @@ t.test("making an optimiser", async (t) => {
 
 t.test("a step", async (t) => {
   refuses(t, [
-    [step(1), "ERR_OPTION", "adamW: gradients is number, expected an array of Tensors"],
+    [step(1), "ERR_OPTION", "adamW: gradients is number, expected an array of Tensors, or Tensors by name"],
+    [
+      step({ weight: gradients[0] }),
+      "ERR_OPTION",
+      "adamW: gradients is object, expected an array of Tensors",
+    ],
     [step([]), "ERR_SHAPE", "adamW: there are 0 gradients, expected 1 (one a parameter)"],
     [step([gone]), "ERR_DISPOSED", "adamW: a gradient was disposed"],
     [
@@ -79,6 +84,21 @@ t.test("a step", async (t) => {
     ],
   ]);
   t.equal(optimizer.steps, 0);
+  using byName = new AdamW({ weight: Tensor.zeros([4]), bias: Tensor.zeros([2]) });
+  const [weight, bias] = [Tensor.zeros([4]), Tensor.zeros([2])];
+  refuses(t, [
+    [() => byName.step({ weight }), "ERR_OPTION", 'adamW: gradients has no "bias"'],
+    [
+      () => byName.step({ weight, bias, gain: bias }),
+      "ERR_OPTION",
+      'adamW: gradients has "gain", which is no parameter',
+    ],
+    [
+      () => new AdamW({ weight, head: weight }),
+      "ERR_OPTION",
+      'adamW: parameters["head"] is parameters["weight"] again, expected each once',
+    ],
+  ]);
 });
 
 t.test("norms", async (t) => {
@@ -86,7 +106,7 @@ t.test("norms", async (t) => {
     [
       () => globalNorm(parameter as never),
       "ERR_OPTION",
-      "globalNorm: tensors is object, expected an array of Tensors",
+      "globalNorm: tensors is object, expected an array of Tensors, or Tensors by name",
     ],
     [() => globalNorm([gone]), "ERR_DISPOSED", "globalNorm: a tensor was disposed"],
     [

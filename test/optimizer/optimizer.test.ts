@@ -198,6 +198,29 @@ t.test("what it owns, and that no tape notes it", async (t) => {
   t.throws(() => tape.backward(optimizer.masters[0] as Tensor, parameter, [parameter]));
 });
 
+t.test("by name: gradients in any order, and what it keeps, with the same bits", async (t) => {
+  const make = () => ({
+    weight: Tensor.normal([7, 5], { seed: 1, dtype: "bfloat16" }),
+    bias: Tensor.normal([7], { seed: 2 }),
+  });
+  const all = (tensors: readonly Tensor[]) => Promise.all(tensors.map(bitsOf));
+  const [named, listed] = [make(), Object.values(make())];
+  using byName = new AdamW(named, options);
+  using inOrder = new AdamW(listed, options);
+  const [weight, bias] = [Tensor.normal([7, 5], { seed: 3 }), Tensor.normal([7], { seed: 4 })];
+  byName.step({ bias, weight });
+  byName.step([weight, bias]);
+  for (let i = 0; i < 2; i++) inOrder.step([weight, bias]);
+  for (const what of ["parameters", "masters", "firstMoments", "secondMoments"] as const) {
+    const [ofNamed, ofListed] = [byName[what], inOrder[what]];
+    t.strictSame(Object.keys(ofNamed), ["weight", "bias"]);
+    t.strictSame(await all([ofNamed.weight, ofNamed.bias]), await all(ofListed), what);
+  }
+  t.strictSame(await bitsOf(globalNorm({ weight, bias })), await bitsOf(globalNorm([weight, bias])));
+  const { norm, factor } = clipByGlobalNorm({ weight, bias }, 1);
+  t.ok(Math.abs((await norm.item()) * (await factor.item()) - 1) < 1e-6);
+});
+
 t.test("the global norm", async (t) => {
   for (const dtype of floatTypes) {
     const tensors = [...shapes, [100_003]].map((shape, seed) => Tensor.normal(shape, { seed, dtype }));
