@@ -62,7 +62,7 @@ export class ModelProgram implements RankProgram {
   #record(): void {
     const { parameters, inputs, forward } = this.#prepared;
     this.#tape = new Tape();
-    this.#tape.watch(...inputs, ...Object.values(parameters));
+    this.#tape.watch(inputs, parameters);
     this.#output = forward();
   }
 

@@ -37,13 +37,11 @@ function results(file: VectorFile, run: Run) {
     const layer = new TransformerLayer(options, rank.strategy, { parameters });
     const rows = rowsOf(rank, x);
     using tape = new Tape();
-    tape.watch(rows, ...Object.values(parameters));
+    tape.watch(rows, parameters);
     const y = layer.forward(rows, attention);
     if (!dy) return { y };
-    const [dx, ...gradients] = tape.backward(y, rowsOf(rank, dy), [rows, ...Object.values(parameters)]);
-    const names = Object.keys(parameters);
-    const named = Object.fromEntries(names.map((name, at) => [name, gradients[at] as Tensor]));
-    return { y, dx: dx as Tensor, gradients: named };
+    const { dx, ...gradients } = tape.backward(y, rowsOf(rank, dy), { ...parameters, dx: rows });
+    return { y, dx, gradients };
   });
   const whole = (all: readonly Tensor[]) => joined(ranks, all);
   const computed = {

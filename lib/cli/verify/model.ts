@@ -34,17 +34,11 @@ function results(file: VectorFile, run: Run) {
     const given = rowsOf(rank, tokens.slice(1, 0, count - 1));
     const logits = model.logits(given, attention);
     using tape = new Tape();
-    if (wantsGradients) tape.watch(...Object.values(parameters));
+    if (wantsGradients) tape.watch(parameters);
     const loss = model.loss(given, rowsOf(rank, tokens.slice(1, 1, count)), attention);
     if (!wantsGradients) return { logits, loss, gradients: {} };
     const one = Tensor.from([1], [], { device: rank.device });
-    const gradients = tape.backward(loss, one, Object.values(parameters));
-    const names = Object.keys(parameters);
-    return {
-      logits,
-      loss,
-      gradients: Object.fromEntries(names.map((name, at) => [name, gradients[at] as Tensor])),
-    };
+    return { logits, loss, gradients: tape.backward(loss, one, parameters) };
   });
   const logits = made.map(({ logits }) => logits);
   const computed = {
