@@ -59,7 +59,6 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
   readonly firstMoments: Readonly<Alike<Group>>;
   /** v of each parameter. */
   readonly secondMoments: Readonly<Alike<Group>>;
-  readonly #all: Record<"parameters" | "masters" | "firstMoments" | "secondMoments", readonly Tensor[]>;
   readonly #options: Required<Omit<AdamWOptions, "steps">>;
   #steps: number;
   #owned: Tensor[] = [];
@@ -73,7 +72,7 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
    * @throws `ERR_OPTION`, `ERR_DTYPE`, `ERR_SHAPE` (not contiguous), `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
    */
   constructor(parameters: Group, options: AdamWOptions = {}) {
-    const all = [...tensorsOf("adamW: parameters", parameters)];
+    const all = tensorsOf("adamW: parameters", parameters);
     checkOptions("adamW", options, adamWOptionNames);
     const { learningRate = 1e-3, betas = [0.9, 0.999], epsilon = 1e-8, weightDecay = 0.01 } = options;
     if (!Array.isArray(betas) || betas.length !== 2) {
@@ -106,11 +105,10 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
         parameter.dtype === "float32" ? parameter : this.#own(master(parameter)),
       );
       const zeros = () => all.map(({ shape, device }) => this.#own(Tensor.zeros(shape, { device })));
-      this.#all = { parameters: all, masters, firstMoments: zeros(), secondMoments: zeros() };
       this.parameters = alike(parameters, all);
       this.masters = alike(parameters, masters);
-      this.firstMoments = alike(parameters, this.#all.firstMoments);
-      this.secondMoments = alike(parameters, this.#all.secondMoments);
+      this.firstMoments = alike(parameters, zeros());
+      this.secondMoments = alike(parameters, zeros());
       this.#writes = this.#countWrites();
     } catch (error) {
       this.dispose();
@@ -126,7 +124,8 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
   /**
    * Queues a step.
    *
-   * @param gradients one a parameter, in their order or by their names, of its shape, contiguous; float32, bfloat16 or float16.
+   * @param gradients one a parameter, in their order or by their names, of its shape, contiguous; float32, bfloat16 or
+   * float16.
    * @param options learningRate: this step's, default that of the optimiser. gradientScale: one float32 on the device,
    * that the gradients are multiplied by, as the factor of `clipByGlobalNorm`; where it is not finite, parameters and
    * moments stay as they are.
@@ -141,14 +140,14 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
     const inOrder = matching("adamW: gradients", gradients, this.parameters);
     checkOptions("adamW.step", options, { learningRate: true, gradientScale: true });
     const { learningRate = this.#options.learningRate, gradientScale } = options;
-    const { parameters, masters, firstMoments, secondMoments } = this.#all;
+    const parameters = listOf(this.parameters);
     const copies = parameters.map((parameter) => (parameter.dtype === "float32" ? null : parameter));
     this.#follow();
     this.#update(
-      masters,
+      listOf(this.masters),
       inOrder,
-      firstMoments,
-      secondMoments,
+      listOf(this.firstMoments),
+      listOf(this.secondMoments),
       copies,
       learningRate,
       gradientScale === undefined ? null : gradientScale,
@@ -171,8 +170,8 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
   /** But for steps, of this and of others: their parameters may be neighbours in memory. */
   #countWrites() {
     const writes = (tensor: Tensor) => writesOf(tensor).count - writesOf(tensor).steps;
-    const { parameters, masters } = this.#all;
-    return parameters.map((parameter, at) => ({
+    const masters = listOf(this.masters);
+    return listOf(this.parameters).map((parameter, at) => ({
       parameter: writes(parameter),
       master: writes(masters[at] as Tensor),
     }));
@@ -180,9 +179,10 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
 
   /** A parameter that was written since, and its master not, is what that begins from, as at the start. */
   #follow(): void {
+    const [parameters, masters] = [listOf(this.parameters), listOf(this.masters)];
     for (const [at, now] of this.#countWrites().entries()) {
       const before = this.#writes[at];
-      const [parameter, master] = [this.#all.parameters[at] as Tensor, this.#all.masters[at] as Tensor];
+      const [parameter, master] = [parameters[at] as Tensor, masters[at] as Tensor];
       if (master === parameter || now.parameter === before?.parameter || now.master !== before?.master)
         continue;
       native.copy(handleOf(parameter, "adamW: a parameter"), handleOf(master, "adamW: a master"));
@@ -228,6 +228,8 @@ export class AdamW<const Group extends TensorGroup = readonly Tensor[]> implemen
     return tensor;
   }
 }
+
+const listOf = (group: TensorGroup) => tensorsOf("adamW", group);
 
 function isFloat({ dtype }: Tensor): boolean {
   return dtype === "float32" || dtype === "bfloat16" || dtype === "float16";

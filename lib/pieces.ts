@@ -25,6 +25,10 @@ export function joined(ascending: readonly Piece[]): Piece[] {
   return made;
 }
 
+export function rowsIn(pieces: readonly Piece[]): number {
+  return pieces.reduce((rows, { length }) => rows + length, 0);
+}
+
 /** That they are ascending and disjoint; copies, so that they stay what was checked. */
 export function checkedPieces(what: string, given: readonly Piece[]): Piece[] {
   const flat = flatPieces(what, given);

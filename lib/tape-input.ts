@@ -3,11 +3,12 @@ import { failure, wrongKind } from "./errors.ts";
 import { handleOf, Tensor } from "./tensor.ts";
 import { nameIn, type TensorGroup, tensorsOf } from "./tensor-group.ts";
 
-/** Of the tensors alone: which tape they are on is the tape's to say. */
-export function checkBackward(output: Tensor, gradient: Tensor, wrt: TensorGroup): void {
+/** Of the tensors alone: which tape they are on is the tape's to say. Gives those of `wrt`. */
+export function checkBackward(output: Tensor, gradient: Tensor, wrt: TensorGroup): readonly Tensor[] {
   handleOf(gradient, "backward: gradient");
   if (!(output instanceof Tensor)) throw wrongKind("backward: output", "a Tensor", output);
-  for (const [at, tensor] of tensorsOf("backward: wrt", wrt).entries()) {
+  const tensors = tensorsOf("backward: wrt", wrt);
+  for (const [at, tensor] of tensors.entries()) {
     if (!(tensor instanceof Tensor)) throw wrongKind(`backward: wrt${nameIn(wrt, at)}`, "a Tensor", tensor);
   }
   if (gradient.dtype !== output.dtype) {
@@ -22,4 +23,5 @@ export function checkBackward(output: Tensor, gradient: Tensor, wrt: TensorGroup
       `backward: gradient is [${gradient.shape}], expected [${output.shape}] (that of output)`,
     );
   }
+  return tensors;
 }

@@ -39,8 +39,8 @@ export class Tape implements Disposable {
   #isClosed = false;
 
   /**
-   * Follows these tensors, alone or in groups, from here on. A tensor is on one tape at most: the last that watched it. An operation on tensors
-   * of two open tapes is refused, with `ERR_OPTION`.
+   * Follows these tensors, alone or in groups, from here on. A tensor is on one tape at most: the last that watched it.
+   * An operation on tensors of two open tapes is refused, with `ERR_OPTION`.
    *
    * @throws `ERR_DISPOSED`; `ERR_OPTION` for what is no Tensor.
    * @example
@@ -80,9 +80,8 @@ export class Tape implements Disposable {
    * gradients.k.shape; // [1, 256, 2, 64]
    */
   backward<const Group extends TensorGroup>(output: Tensor, gradient: Tensor, wrt: Group): Alike<Group> {
-    checkBackward(output, gradient, wrt);
-    this.#checkFollowed(output, wrt);
-    const tensors = tensorsOf("backward: wrt", wrt);
+    const tensors = checkBackward(output, gradient, wrt);
+    this.#checkFollowed(output, tensors, (at) => `wrt${nameIn(wrt, at)}`);
     return Scope.run(() => {
       const found = this.gradients(output, gradient, tensors);
       return alike(
@@ -106,7 +105,7 @@ export class Tape implements Disposable {
     }
   }
 
-  #checkFollowed(output: Tensor, wrt: TensorGroup): void {
+  #checkFollowed(output: Tensor, tensors: readonly Tensor[], nameOf: (at: number) => string): void {
     if (this.#isClosed) throw failure("ERR_DISPOSED", "backward: the tape was disposed");
     if (tapes.get(output) !== this) {
       const why = this.#usedUp.has(output)
@@ -114,10 +113,9 @@ export class Tape implements Disposable {
         : "";
       throw failure("ERR_OPTION", `backward: output is not on this tape${why}`);
     }
-    for (const [at, tensor] of tensorsOf("backward: wrt", wrt).entries()) {
+    for (const [at, tensor] of tensors.entries()) {
       if (tapes.get(tensor) === this) continue;
-      const name = `wrt${nameIn(wrt, at)}`;
-      throw failure("ERR_OPTION", `backward: ${name} is not on this tape: watch it before it is used`);
+      throw failure("ERR_OPTION", `backward: ${nameOf(at)} is not on this tape: watch it before it is used`);
     }
   }
 

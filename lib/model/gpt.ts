@@ -1,5 +1,4 @@
 // A GPT: the token embedding, layers, and the loss, for the rows of the sequence that a rank holds.
-
 import { checkOptions, failure, type OptionNames } from "../errors.ts";
 import { add } from "../ops/elementwise.ts";
 import { embedding } from "../ops/embedding.ts";

@@ -1,5 +1,4 @@
 // The transformer layer, once for every way of splitting it over ranks.
-
 import { checkpointed, type KeepForAgain } from "../checkpoint.ts";
 import { checkOptions, failure, wrongKind } from "../errors.ts";
 import { checkSameShape } from "../layout.ts";

@@ -1,5 +1,4 @@
 // What the ranks of a communicator hold of one model's parameters, where they are not all of one thread.
-
 import { concatenate } from "../ops/concatenate.ts";
 import { checkMaxNorm, globalNorm } from "../ops/gradient-norm.ts";
 import type { Communicator } from "../parallel/communicator.ts";

@@ -1,5 +1,4 @@
 // The whole of what ranks hold: parameters, and their gradients.
-
 import { failure, wrongKind } from "../errors.ts";
 import { concatenate } from "../ops/concatenate.ts";
 import { add } from "../ops/elementwise.ts";

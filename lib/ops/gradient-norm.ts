@@ -9,7 +9,8 @@ import { queued } from "./queued.ts";
  * The Euclidean norm of all elements of the tensors that are given, as one vector: of what this rank holds, where ranks
  * share a model ({@link SharedParameters}). Deterministic: the same bits at any thread count.
  *
- * @param tensors in an array or by name: contiguous, on one device; float32, bfloat16 or float16. None at all have the norm 0.
+ * @param tensors in an array or by name: contiguous, on one device; float32, bfloat16 or float16. None at all have the
+ * norm 0.
  * @returns [] float32; not finite where an element is not, or the sum of squares outgrows float32.
  * @throws `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DEVICE`, `ERR_OPTION`, `ERR_DISPOSED`, `ERR_OUT_OF_MEMORY`.
  *
@@ -17,8 +18,8 @@ import { queued } from "./queued.ts";
  * await globalNorm([Tensor.from([3, 0], [2]), Tensor.from([4], [1])]).data(); // [5]
  */
 export function globalNorm(tensors: TensorGroup): Tensor {
-  const handles = handlesOf("globalNorm", tensors);
-  const norm = scalar(tensors);
+  const { handles, scalar } = checked("globalNorm", tensors);
+  const norm = scalar();
   return queued([norm], () => {
     native.globalNorm(handles, handleOf(norm, "norm"), Number.POSITIVE_INFINITY, null);
     return norm;
@@ -44,9 +45,9 @@ export function globalNorm(tensors: TensorGroup): Tensor {
  * await norm.data(); // [5]
  */
 export function clipByGlobalNorm(gradients: TensorGroup, maxNorm: number): { norm: Tensor; factor: Tensor } {
-  const handles = handlesOf("clipByGlobalNorm", gradients);
+  const { handles, scalar } = checked("clipByGlobalNorm", gradients);
   checkMaxNorm(maxNorm);
-  const [norm, factor] = [scalar(gradients), scalar(gradients)];
+  const [norm, factor] = [scalar(), scalar()];
   return queued([norm, factor], () => {
     native.globalNorm(handles, handleOf(norm, "norm"), maxNorm, handleOf(factor, "factor"));
     return { norm, factor };
@@ -60,11 +61,10 @@ export function checkMaxNorm(maxNorm: number): void {
   }
 }
 
-function handlesOf(what: string, tensors: TensorGroup) {
-  return tensorsOf(`${what}: tensors`, tensors).map((tensor) => handleOf(tensor, `${what}: a tensor`));
-}
-
-function scalar(tensors: TensorGroup): Tensor {
-  const [first] = tensorsOf("globalNorm: tensors", tensors);
-  return Tensor.empty([], { device: first?.device ?? Device.default });
+/** And what makes a result on their device. */
+function checked(what: string, group: TensorGroup) {
+  const tensors = tensorsOf(`${what}: tensors`, group);
+  const handles = tensors.map((tensor) => handleOf(tensor, `${what}: a tensor`));
+  const device = tensors[0]?.device ?? Device.default;
+  return { handles, scalar: () => Tensor.empty([], { device }) };
 }

@@ -1,7 +1,8 @@
 // Ranks that share memory, and kernels that take rows of several tensors: which of all ranks' keys one rank's queries
 // see, and which queries see its keys, in whole tiles.
 import type { Piece } from "../ops/attention-options.ts";
-import { type Meeting, meetingOf, type Rows } from "./ring-meeting.ts";
+import { rowsIn } from "../pieces.ts";
+import { type Meeting, meetingOf, type Rows, wholeTiles } from "./ring-meeting.ts";
 import { isNeeded, keysSeen, queriesSeeing } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
@@ -93,17 +94,14 @@ function placed(pieces: readonly Piece[]): Placed[] {
   return pieces.map(({ start, length }, i) => ({ at: start, start: rowsIn(pieces.slice(0, i)), length }));
 }
 
-function rowsIn(pieces: readonly Piece[]): number {
-  return pieces.reduce((rows, { length }) => rows + length, 0);
-}
-
 const isAny = ({ length }: Rows) => length > 0;
 
 /** What is found of a piece, and the rows that share tiles with it. */
 function tilesOf(piece: Placed, find: (piece: Piece) => Rows): Placed {
-  const { start, length } = find({ start: piece.at, length: piece.length });
-  if (length === 0) return { ...piece, length: 0 };
-  const first = Math.floor(start / tileRows) * tileRows;
-  const end = Math.ceil((start + length) / tileRows) * tileRows;
-  return { at: piece.at + first, start: piece.start + first, length: end - first };
+  const { start, length } = wholeTiles(
+    find({ start: piece.at, length: piece.length }),
+    tileRows,
+    piece.length,
+  );
+  return { at: piece.at + start, start: piece.start + start, length };
 }

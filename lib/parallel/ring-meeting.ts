@@ -11,6 +11,14 @@ export interface Rows {
   start: number;
   length: number;
 }
+/** With the rows around, of so many, that share tiles with the first and the last; none where there are none. */
+export function wholeTiles({ start, length }: Rows, tileRows: number, rows: number): Rows {
+  if (length === 0) return { start: 0, length: 0 };
+  const first = Math.floor(start / tileRows) * tileRows;
+  const end = Math.min(Math.ceil((start + length) / tileRows) * tileRows, rows);
+  return { start: first, length: end - first };
+}
+
 export interface Run extends Rows {
   /** Where they stand. */
   pieces: readonly Piece[];

@@ -3,7 +3,7 @@
 import type { Piece } from "../ops/attention-options.ts";
 import { queryRows } from "../ops/query-gradient.ts";
 import { joined } from "../pieces.ts";
-import { type Meeting, meetingOf, type Rows, type Run } from "./ring-meeting.ts";
+import { type Meeting, meetingOf, type Rows, type Run, wholeTiles } from "./ring-meeting.ts";
 import { keysSeen, overlap, queriesSeeing, type RingStep, ringPlan } from "./ring-plan.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
 
@@ -83,8 +83,6 @@ function runAt(all: readonly Piece[], { start, length }: Rows): Run {
 }
 
 /** With the rows around that share tiles with the first and the last. */
-function aligned(all: readonly Piece[], { start, length }: Rows, rows: number): Run {
-  const first = Math.floor(start / queryRows) * queryRows;
-  const end = Math.min(Math.ceil((start + length) / queryRows) * queryRows, rows);
-  return runAt(all, length > 0 ? { start: first, length: end - first } : { start: 0, length: 0 });
+function aligned(all: readonly Piece[], some: Rows, rows: number): Run {
+  return runAt(all, wholeTiles(some, queryRows, rows));
 }

@@ -1,6 +1,7 @@
 // Who needs whose keys, and which queries they meet: the steps of a ring.
 import { memoryOfMask } from "../mask.ts";
 import type { Piece } from "../ops/attention-options.ts";
+import { rowsIn } from "../pieces.ts";
 import { documentAt } from "./documents.ts";
 import { type Meeting, meetingOf, partOfMask, type Rows, type Run, ruleOf } from "./ring-meeting.ts";
 import type { ShardedAttentionOptions } from "./strategy.ts";
@@ -65,10 +66,6 @@ function runOf(all: readonly Piece[], parts: readonly Piece[]): Run {
   const pieces = all.flatMap((piece) => overlap(piece, first.start, end));
   const before = all.flatMap((piece) => overlap(piece, 0, first.start));
   return { pieces, start: rowsIn(before), length: rowsIn(pieces) };
-}
-
-function rowsIn(pieces: readonly Piece[]): number {
-  return pieces.reduce((rows, { length }) => rows + length, 0);
 }
 
 /** What of a piece lies in [begin, end), if anything does. */

@@ -1,6 +1,7 @@
 // Which positions of a sequence a rank holds.
 import { failure, wrongKind } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
+import { rowsIn } from "../pieces.ts";
 import { record } from "../tape.ts";
 import { Tensor } from "../tensor.ts";
 import { checkParts, checkRows, copyRows } from "./rows.ts";
@@ -44,7 +45,7 @@ export class SequenceShard {
     this.portions = split.portions;
     this.rank = rank;
     this.pieces = piecesOf(split, rank);
-    this.size = this.pieces.reduce((sum, piece) => sum + piece.length, 0);
+    this.size = rowsIn(this.pieces);
   }
 
   /**

@@ -1,7 +1,7 @@
 // How a sequence is cut for its ranks.
 import { type ErrorCode, failure, wrongKind } from "../errors.ts";
 import type { Piece } from "../ops/attention-options.ts";
-import { joined } from "../pieces.ts";
+import { joined, rowsIn } from "../pieces.ts";
 
 export interface Split {
   layout: "contiguous" | "zigzag";
@@ -43,7 +43,7 @@ function integer(code: ErrorCode, what: string, value: number, least: number, la
 
 export function piecesOf({ layout, length, ranks, portions }: Split, rank: number): Piece[] {
   const shared = placeOf(layout, length, ranks / portions, Math.floor(rank / portions));
-  const rows = shared.reduce((sum, piece) => sum + piece.length, 0);
+  const rows = rowsIn(shared);
   const [begin, end] = [rank % portions, (rank % portions) + 1].map((portion) =>
     Math.floor((portion * rows) / portions),
   ) as [number, number];
