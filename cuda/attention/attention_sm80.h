@@ -1,5 +1,6 @@
 #pragma once
-// What the driver (attention_cuda.cu) hands to the kernels for compute capability 8.0 and later.
+// What the drivers (forward_cuda.cu, backward_cuda.cu) hand to the kernels for compute capability 8.0 and
+// later.
 #include <vector_types.h>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 #pragma once
-// What the driver (attention_cuda.cu) hands to the kernels for compute capability 9.0.
+// What the drivers (forward_cuda.cu, backward_cuda.cu) hand to the kernels for compute capability 9.0.
 #include <cuda.h>
 
 #include <array>
@@ -105,7 +105,6 @@ inline GpuQueryParts whole_queries(const BackwardSm80& op) {
           {op.padded_queries},       {{0, 0, queries}}};
 }
 
-PartTable part_table(const std::vector<Part>& parts);
 /** In boxes of so many rows. */
 KeyMaps key_maps(DType dtype, const ForwardSm80& op, const GpuKeyParts& keys, int rows);
 QueryMaps query_maps(DType dtype, const ForwardSm80& op, const GpuQueryParts& queries, int rows);

@@ -11,6 +11,9 @@ namespace longseq {
 /** Queries that keys in parts and packed heads are reckoned by, and what padded rows are rounded up to. */
 inline constexpr int64_t kGpuTileRows = 128;
 
+/** There are no queries. */
+inline bool is_empty(const AttentionForward& op) { return op.q.size(0) * op.q.size(1) * op.q.size(2) == 0; }
+
 /** Whether every row begins at 16 bytes, as the kernels' copies need it. */
 bool rows_aligned(const Tensor& x);
 /** x, or a copy of it, in a form that the kernels read. */

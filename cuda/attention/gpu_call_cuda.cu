@@ -130,6 +130,8 @@ int64_t most_seen(const VisibilityRule& rule, int64_t keys) {
 
 }  // namespace
 
+int compute_capability(const Cuda& cuda) { return cuda.gpu->compute_capability; }
+
 bool rows_aligned(const Tensor& x) {
   const auto multiple = [&](int64_t elements) { return elements * size_of(x.dtype) % 16 == 0; };
   if (reinterpret_cast<uintptr_t>(x.data<char>()) % 16 != 0) return false;

@@ -23,6 +23,19 @@ Encode find_encode() {
   return reinterpret_cast<Encode>(function);
 }
 
+PartTable part_table(const std::vector<Part>& parts) {
+  PartTable table{};
+  table.count = static_cast<int32_t>(parts.size());
+  int32_t begin = 0;
+  for (size_t i = 0; i < parts.size(); i++) {
+    table.begins[i] = begin;
+    table.shifts[i] = static_cast<int32_t>(parts[i].first) - begin;
+    table.sources[i] = static_cast<int32_t>(parts[i].source);
+    begin += static_cast<int32_t>(parts[i].count);
+  }
+  return table;
+}
+
 }  // namespace
 
 CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t, 4>& sizes, int rows,
@@ -45,19 +58,6 @@ CUtensorMap tensor_map(DType dtype, const GpuRows& of, const std::array<int64_t,
   check(status == CUDA_SUCCESS, Code::Device, "device: cuTensorMapEncodeTiled: error ",
         static_cast<int>(status));
   return map;
-}
-
-PartTable part_table(const std::vector<Part>& parts) {
-  PartTable table{};
-  table.count = static_cast<int32_t>(parts.size());
-  int32_t begin = 0;
-  for (size_t i = 0; i < parts.size(); i++) {
-    table.begins[i] = begin;
-    table.shifts[i] = static_cast<int32_t>(parts[i].first) - begin;
-    table.sources[i] = static_cast<int32_t>(parts[i].source);
-    begin += static_cast<int32_t>(parts[i].count);
-  }
-  return table;
 }
 
 KeyMaps key_maps(DType dtype, const ForwardSm80& op, const GpuKeyParts& keys, int rows) {
